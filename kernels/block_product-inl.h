@@ -1,0 +1,77 @@
+// The micro-kernel: a register block of Sᵀ = K Qᵀ or Oᵀ = Vᵀ P.
+//
+//   acc[n][v] += B[step][n] * A[step][v]      n < kStep, v < kQV
+//
+// B is packed K (n = keys, steps along head_dim) or V (n = channels, steps along keys), read by
+// broadcasts; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit lane
+// a step: one float, or four int8 that one dot product consumes. Per step: kQV loads and kStep
+// broadcasts feed kQV * kStep multiplications.
+#ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
+#define SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
+
+#include "kernels/simd-inl.h"
+#include "kernels/tier_ops-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+constexpr size_t kLaneBytes = 4;
+constexpr size_t kVectorBytes = kLanes * kLaneBytes;
+
+HWY_INLINE VI32 Broadcast32(const uint8_t* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return hn::Set(di32, bits);
+}
+
+// The three multiplications. b is a broadcast 32-bit lane, a a vector of the panel.
+struct F32Product {
+  using Acc = VF;
+  static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
+    return hn::MulAdd(hn::BitCast(df, b), hn::BitCast(df, a), acc);
+  }
+};
+struct I8QkProduct {
+  using Acc = VI32;
+  static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
+    return I8Ops::DotQK(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
+  }
+};
+struct I8PvProduct {
+  using Acc = VI32;
+  static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
+    return I8Ops::DotPV(acc, a, hn::BitCast(di8, b));
+  }
+};
+
+template <class Product, size_t kStep, size_t kQV>
+HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+                             const uint8_t* HWY_RESTRICT a, size_t num_steps,
+                             typename Product::Acc (&acc)[kStep][kQV]) {
+#if HWY_COMPILER_GCC_ACTUAL
+  asm("" : "+r"(num_steps));  // hides the trip count: g++ 12 peels the loop and spills the block
+#endif
+  for (size_t step = 0; step < num_steps; ++step) {
+    VU8 av[kQV];
+    HWY_UNROLL(8)
+    for (size_t v = 0; v < kQV; ++v) av[v] = hn::Load(du8, a + v * kVectorBytes);
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kStep; ++n) {
+      const VI32 bn = Broadcast32(b + n * kLaneBytes);
+      HWY_UNROLL(8)
+      for (size_t v = 0; v < kQV; ++v) {
+        acc[n][v] = Product::MulAcc(acc[n][v], bn, av[v]);
+        SIGHTLINE_PIN(acc[n][v]);
+      }
+    }
+    a += kQV * kVectorBytes;
+    b += b_stride_bytes;
+  }
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_

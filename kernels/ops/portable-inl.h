@@ -1,0 +1,32 @@
+// int8 products from Highway's portable operations: exact on every target, widened to 16 bits where the
+// CPU has no dot product.
+#ifndef SIGHTLINE_KERNELS_OPS_PORTABLE_INL_H_
+#define SIGHTLINE_KERNELS_OPS_PORTABLE_INL_H_
+
+#include "kernels/simd-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+struct I8Ops {
+  static constexpr LayoutId kLayout = LayoutId::kI8BiasedK;
+  // The widening multiply needs four temporaries beside the accumulators.
+  static constexpr size_t kQueryVectors = 2;
+  static constexpr size_t kStep = 4;
+
+  // acc + k · q over groups of four bytes; k is u8 with bias 128.
+  static HWY_INLINE VI32 DotQK(VI32 acc, VI8 k, VI8 q) {
+    return hn::SumOfMulQuadAccumulate(di32, hn::BitCast(du8, k), q, acc);
+  }
+  // acc + p · v; v is i8.
+  static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
+    return hn::SumOfMulQuadAccumulate(di32, p, v, acc);
+  }
+};
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_OPS_PORTABLE_INL_H_

@@ -1,0 +1,43 @@
+// int8 products with AVX512_VNNI or AVX-VNNI: vpdpbusd multiplies u8 with i8, four at a time, exactly.
+// Raw intrinsics, since Highway uses them only on targets that also need VBMI2, GFNI and VAES, which
+// Cascade Lake lacks, and has no AVX-VNNI target.
+#ifndef SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
+#define SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
+
+#include "kernels/simd-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+struct I8Ops {
+  static constexpr LayoutId kLayout = LayoutId::kI8BiasedK;
+#if defined(__AVX512VNNI__)
+  // 24 accumulators of 32 registers: 3 loads and 8 broadcasts feed 24 dot products.
+  static constexpr size_t kQueryVectors = 3;
+  static constexpr size_t kStep = 8;
+#else
+  // 12 accumulators of 16 registers, 3 query vectors and the broadcast.
+  static constexpr size_t kQueryVectors = 3;
+  static constexpr size_t kStep = 4;
+#endif
+
+  // acc + a · b over groups of four bytes.
+  static HWY_INLINE VI32 Dot(VI32 acc, VU8 a, VI8 b) {
+#if defined(__AVX512VNNI__)
+    return VI32{_mm512_dpbusd_epi32(acc.raw, a.raw, b.raw)};
+#else
+    return VI32{_mm256_dpbusd_avx_epi32(acc.raw, a.raw, b.raw)};
+#endif
+  }
+  static HWY_INLINE VI32 DotQK(VI32 acc, VI8 k, VI8 q) {  // k is u8 with bias 128
+    return Dot(acc, hn::BitCast(du8, k), q);
+  }
+  static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) { return Dot(acc, p, v); }
+};
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_

@@ -1,0 +1,216 @@
+// The driver: query tiles times K/V tiles of one (batch, kv head).
+//
+//   for each K/V tile of 128 keys         K and V stream from memory once per task of 192 rows
+//     for each query tile that sees it    Q and O of the task stay in L2, S and P in L1
+//       S = K·Q, softmax, O += P·V
+//
+// Traffic per task: K and V once, Q and O once. A K/V tile hidden from a query tile (above the causal
+// diagonal) is never computed. Work per score: head_dim + v_head_dim multiplications and one 2^x.
+#ifndef SIGHTLINE_KERNELS_PREFILL_INL_H_
+#define SIGHTLINE_KERNELS_PREFILL_INL_H_
+
+#include "kernels/load_queries-inl.h"
+#include "kernels/online_softmax-inl.h"
+#include "kernels/pv-inl.h"
+#include "kernels/qk-inl.h"
+#include "kernels/store_output-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+template <class Scheme>
+constexpr size_t kTileRows = Scheme::kQueryVectors * kLanes;
+
+// Hands out the task's scratch piece by piece; with a null base it only counts.
+class ScratchArena {
+ public:
+  explicit ScratchArena(uint8_t* base) : base_(base) {}
+
+  template <typename T>
+  T* Take(size_t count) {
+    T* piece = reinterpret_cast<T*>(base_ + used_);
+    used_ = RoundUp(used_ + count * sizeof(T), kPackedAlignBytes);
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  uint8_t* base_;
+  size_t used_ = 0;
+};
+
+// Everything a task keeps: its query tiles, and what they take turns to use.
+template <class Scheme>
+struct TaskScratch {
+  static constexpr size_t kMaxTiles = kTaskRows / kTileRows<Scheme>;
+  static_assert(kTaskRows % kTileRows<Scheme> == 0, "query tiles must divide a task");
+
+  QueryTile tiles[kMaxTiles];
+  TileScratch shared;
+  uint8_t* chunks;
+  float* row;
+  float* wide_k;  // kWidensKv: the K/V tile in f32
+  float* wide_v;
+};
+
+template <class Scheme>
+HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
+                                TaskScratch<Scheme>& task) {
+  constexpr size_t kRows = kTileRows<Scheme>;
+  const size_t dims = RowBufferElements(shape.head_dim);
+  const size_t channels = PaddedVHeadDim(shape);
+  const size_t widest = MaxOf(dims, channels);
+  ScratchArena arena(base);
+  for (QueryTile& q : task.tiles) {
+    q.panel = arena.Take<uint8_t>(dims / kDepth<Scheme> * kRows * kLaneBytes);
+    q.row_scale = arena.Take<float>(kRows);
+    q.acc_init = arena.Take<int32_t>(kRows);
+    q.limit = arena.Take<int32_t>(kRows);
+    q.m = arena.Take<float>(kRows);
+    q.d = arena.Take<float>(kRows);
+    q.o = arena.Take<float>(channels * kRows);
+  }
+  task.shared.s = arena.Take<float>(kKvTile * kRows);
+  task.shared.p = arena.Take<uint8_t>(Scheme::kI8 ? kKvTile * kRows : 0);
+  task.shared.tile_m = arena.Take<float>(kRows);
+  task.shared.rescale = arena.Take<float>(kRows);
+  task.shared.weight = arena.Take<float>(kRows);
+  task.shared.p_init = arena.Take<int32_t>(kRows);
+  task.chunks = arena.Take<uint8_t>(kLanes * widest * sizeof(float));
+  task.row = arena.Take<float>(widest);
+  task.wide_k = arena.Take<float>(Scheme::kWidensKv ? kKvTile * shape.head_dim : 0);
+  task.wide_v = arena.Take<float>(Scheme::kWidensKv ? kKvTile * channels : 0);
+  return arena.used();
+}
+
+template <class Scheme>
+size_t AttendScratchBytes(const PackedShape& shape) {
+  TaskScratch<Scheme> scratch;
+  return LayOutScratch<Scheme>(shape, nullptr, scratch);
+}
+
+// Limits, empty softmax state and the packed queries of one tile.
+template <class Scheme>
+HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
+                               const TaskScratch<Scheme>& scratch, QueryTile& q) {
+  q.first_row = first_row;
+  q.num_rows = MinOf(kTileRows<Scheme>, task.row_end - first_row);
+  q.num_vectors = RoundUp(q.num_rows, kLanes) / kLanes;
+  q.min_limit = KeyLimit(task, first_row);
+  q.max_limit = KeyLimit(task, first_row + q.num_rows - 1);
+  for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
+    q.limit[r] = static_cast<int32_t>(KeyLimit(task, first_row + MinOf(r, q.num_rows - 1)));
+    q.m[r] = -hwy::HighestValue<float>() * 2.0f;
+    q.d[r] = 0.0f;
+  }
+  const size_t channels = PaddedVHeadDim(task.head.shape);
+  for (size_t i = 0; i < channels * q.num_vectors; ++i) {
+    hn::Store(hn::Zero(df), df, q.o + i * kLanes);
+  }
+  LoadQueries<Scheme>(task, q, scratch.chunks, scratch.row);
+}
+
+HWY_INLINE void Widen(const hwy::float16_t* HWY_RESTRICT from, size_t n, float* HWY_RESTRICT to) {
+  const hn::Rebind<hwy::float16_t, DF> d16;
+  for (size_t i = 0; i < n; i += kLanes) {
+    hn::Store(hn::PromoteTo(df, hn::Load(d16, from + i)), df, to + i);
+  }
+}
+
+// The tile of keys that begins at `key`, widened to f32 where the scheme says so. num_keys, at most
+// kKvTile, are in use.
+template <class Scheme>
+HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_keys,
+                              const TaskScratch<Scheme>& scratch) {
+  using Stored = typename Scheme::Stored;
+  const PackedShape& shape = head.shape;
+  const size_t channels = PaddedVHeadDim(shape);
+  const Stored* k = reinterpret_cast<const Stored*>(head.base + head.offsets.k) +
+                    KBlockOffset(shape, key);
+  const Stored* v = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
+  const VPanel first_panel = VPanelAt(shape, key, 0);
+
+  KvTile tile = {};
+  tile.key_begin = key;
+  if constexpr (Scheme::kWidensKv) {
+    const size_t v_key = key % kVTileKeys;
+    Widen(k, RoundUp(num_keys, kKeyBlock) * shape.head_dim, scratch.wide_k);
+    for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
+      const VPanel panel = VPanelAt(shape, key, channel);
+      Widen(v + panel.offset + v_key * panel.width, num_keys * panel.width,
+            scratch.wide_v + channel * kKvTile);
+    }
+    tile.k = reinterpret_cast<const uint8_t*>(scratch.wide_k);
+    tile.v = reinterpret_cast<const uint8_t*>(scratch.wide_v);
+    tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
+    tile.k_block_bytes = kKeyBlock * shape.head_dim * sizeof(float);
+  } else {
+    tile.k = reinterpret_cast<const uint8_t*>(k);
+    tile.v = reinterpret_cast<const uint8_t*>(v + first_panel.offset);
+    if (channels > kPanelWidth) {
+      tile.v_panel_bytes =
+          (VPanelAt(shape, key, kPanelWidth).offset - first_panel.offset) * sizeof(Stored);
+    }
+    tile.v_key = key % kVTileKeys;
+    tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(Stored);
+  }
+  if constexpr (Scheme::kI8) {
+    tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
+    tile.v_scale = reinterpret_cast<const float*>(head.base + head.offsets.v_scale) +
+                   key / kKvTile * channels;
+  } else {
+    tile.v_special = head.base[head.offsets.v_special + key / kKvTile] != 0;
+  }
+  return tile;
+}
+
+// One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector at a
+// time costs 10 % of a causal prefill of 2048.
+template <class Scheme, size_t kQV>
+HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                               size_t num_keys, const TileScratch& scratch) {
+  if (q.num_vectors == kQV) {
+    ScoreTile<Scheme, kQV>(q, kv, task.head.shape.head_dim, num_keys, scratch);
+    SoftmaxTile<Scheme, kQV>(q, RoundUp(num_keys, Scheme::kStep), scratch);
+    AccumulateTile<Scheme, kQV>(q, kv, PaddedVHeadDim(task.head.shape), num_keys, scratch);
+  } else if constexpr (kQV > 1) {
+    AttendTilePair<Scheme, kQV - 1>(task, q, kv, num_keys, scratch);
+  }
+}
+
+template <class Scheme>
+void Attend(const AttendTask& task, unsigned char* scratch_bytes) {
+  TaskScratch<Scheme> scratch;
+  LayOutScratch<Scheme>(task.head.shape, scratch_bytes, scratch);
+
+  size_t num_tiles = 0;
+  for (size_t row = task.row_begin; row < task.row_end; row += kTileRows<Scheme>) {
+    BeginQueryTile<Scheme>(task, row, scratch, scratch.tiles[num_tiles++]);
+  }
+
+  const size_t visible = scratch.tiles[num_tiles - 1].max_limit;
+  for (size_t key = 0; key < visible; key += kKvTile) {
+    const size_t tile_keys = MinOf(kKvTile, visible - key);
+    const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch);
+    for (size_t t = 0; t < num_tiles; ++t) {
+      const QueryTile& q = scratch.tiles[t];
+      if (q.max_limit <= key) continue;
+      const size_t num_keys = MinOf(tile_keys, q.max_limit - key);
+      AttendTilePair<Scheme, Scheme::kQueryVectors>(task, q, kv, num_keys, scratch.shared);
+    }
+  }
+
+  const float* v_center =
+      Scheme::kI8 ? reinterpret_cast<const float*>(task.head.base + task.head.offsets.v_center)
+                  : nullptr;
+  for (size_t t = 0; t < num_tiles; ++t) {
+    StoreOutput(task, scratch.tiles[t], v_center, scratch.chunks, scratch.row);
+  }
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_PREFILL_INL_H_

@@ -1,0 +1,115 @@
+// O = rescale * O + P·V for one pair of tiles.
+//
+// Cost per kStep channels: num_keys / depth steps of BlockProduct, then for each of the kStep * kQV
+// vectors a load, a multiplication and a store of O; int8 converts and multiplies twice more.
+#ifndef SIGHTLINE_KERNELS_PV_INL_H_
+#define SIGHTLINE_KERNELS_PV_INL_H_
+
+#include "kernels/schemes-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+// V of `channel` onwards in the tile, and the bytes from one step of keys to the next.
+struct VColumns {
+  const uint8_t* data;
+  size_t stride_bytes;
+};
+template <class Scheme>
+HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t channel) {
+  const size_t panel = channel / kPanelWidth;
+  const size_t width = MinOf(kPanelWidth, padded_channels - panel * kPanelWidth);
+  const size_t stride_bytes = width * kLaneBytes;
+  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kDepth<Scheme> * stride_bytes +
+              channel % kPanelWidth * kLaneBytes,
+          stride_bytes};
+}
+
+template <class Scheme, size_t kQV>
+HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, size_t padded_channels,
+                               size_t channel, size_t num_keys, const TileScratch& scratch) {
+  constexpr size_t kStep = Scheme::kStep;
+  using Acc = typename Scheme::PvProduct::Acc;
+  float* HWY_RESTRICT o = q.o + channel * kQV * kLanes;
+  Acc acc[kStep][kQV];
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kStep; ++n) {
+      if constexpr (!Scheme::kI8) {
+        acc[n][v] = hn::Mul(hn::Load(df, o + (n * kQV + v) * kLanes),
+                            hn::Load(df, scratch.rescale + v * kLanes));
+      } else if constexpr (Scheme::kLayout == LayoutId::kI8BiasedV) {
+        acc[n][v] = hn::Load(di32, scratch.p_init + v * kLanes);
+      } else {
+        acc[n][v] = hn::Zero(di32);
+      }
+    }
+  }
+
+  const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
+  const uint8_t* p = Scheme::kI8 ? scratch.p : reinterpret_cast<const uint8_t*>(scratch.s);
+  const size_t num_steps = RoundUp(num_keys, kDepth<Scheme>) / kDepth<Scheme>;
+  BlockProduct<typename Scheme::PvProduct, kStep, kQV>(columns.data, columns.stride_bytes, p,
+                                                       num_steps, acc);
+
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kStep; ++n) {
+      float* out = o + (n * kQV + v) * kLanes;
+      if constexpr (Scheme::kI8) {
+        const VF unit = hn::Mul(hn::Load(df, scratch.weight + v * kLanes),
+                                hn::Set(df, kv.v_scale[channel + n]));
+        const VF rescaled =
+            hn::Mul(hn::Load(df, out), hn::Load(df, scratch.rescale + v * kLanes));
+        hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[n][v]), unit, rescaled), df, out);
+      } else {
+        hn::Store(acc[n][v], df, out);
+      }
+    }
+  }
+}
+
+// 0 * NaN is NaN, so a row must not even multiply by the value of a key that it does not see. Floats
+// only, for the rare tile that holds a NaN or an infinity and that some row sees in part.
+template <size_t kQV>
+HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t padded_channels,
+                                    size_t num_keys, const TileScratch& scratch) {
+  for (size_t channel = 0; channel < padded_channels; ++channel) {
+    const VColumns columns = VColumnsAt<F32Scheme>(kv, padded_channels, channel);
+    for (size_t v = 0; v < kQV; ++v) {
+      float* out = q.o + (channel * kQV + v) * kLanes;
+      const VI32 limit = hn::Load(di32, q.limit + v * kLanes);
+      VF acc = hn::Mul(hn::Load(df, out), hn::Load(df, scratch.rescale + v * kLanes));
+      for (size_t key = 0; key < num_keys; ++key) {
+        const VF p = hn::Load(df, scratch.s + (key * kQV + v) * kLanes);
+        const VF value = hn::BitCast(df, Broadcast32(columns.data + key * columns.stride_bytes));
+        const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
+        const auto visible = hn::RebindMask(df, hn::Gt(limit, index));
+        acc = hn::IfThenElse(visible, hn::MulAdd(p, value, acc), acc);
+      }
+      hn::Store(acc, df, out);
+    }
+  }
+}
+
+template <class Scheme, size_t kQV>
+HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, size_t padded_channels,
+                               size_t num_keys, const TileScratch& scratch) {
+  if constexpr (!Scheme::kI8) {
+    if (HWY_UNLIKELY(kv.v_special && kv.key_begin + num_keys > q.min_limit)) {
+      return AccumulateVisible<kQV>(q, kv, padded_channels, num_keys, scratch);
+    }
+  }
+  for (size_t channel = 0; channel < padded_channels; channel += Scheme::kStep) {
+    AccumulateStep<Scheme, kQV>(q, kv, padded_channels, channel, num_keys, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_PV_INL_H_

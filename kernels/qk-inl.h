@@ -1,0 +1,83 @@
+// S = K·Q for one pair of tiles, in units of log2 so that softmax is a power of two, and the rows'
+// maxima over the tile.
+//
+// Cost per kStep keys: head_dim / depth steps of BlockProduct, then for each of the kStep * kQV vectors
+// one store, one maximum and, for int8, a conversion and two multiplications.
+#ifndef SIGHTLINE_KERNELS_QK_INL_H_
+#define SIGHTLINE_KERNELS_QK_INL_H_
+
+#include "kernels/schemes-inl.h"
+#include "kernels/score_mods-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+// Keys [key, key + kStep) of the tile, counted from its beginning.
+template <class Scheme, size_t kQV, bool kMasked>
+HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
+                          const TileScratch& scratch) {
+  constexpr size_t kStep = Scheme::kStep;
+  using Acc = typename Scheme::QkProduct::Acc;
+  Acc acc[kStep][kQV];
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    Acc init;
+    if constexpr (Scheme::kI8) {
+      init = hn::Load(di32, q.acc_init + v * kLanes);
+    } else {
+      init = hn::Zero(df);
+    }
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kStep; ++n) acc[n][v] = init;
+  }
+
+  const uint8_t* k =
+      kv.k + key / kKeyBlock * kv.k_block_bytes + key % kKeyBlock * kLaneBytes;
+  BlockProduct<typename Scheme::QkProduct, kStep, kQV>(k, kKeyBlock * kLaneBytes, q.panel,
+                                                       num_steps, acc);
+
+  float* HWY_RESTRICT s_out = scratch.s + key * kQV * kLanes;
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    VF tile_m = hn::Load(df, scratch.tile_m + v * kLanes);
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kStep; ++n) {
+      VF s;
+      if constexpr (Scheme::kI8) {
+        const VF row_scale = hn::Load(df, q.row_scale + v * kLanes);
+        s = hn::Mul(hn::Mul(hn::ConvertTo(df, acc[n][v]), row_scale),
+                    hn::Set(df, kv.k_scale[key + n]));
+      } else {
+        s = acc[n][v];
+      }
+      if constexpr (kMasked) {
+        s = HideFromKey(s, hn::Load(di32, q.limit + v * kLanes), kv.key_begin + key + n);
+      }
+      tile_m = hn::Max(tile_m, s);
+      hn::Store(s, df, s_out + (n * kQV + v) * kLanes);
+    }
+    hn::Store(tile_m, df, scratch.tile_m + v * kLanes);
+  }
+}
+
+// The tile's first num_keys keys, rounded up to kStep: what is beyond is hidden.
+template <class Scheme, size_t kQV>
+HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
+                          const TileScratch& scratch) {
+  const size_t num_steps = RoundUp(head_dim, kDepth<Scheme>) / kDepth<Scheme>;
+  for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
+  for (size_t key = 0; key < num_keys; key += Scheme::kStep) {
+    if (kv.key_begin + key + Scheme::kStep <= q.min_limit) {
+      ScoreStep<Scheme, kQV, false>(q, kv, num_steps, key, scratch);
+    } else {
+      ScoreStep<Scheme, kQV, true>(q, kv, num_steps, key, scratch);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_QK_INL_H_

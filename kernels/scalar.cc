@@ -1,0 +1,316 @@
+// The scalar tier: the same schemes on the same layouts in plain C++, one row at a time. It runs
+// anywhere, needs no Highway, and is what the SIMD tiers are read against; it is not meant to be fast.
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "dispatch/kernel_table.h"
+#include "quant/half.h"
+
+namespace sightline {
+namespace scalar {
+namespace {
+
+using namespace internal;  // NOLINT: the plain structs of the border
+
+constexpr LayoutId kI8Layout = LayoutId::kI8BiasedK;
+constexpr int kBias = 128;
+constexpr float kLargestFinite = 1e30f;  // see quant/quantize-inl.h
+constexpr float kSmallestRange = 1e-30f;
+
+float LoadElement(const unsigned char* p, DType dtype) {
+  if (dtype == DType::kF32) {
+    float x;
+    memcpy(&x, p, sizeof(x));
+    return x;
+  }
+  uint16_t bits;
+  memcpy(&bits, p, sizeof(bits));
+  return dtype == DType::kF16 ? F32FromF16(bits) : F32FromBF16(bits);
+}
+
+void StoreElement(float x, DType dtype, unsigned char* p) {
+  if (dtype == DType::kF32) {
+    memcpy(p, &x, sizeof(x));
+    return;
+  }
+  const uint16_t bits = dtype == DType::kF16 ? F16FromF32(x) : BF16FromF32(x);
+  memcpy(p, &bits, sizeof(bits));
+}
+
+float LoadSource(const SourceRows& rows, size_t i, size_t d) {
+  return LoadElement(rows.data + static_cast<int64_t>(i) * rows.length_stride +
+                         static_cast<int64_t>(d) * rows.dim_stride,
+                     rows.dtype);
+}
+
+float Sanitize(float x) {
+  return isnan(x) ? 0.0f : std::clamp(x, -kLargestFinite, kLargestFinite);
+}
+
+struct QuantStep {
+  float scale;
+  float inverse;
+};
+QuantStep StepForRange(float range) {
+  if (range < kSmallestRange) return {0.0f, 0.0f};
+  return {range * (1.0f / 127.0f), 127.0f / range};
+}
+
+int Quantize(float x, QuantStep step) { return static_cast<int>(lrintf(x * step.inverse)); }
+
+// Index of an element in packed K or V.
+size_t KIndex(const PackedShape& s, size_t key, size_t d) {
+  const size_t depth = Depth(s.layout);
+  return KBlockOffset(s, key) + (d / depth * kKeyBlock + key % kKeyBlock) * depth + d % depth;
+}
+size_t VIndex(const PackedShape& s, size_t key, size_t c) {
+  const size_t depth = Depth(s.layout);
+  const VPanel panel = VPanelAt(s, key, c);
+  const size_t row = key % kVTileKeys;
+  return panel.offset + (row / depth * panel.width + c % kPanelWidth) * depth + row % depth;
+}
+
+float StoredToF32(float x) { return x; }
+float StoredToF32(uint16_t half) { return F32FromF16(half); }
+void F32ToStored(float x, float* stored) { *stored = x; }
+void F32ToStored(float x, uint16_t* half) { *half = F16FromF32(x); }
+
+template <typename Stored>
+void PackFloat(const PackTask& task, unsigned char*) {
+  const PackedShape& s = task.head.shape;
+  const PackedOffsets& o = task.head.offsets;
+  Stored* k = reinterpret_cast<Stored*>(task.head.base + o.k);
+  Stored* v = reinterpret_cast<Stored*>(task.head.base + o.v);
+  for (size_t i = 0; i < task.num_keys; ++i) {
+    const size_t key = task.key_begin + i;
+    for (size_t d = 0; d < s.head_dim; ++d) {
+      F32ToStored(LoadSource(task.k, i, d), &k[KIndex(s, key, d)]);
+    }
+    unsigned char* special = task.head.base + o.v_special + key / kKvTile;
+    if (key % kKvTile == 0) *special = 0;
+    for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
+      Stored* stored = &v[VIndex(s, key, c)];
+      F32ToStored(c < s.v_head_dim ? LoadSource(task.v, i, c) : 0.0f, stored);
+      if (!isfinite(StoredToF32(*stored))) *special = 1;
+    }
+  }
+}
+
+float MeanOfColumn(const SourceRows& rows, size_t num_rows, size_t d) {
+  float sum = 0.0f;
+  for (size_t i = 0; i < num_rows; ++i) sum += Sanitize(LoadSource(rows, i, d));
+  return sum / static_cast<float>(num_rows);
+}
+
+void CenterI8(const PackTask& task, unsigned char*) {
+  const PackedShape& s = task.head.shape;
+  float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
+  float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
+  for (size_t d = 0; d < s.head_dim; ++d) k_center[d] = MeanOfColumn(task.k, task.num_keys, d);
+  for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
+    v_center[c] = c < s.v_head_dim ? MeanOfColumn(task.v, task.num_keys, c) : 0.0f;
+  }
+}
+
+void PackI8(const PackTask& task, unsigned char*) {
+  const PackedShape& s = task.head.shape;
+  const PackedOffsets& o = task.head.offsets;
+  unsigned char* base = task.head.base;
+  uint8_t* k = base + o.k;
+  int8_t* v = reinterpret_cast<int8_t*>(base + o.v);
+  float* k_scale = reinterpret_cast<float*>(base + o.k_scale);
+  float* v_scale = reinterpret_cast<float*>(base + o.v_scale) +
+                   task.key_begin / kKvTile * PaddedVHeadDim(s);
+  const float* k_center = reinterpret_cast<const float*>(base + o.k_center);
+  const float* v_center = reinterpret_cast<const float*>(base + o.v_center);
+
+  float row[kMaxHeadDim];
+  for (size_t i = 0; i < task.num_keys; ++i) {
+    const size_t key = task.key_begin + i;
+    float range = 0.0f;
+    for (size_t d = 0; d < s.head_dim; ++d) {
+      row[d] = Sanitize(LoadSource(task.k, i, d)) - k_center[d];
+      range = std::max(range, fabsf(row[d]));
+    }
+    const QuantStep step = StepForRange(range);
+    k_scale[key] = step.scale;
+    for (size_t d = 0; d < PaddedHeadDim(s); ++d) {
+      const int q = d < s.head_dim ? Quantize(row[d], step) : 0;
+      k[KIndex(s, key, d)] = static_cast<uint8_t>(q + kBias);
+    }
+  }
+  for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
+    const auto centered = [&](size_t i) {
+      return c < s.v_head_dim ? Sanitize(LoadSource(task.v, i, c)) - v_center[c] : 0.0f;
+    };
+    float range = 0.0f;
+    for (size_t i = 0; i < task.num_keys; ++i) range = std::max(range, fabsf(centered(i)));
+    const QuantStep step = StepForRange(range);
+    v_scale[c] = step.scale;
+    for (size_t i = 0; i < task.num_keys; ++i) {
+      v[VIndex(s, task.key_begin + i, c)] = static_cast<int8_t>(Quantize(centered(i), step));
+    }
+  }
+}
+
+// One row's scores, probabilities and sums, by precision. Scores are in units of log2.
+template <typename Stored>
+class FloatRow {
+ public:
+  FloatRow(const AttendTask& task, const float* q) : shape_(task.head.shape) {
+    k_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.k);
+    v_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.v);
+    for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = q[d] * task.scale_log2e;
+  }
+  float Score(size_t key) const {
+    float s = 0.0f;
+    for (size_t d = 0; d < shape_.head_dim; ++d) {
+      s += q_[d] * StoredToF32(k_[KIndex(shape_, key, d)]);
+    }
+    return s;
+  }
+  // Σ p·v over keys [begin, end) of a tile; `p` is relative to the tile's maximum.
+  float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
+    float sum = 0.0f;
+    for (size_t key = begin; key < end; ++key) {
+      sum += p[key - begin] * StoredToF32(v_[VIndex(shape_, key, c)]);
+    }
+    return sum;
+  }
+  float Center(size_t) const { return 0.0f; }
+
+ private:
+  const PackedShape& shape_;
+  const Stored* k_;
+  const Stored* v_;
+  float q_[kMaxHeadDim];
+};
+
+class I8Row {
+ public:
+  I8Row(const AttendTask& task, const float* q) : shape_(task.head.shape) {
+    const unsigned char* base = task.head.base;
+    const PackedOffsets& o = task.head.offsets;
+    k_ = base + o.k;
+    v_ = reinterpret_cast<const int8_t*>(base + o.v);
+    k_scale_ = reinterpret_cast<const float*>(base + o.k_scale);
+    v_scale_ = reinterpret_cast<const float*>(base + o.v_scale);
+    v_center_ = reinterpret_cast<const float*>(base + o.v_center);
+    float range = 0.0f;
+    for (size_t d = 0; d < shape_.head_dim; ++d) range = std::max(range, fabsf(Sanitize(q[d])));
+    const QuantStep step = StepForRange(range);
+    row_scale_ = step.scale * task.scale_log2e;
+    for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = Quantize(Sanitize(q[d]), step);
+  }
+  float Score(size_t key) const {
+    int32_t dot = 0;
+    for (size_t d = 0; d < shape_.head_dim; ++d) {
+      dot += q_[d] * (k_[KIndex(shape_, key, d)] - kBias);
+    }
+    return static_cast<float>(dot) * row_scale_ * k_scale_[key];
+  }
+  float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
+    int32_t sum = 0;
+    for (size_t key = begin; key < end; ++key) {
+      sum += static_cast<int32_t>(lrintf(255.0f * p[key - begin])) * v_[VIndex(shape_, key, c)];
+    }
+    const float scale = v_scale_[begin / kKvTile * PaddedVHeadDim(shape_) + c];
+    return static_cast<float>(sum) * (scale * (1.0f / 255.0f));
+  }
+  float Center(size_t c) const { return v_center_[c]; }
+
+ private:
+  const PackedShape& shape_;
+  const uint8_t* k_;
+  const int8_t* v_;
+  const float* k_scale_;
+  const float* v_scale_;
+  const float* v_center_;
+  float row_scale_;
+  int q_[kMaxHeadDim];
+};
+
+size_t AttendScratchBytes(const PackedShape&) { return 0; }
+
+template <class Row>
+void AttendRow(const AttendTask& task, size_t r) {
+  const PackedShape& shape = task.head.shape;
+  const size_t sharing = task.q.beams * task.q.group;
+  const size_t query = r / sharing;
+  const auto row_of = [&](const Rows& rows) {
+    return rows.data + static_cast<int64_t>(query) * rows.length_stride +
+           static_cast<int64_t>(r % sharing / rows.group) * rows.beam_stride +
+           static_cast<int64_t>(r % rows.group) * rows.head_stride;
+  };
+  float q[kMaxHeadDim];
+  for (size_t d = 0; d < shape.head_dim; ++d) {
+    q[d] = LoadElement(row_of(task.q) + static_cast<int64_t>(d) * task.q.dim_stride,
+                       task.q.dtype);
+  }
+  const Row row(task, q);
+
+  const size_t hidden = task.causal ? task.q_len - 1 - query : 0;
+  const size_t limit = task.kv_len > hidden ? task.kv_len - hidden : 0;
+  float m = -INFINITY;
+  float denominator = 0.0f;
+  float o[kMaxHeadDim] = {};
+  for (size_t begin = 0; begin < limit; begin += kKvTile) {
+    const size_t end = std::min(begin + kKvTile, limit);
+    float p[kKvTile];
+    float tile_m = -INFINITY;
+    for (size_t key = begin; key < end; ++key) {
+      p[key - begin] = row.Score(key);
+      tile_m = std::max(tile_m, p[key - begin]);
+    }
+    const float new_m = std::max(m, tile_m);
+    const float reference = new_m == -INFINITY ? 0.0f : new_m;
+    const float tile_reference = tile_m == -INFINITY ? 0.0f : tile_m;
+    const float rescale = exp2f(m - reference);
+    const float weight = exp2f(tile_m - reference);
+    float sum = 0.0f;
+    for (size_t key = begin; key < end; ++key) {
+      p[key - begin] = exp2f(p[key - begin] - tile_reference);
+      sum += p[key - begin];
+    }
+    for (size_t c = 0; c < shape.v_head_dim; ++c) {
+      o[c] = o[c] * rescale + weight * row.WeightedSum(p, begin, end, c);
+    }
+    denominator = denominator * rescale + weight * sum;
+    m = new_m;
+  }
+  for (size_t c = 0; c < shape.v_head_dim; ++c) {
+    const float out = denominator == 0.0f ? 0.0f : o[c] / denominator + row.Center(c);
+    StoreElement(out, task.out.dtype,
+                 row_of(task.out) + static_cast<int64_t>(c) * task.out.dim_stride);
+  }
+}
+
+template <class Row>
+void Attend(const AttendTask& task, unsigned char*) {
+  for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<Row>(task, r);
+}
+
+}  // namespace
+
+const internal::KernelTable& GetTable();  // dispatch/tiers.cc declares it for every tier
+
+const internal::KernelTable& GetTable() {
+  static constexpr internal::KernelTable kTable = {
+      "scalar",
+      0,
+      {
+          {LayoutId::kF32, &AttendScratchBytes, &Attend<FloatRow<float>>, nullptr,
+           &PackFloat<float>},
+          {LayoutId::kF16, &AttendScratchBytes, &Attend<FloatRow<uint16_t>>, nullptr,
+           &PackFloat<uint16_t>},
+          {kI8Layout, &AttendScratchBytes, &Attend<I8Row>, &CenterI8, &PackI8},
+      }};
+  return kTable;
+}
+
+}  // namespace scalar
+}  // namespace sightline

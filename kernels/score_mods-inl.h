@@ -1,0 +1,31 @@
+// What happens to a score between Q·K and softmax. One function per modification, composed by the
+// caller at compile time. Limits express every mask that shows a row a prefix of the keys: causal,
+// padding.
+#ifndef SIGHTLINE_KERNELS_SCORE_MODS_INL_H_
+#define SIGHTLINE_KERNELS_SCORE_MODS_INL_H_
+
+#include "kernels/simd-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+// Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all keys.
+HWY_INLINE size_t KeyLimit(const AttendTask& task, size_t row) {
+  if (!task.causal) return task.kv_len;
+  const size_t query = row / (task.q.beams * task.q.group);
+  const size_t hidden = task.q_len - 1 - query;  // keys that only later queries see
+  return task.kv_len > hidden ? task.kv_len - hidden : 0;
+}
+
+// Scores of `key`; -inf for the rows that must not see it, whatever the product was (NaN included).
+HWY_INLINE VF HideFromKey(VF s, VI32 limit, size_t key) {
+  const VI32 index = hn::Set(di32, static_cast<int32_t>(key));
+  return hn::IfThenElse(hn::RebindMask(df, hn::Gt(limit, index)), s, NegInf());
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_SCORE_MODS_INL_H_

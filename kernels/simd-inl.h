@@ -1,0 +1,136 @@
+// The SIMD vocabulary of a tier: tags and vector types of one register width, exp2, and the transpose
+// between the caller's rows and the kernels' panels.
+//
+// A lane is a query: vectors hold kLanes queries, so that maximum, sum and rescale of softmax are
+// vertical. A panel is [index][row]: element `index` of each row of a query tile, contiguous over rows.
+#ifndef SIGHTLINE_KERNELS_SIMD_INL_H_
+#define SIGHTLINE_KERNELS_SIMD_INL_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "hwy/base.h"
+// hwy::Abort lives in libhwy, which is not linked.
+#undef HWY_ABORT
+#define HWY_ABORT(format, ...) __builtin_trap()
+#include "hwy/highway.h"
+
+#include "dispatch/kernel_table.h"
+#include "kv/layout.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using namespace internal;  // NOLINT: the plain structs of the border
+
+using DF = hn::ScalableTag<float>;
+using DI32 = hn::RebindToSigned<DF>;
+using DI8 = hn::Repartition<int8_t, DF>;
+using DU8 = hn::Repartition<uint8_t, DF>;
+using VF = hn::Vec<DF>;
+using VI32 = hn::Vec<DI32>;
+using VI8 = hn::Vec<DI8>;
+using VU8 = hn::Vec<DU8>;
+
+constexpr DF df;
+constexpr DI32 di32;
+constexpr DI8 di8;
+constexpr DU8 du8;
+
+constexpr size_t kLanes = hn::MaxLanes(DF());
+
+// Keeps an accumulator in its register. g++ 12 otherwise spills the block around the loop, because the
+// accumulators' types change there: 28 to 43 % of the dot-product roof instead of 80.
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86
+#if HWY_TARGET <= HWY_AVX3
+#define SIGHTLINE_PIN(vector) asm("" : "+v"((vector).raw))
+#else
+#define SIGHTLINE_PIN(vector) asm("" : "+x"((vector).raw))
+#endif
+#else
+#define SIGHTLINE_PIN(vector) (void)0
+#endif
+
+// std::min and std::max belong to the standard library, which tier code must not instantiate.
+HWY_INLINE size_t MinOf(size_t a, size_t b) { return a < b ? a : b; }
+HWY_INLINE size_t MaxOf(size_t a, size_t b) { return a > b ? a : b; }
+
+HWY_INLINE VF NegInf() { return hn::Set(df, -hwy::HighestValue<float>() * 2.0f); }
+
+// 2^x for x <= 0, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
+// Cost: 6 FMA-port and 4 other instructions.
+HWY_INLINE VF Exp2NonPositive(VF x) {
+  // The constant is the first operand, since x86's max returns the second when either is NaN.
+  x = hn::Max(hn::Set(df, -127.0f), x);
+  // 1.5 * 2^23 makes the sum's low mantissa bits the nearest integer; 127 is the exponent's bias, so
+  // that k = -127 shifts to the bits of 0.0f.
+  const VF magic = hn::Set(df, 12582912.0f + 127.0f);
+  const VF biased = hn::Add(x, magic);
+  const VF power = hn::BitCast(df, hn::ShiftLeft<23>(hn::BitCast(di32, biased)));
+  const VF f = hn::Sub(x, hn::Sub(biased, magic));  // [-0.5, 0.5]
+  // Minimax for the relative error of 2^f (9e-8) among degree 5 with p(0) = 1: the largest p is exact.
+  VF p = hn::Set(df, 1.32647271e-3f);
+  p = hn::MulAdd(p, f, hn::Set(df, 9.67151286e-3f));
+  p = hn::MulAdd(p, f, hn::Set(df, 5.55073375e-2f));
+  p = hn::MulAdd(p, f, hn::Set(df, 2.40222421e-1f));
+  p = hn::MulAdd(p, f, hn::Set(df, 6.93146978e-1f));
+  p = hn::MulAdd(p, f, hn::Set(df, 1.0f));
+  return hn::Mul(p, power);
+}
+
+// Rows on their way into and out of panels are cut into chunks of 16 bytes: four 32-bit elements. The
+// order of the chunks makes a transpose of kLanes rows out of 4x4 transposes inside 128-bit blocks,
+// which is all that interleaving instructions can do: vector i of a group of four holds, in block b,
+// row 4b + i.
+constexpr size_t kChunkBytes = 16;
+constexpr size_t kChunkElements = 4;
+
+// Bytes from the start of the chunk buffer to chunk `chunk` of row `row` < kLanes.
+HWY_INLINE size_t ChunkOffset(size_t row, size_t chunk) {
+  return ((chunk * 4 + row % 4) * (kLanes / 4) + row / 4) * kChunkBytes;
+}
+
+HWY_INLINE void CopyChunk(const void* HWY_RESTRICT from, void* HWY_RESTRICT to) {
+  const hn::Full128<uint8_t> d;
+  hn::StoreU(hn::LoadU(d, static_cast<const uint8_t*>(from)), d, static_cast<uint8_t*>(to));
+}
+
+// Four vectors, of which block b holds a 4x4 matrix by rows, become its columns.
+HWY_INLINE void Transpose4x4(VI32& a, VI32& b, VI32& c, VI32& d) {
+  const hn::Repartition<int64_t, DF> di64;
+  const auto ab_lo = hn::BitCast(di64, hn::InterleaveLower(di32, a, b));
+  const auto ab_hi = hn::BitCast(di64, hn::InterleaveUpper(di32, a, b));
+  const auto cd_lo = hn::BitCast(di64, hn::InterleaveLower(di32, c, d));
+  const auto cd_hi = hn::BitCast(di64, hn::InterleaveUpper(di32, c, d));
+  a = hn::BitCast(di32, hn::InterleaveLower(di64, ab_lo, cd_lo));
+  b = hn::BitCast(di32, hn::InterleaveUpper(di64, ab_lo, cd_lo));
+  c = hn::BitCast(di32, hn::InterleaveLower(di64, ab_hi, cd_hi));
+  d = hn::BitCast(di32, hn::InterleaveUpper(di64, ab_hi, cd_hi));
+}
+
+// Chunks of kLanes rows to panel rows of kLanes 32-bit elements, `stride` elements apart.
+HWY_INLINE void ChunksToPanel(const uint8_t* HWY_RESTRICT chunks, size_t num_chunks,
+                              int32_t* HWY_RESTRICT panel, size_t stride) {
+  for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
+    const int32_t* in =
+        reinterpret_cast<const int32_t*>(chunks) + chunk * kChunkElements * kLanes;
+    VI32 a = hn::Load(di32, in + 0 * kLanes);
+    VI32 b = hn::Load(di32, in + 1 * kLanes);
+    VI32 c = hn::Load(di32, in + 2 * kLanes);
+    VI32 d = hn::Load(di32, in + 3 * kLanes);
+    Transpose4x4(a, b, c, d);
+    int32_t* out = panel + chunk * kChunkElements * stride;
+    hn::Store(a, di32, out + 0 * stride);
+    hn::Store(b, di32, out + 1 * stride);
+    hn::Store(c, di32, out + 2 * stride);
+    hn::Store(d, di32, out + 3 * stride);
+  }
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_SIMD_INL_H_

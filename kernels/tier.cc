@@ -1,0 +1,37 @@
+// One tier: this file is compiled once for each row of cmake/tiers.cmake, with that tier's ISA flags.
+//
+// Wide-ISA code must not reach the rest of the program, where the linker could keep its copy of an
+// inline function for everybody and an older CPU would die of SIGILL. Hence: a Highway namespace of
+// its own per tier (-Dhwy=hwy_<tier>), everything else in an anonymous namespace, no standard library,
+// no libhwy, and a build step that fails when the object exports more than GetTable().
+#include "kernels/simd-inl.h"
+
+// The call path of an attention, from the driver down to the register blocks.
+#include "kernels/prefill-inl.h"
+#include "quant/pack-inl.h"
+
+// Flags choose Highway's target silently; a wrong guess would only show as lost speed.
+static_assert(HWY_TARGET == SIGHTLINE_TIER_TARGET, "the tier's flags give another Highway target");
+static_assert(HWY_TARGETS == HWY_STATIC_TARGET, "tiers are compiled statically");
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+
+const internal::KernelTable& GetTable();  // dispatch/tiers.cc declares it for every tier
+
+const internal::KernelTable& GetTable() {
+  static constexpr internal::KernelTable kTable = {
+      HWY_STR(SIGHTLINE_TIER),
+      static_cast<int64_t>(HWY_TARGET),
+      {
+          {F32Scheme::kLayout, &AttendScratchBytes<F32Scheme>, &Attend<F32Scheme>, nullptr,
+           &PackFloat<float>},
+          {F16Scheme::kLayout, &AttendScratchBytes<F16Scheme>, &Attend<F16Scheme>, nullptr,
+           &PackFloat<hwy::float16_t>},
+          {I8Scheme::kLayout, &AttendScratchBytes<I8Scheme>, &Attend<I8Scheme>, &CenterI8, &PackI8},
+      }};
+  return kTable;
+}
+
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline

@@ -1,0 +1,43 @@
+// What differs between tiers: the int8 products (one small file each) and the size of register blocks.
+// Chosen by the compiler's own macros, so that a tier's flags are the only thing to keep in step.
+#ifndef SIGHTLINE_KERNELS_TIER_OPS_INL_H_
+#define SIGHTLINE_KERNELS_TIER_OPS_INL_H_
+
+#include "kernels/simd-inl.h"
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#include "kernels/ops/x86_vnni-inl.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "kernels/ops/neon_dot-inl.h"
+#else
+#include "kernels/ops/portable-inl.h"
+#endif
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+// f32 products: kQueryVectors x kStep accumulators, kQueryVectors operands and a broadcast fill the
+// register file: 24 + 3 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 with AVX2. Without FMA the product
+// needs a register of its own. NEON multiplies by a lane: 16 + 4 + 1 of 32.
+struct F32Ops {
+#if HWY_TARGET <= HWY_AVX3
+  static constexpr size_t kQueryVectors = 3;
+  static constexpr size_t kStep = 8;
+#elif HWY_TARGET <= HWY_AVX2
+  static constexpr size_t kQueryVectors = 3;
+  static constexpr size_t kStep = 4;
+#elif HWY_ARCH_X86
+  static constexpr size_t kQueryVectors = 2;
+  static constexpr size_t kStep = 4;
+#else
+  static constexpr size_t kQueryVectors = 4;
+  static constexpr size_t kStep = 4;
+#endif
+};
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_TIER_OPS_INL_H_

@@ -1,0 +1,144 @@
+// The packed form of K and V: what quant/pack-inl.h writes and kernels/ read.
+//
+// One layout serves prefill, where lanes are queries and K/V elements are broadcast, and decode, where
+// lanes are keys (K·Q) and channels (P·V):
+//
+//   K  [key / 64][dim / depth][64 keys][depth]        a key block is 64 keys, the last one padded
+//   V  [key / 1024][channel / 64][key / depth][panel width][depth]   width 64, the last panel narrower
+//
+// depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 1 for floats. 64-key
+// blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key blocks and 256-key
+// tiles at 10 to 15: the runs are long enough for the prefetchers, and prefill does not care.
+//
+// This header is also compiled with each tier's ISA flags: functions are `static`, so that no tier can
+// lend the linker a copy of them, and nothing of the standard library is used.
+#ifndef SIGHTLINE_KV_LAYOUT_H_
+#define SIGHTLINE_KV_LAYOUT_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "sightline/tensor.h"
+
+namespace sightline {
+namespace internal {
+
+// Raised whenever the meaning of a layout id changes.
+constexpr uint32_t kLayoutVersion = 1;
+
+enum class LayoutId : uint32_t {
+  kNone = 0,
+  kF32 = 1,
+  kF16 = 2,
+  kI8BiasedK = 3,  // K as u8 = k + 128, V as i8: for dot products of u8 with i8 (x86, plain NEON)
+  kI8BiasedV = 4,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
+};
+
+constexpr size_t kKeyBlock = 64;      // keys interleaved in K
+constexpr size_t kVTileKeys = 1024;   // keys of a V tile
+constexpr size_t kPanelWidth = 64;    // channels of a V panel
+constexpr size_t kChannelAlign = 16;  // the widest f32 vector: decode loads whole vectors of channels
+
+// Keys that share one V scale per channel, and the tile over which softmax is taken. Small enough for
+// a local maximum and range to keep int8 precise, large enough that rescaling O once per tile is
+// below 3 % of the work, and 24 KiB of scores at 48 rows stay in a 32 KiB L1.
+constexpr size_t kKvTile = 128;
+
+constexpr size_t kMaxHeadDim = 512;
+
+// Every pointer handed to a kernel inside a packed head is aligned to this: a cache line.
+constexpr size_t kPackedAlignBytes = 64;
+
+static inline size_t RoundUp(size_t x, size_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+static inline bool IsI8(LayoutId layout) {
+  return layout == LayoutId::kI8BiasedK || layout == LayoutId::kI8BiasedV;
+}
+
+// Bytes of one stored K or V element.
+static inline size_t ElementBytes(LayoutId layout) {
+  return layout == LayoutId::kF32 ? 4 : layout == LayoutId::kF16 ? 2 : 1;
+}
+
+// Elements multiplied by one 32-bit lane.
+static inline size_t Depth(LayoutId layout) { return IsI8(layout) ? 4 : 1; }
+
+// Shape of one packed head, the same for all heads of a memory, cache or workspace.
+struct PackedShape {
+  LayoutId layout;
+  size_t head_dim;
+  size_t v_head_dim;
+  size_t capacity;  // keys, a multiple of kKeyBlock
+};
+
+static inline size_t PaddedHeadDim(const PackedShape& s) {
+  return RoundUp(s.head_dim, Depth(s.layout));
+}
+static inline size_t PaddedVHeadDim(const PackedShape& s) {
+  return RoundUp(s.v_head_dim, kChannelAlign);
+}
+static inline size_t NumKvTiles(const PackedShape& s) { return (s.capacity + kKvTile - 1) / kKvTile; }
+
+// Byte offsets inside one head. Scales and centres exist for int8 only and are f32.
+struct PackedOffsets {
+  size_t k;
+  size_t v;
+  size_t k_scale;    // [capacity]: per token
+  size_t v_scale;    // [NumKvTiles][PaddedVHeadDim]: per tile and channel
+  size_t k_center;   // [head_dim]: subtracted from every key; softmax does not notice
+  size_t v_center;   // [PaddedVHeadDim]: subtracted from every value, added to the output
+  size_t v_special;  // u8 [NumKvTiles]: 1 if a float V tile holds a NaN or an infinity
+  size_t bytes;      // of the whole head
+};
+
+static inline PackedOffsets OffsetsOf(const PackedShape& s) {
+  PackedOffsets o = {};
+  const bool i8 = IsI8(s.layout);
+  const size_t element = ElementBytes(s.layout);
+  size_t end = 0;
+  o.k = end;
+  end = RoundUp(end + s.capacity * PaddedHeadDim(s) * element, kPackedAlignBytes);
+  o.v = end;
+  end = RoundUp(end + s.capacity * PaddedVHeadDim(s) * element, kPackedAlignBytes);
+  o.k_scale = end;
+  end = RoundUp(end + (i8 ? s.capacity * 4 : 0), kPackedAlignBytes);
+  o.v_scale = end;
+  end = RoundUp(end + (i8 ? NumKvTiles(s) * PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
+  o.k_center = end;
+  end = RoundUp(end + (i8 ? s.head_dim * 4 : 0), kPackedAlignBytes);
+  o.v_center = end;
+  end = RoundUp(end + (i8 ? PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
+  o.v_special = end;
+  end = RoundUp(end + (i8 ? 0 : NumKvTiles(s)), kPackedAlignBytes);
+  o.bytes = end;
+  return o;
+}
+
+// Elements before K's block that holds `key`; inside it, [dim / depth][64][depth].
+static inline size_t KBlockOffset(const PackedShape& s, size_t key) {
+  return key / kKeyBlock * kKeyBlock * PaddedHeadDim(s);
+}
+
+// Where one channel panel of one V tile begins, in elements, and how wide it is.
+struct VPanel {
+  size_t offset;
+  size_t width;
+};
+static inline VPanel VPanelAt(const PackedShape& s, size_t key, size_t channel) {
+  const size_t tile_begin = key / kVTileKeys * kVTileKeys;
+  const size_t keys_left = s.capacity - tile_begin;
+  const size_t tile_keys = keys_left < kVTileKeys ? keys_left : kVTileKeys;
+  const size_t panel_begin = channel / kPanelWidth * kPanelWidth;
+  const size_t channels_left = PaddedVHeadDim(s) - panel_begin;
+  VPanel p;
+  p.width = channels_left < kPanelWidth ? channels_left : kPanelWidth;
+  p.offset = tile_begin * PaddedVHeadDim(s) + panel_begin * tile_keys;
+  return p;
+}
+
+}  // namespace internal
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KV_LAYOUT_H_

@@ -1,0 +1,62 @@
+// IEEE binary16 and bfloat16 to and from f32 in plain C++: rounding to nearest even, subnormals,
+// infinities and NaN included.
+#ifndef SIGHTLINE_QUANT_HALF_H_
+#define SIGHTLINE_QUANT_HALF_H_
+
+#include <stdint.h>
+#include <string.h>
+
+namespace sightline {
+namespace internal {
+
+inline uint32_t BitsOf(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float FloatOf(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+inline float F32FromF16(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t magnitude = half & 0x7fffu;
+  if (magnitude >= 0x7c00u) return FloatOf(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  // Exponents move from bias 15 to bias 127 by multiplication, which also normalises subnormals.
+  const float scaled = FloatOf(magnitude << 13) * 0x1p112f;
+  return FloatOf(sign | BitsOf(scaled));
+}
+
+inline uint16_t F16FromF32(float x) {
+  const uint32_t bits = BitsOf(x);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;  // NaN
+  } else if (magnitude >= 0x477ff000u) {
+    half = 0x7c00u;  // rounds to 65536 or more
+  } else if (magnitude < 0x38800000u) {
+    // Below 2^-14: adding 0.5 aligns the subnormal's last bit with f32's, and rounds.
+    half = BitsOf(FloatOf(magnitude) + 0.5f) - BitsOf(0.5f);
+  } else {
+    const uint32_t odd = magnitude >> 13 & 1u;
+    half = (magnitude - 0x38000000u + 0xfffu + odd) >> 13;
+  }
+  return static_cast<uint16_t>(sign | half);
+}
+
+inline float F32FromBF16(uint16_t bf16) { return FloatOf(static_cast<uint32_t>(bf16) << 16); }
+
+inline uint16_t BF16FromF32(float x) {
+  const uint32_t bits = BitsOf(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+}  // namespace internal
+}  // namespace sightline
+
+#endif  // SIGHTLINE_QUANT_HALF_H_

@@ -1,0 +1,71 @@
+// Symmetric int8 quantisation of one row: x ≈ scale * q with q = round(x * 127 / max|x|).
+//
+// Shared by Q (quantised at each call) and K (quantised once); V, whose scale is per channel, uses the
+// same rules across rows. int8 has no NaN and no infinity, and one wild element would flatten its whole
+// row: elements are made finite first.
+#ifndef SIGHTLINE_QUANT_QUANTIZE_INL_H_
+#define SIGHTLINE_QUANT_QUANTIZE_INL_H_
+
+#include "kernels/simd-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+constexpr float kMaxQuantum = 127.0f;
+// Infinities become this. Small enough that the sum over 10^8 keys is still finite.
+constexpr float kLargestFinite = 1e30f;
+// Rows whose largest magnitude is below this are zero: 127 / amax stays finite.
+constexpr float kSmallestRange = 1e-30f;
+
+// NaN becomes 0, infinities +-kLargestFinite.
+HWY_INLINE VF Sanitize(VF x) {
+  x = hn::IfThenZeroElse(hn::IsNaN(x), x);
+  return hn::Clamp(x, hn::Set(df, -kLargestFinite), hn::Set(df, kLargestFinite));
+}
+
+HWY_INLINE void SanitizeRow(float* row, size_t n) {
+  for (size_t i = 0; i < n; i += kLanes) {
+    hn::Store(Sanitize(hn::Load(df, row + i)), df, row + i);
+  }
+}
+
+struct QuantStep {
+  VF scale;    // what one quantum is worth
+  VF inverse;  // quanta per unit
+};
+
+// Elementwise on vectors of ranges (the largest magnitudes).
+HWY_INLINE QuantStep StepForRange(VF range) {
+  const auto usable = hn::Ge(range, hn::Set(df, kSmallestRange));
+  QuantStep step;
+  step.scale = hn::IfThenElseZero(usable, hn::Mul(range, hn::Set(df, 1.0f / kMaxQuantum)));
+  step.inverse = hn::IfThenElseZero(usable, hn::Div(hn::Set(df, kMaxQuantum), range));
+  return step;
+}
+
+// Quantises n elements, a multiple of kChannelAlign, zero-padded. Returns the scale; adds up the
+// quanta, which products with a biased operand have to take back.
+HWY_INLINE float QuantizeRow(const float* HWY_RESTRICT row, size_t n, int8_t* HWY_RESTRICT out,
+                             int32_t* sum_of_quanta) {
+  VF range = hn::Zero(df);
+  for (size_t i = 0; i < n; i += kLanes) {
+    range = hn::Max(range, hn::Abs(hn::Load(df, row + i)));
+  }
+  const QuantStep step = StepForRange(hn::MaxOfLanes(df, range));
+  const hn::Rebind<int8_t, DF> d8;
+  VI32 sum = hn::Zero(di32);
+  for (size_t i = 0; i < n; i += kLanes) {
+    const VI32 q = hn::NearestInt(hn::Mul(hn::Load(df, row + i), step.inverse));
+    sum = hn::Add(sum, q);
+    hn::StoreU(hn::DemoteTo(d8, q), d8, out + i);
+  }
+  *sum_of_quanta = hn::ReduceSum(di32, sum);
+  return hn::GetLane(step.scale);
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_QUANT_QUANTIZE_INL_H_
