@@ -1,0 +1,88 @@
+# The tiers, from the plainest to the best: one row each. Dispatch, tests and benchmarks follow.
+#
+#   sightline_tier(NAME HIGHWAY_TARGET "compiler flags" "definitions" NEEDS cpu features...)
+#
+# NEEDS must cover every extension that the flags let the compiler use (x86-64-v3 implies lzcnt and
+# movbe, armv8.2-a atomics), or the tier dies of SIGILL where one is missing; the names are those of
+# dispatch/cpu_features.h. HIGHWAY_TARGET is asserted, since flags choose it silently: without
+# HWY_DISABLE_PCLMUL_AES, x86-64-v2 and -v3 would become Highway's SSSE3.
+#
+# The scalar tier is plain C++ (kernels/scalar.cc) and always there.
+
+set(SIGHTLINE_TIERS "")
+
+function(sightline_tier name target flags definitions)
+  cmake_parse_arguments(PARSE_ARGV 4 ARG "" "" "NEEDS")
+  separate_arguments(flags)
+  list(APPEND SIGHTLINE_TIERS ${name})
+  set(SIGHTLINE_TIERS ${SIGHTLINE_TIERS} PARENT_SCOPE)
+  set(SIGHTLINE_${name}_TARGET ${target} PARENT_SCOPE)
+  set(SIGHTLINE_${name}_FLAGS ${flags} PARENT_SCOPE)
+  set(SIGHTLINE_${name}_DEFINITIONS ${definitions} PARENT_SCOPE)
+  set(SIGHTLINE_${name}_NEEDS ${ARG_NEEDS} PARENT_SCOPE)
+endfunction()
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(v2 cx16 lahf_lm popcnt sse3 ssse3 sse4_1 sse4_2)
+  set(v3 ${v2} avx avx2 bmi1 bmi2 f16c fma lzcnt movbe)
+  set(v4 ${v3} avx512f avx512bw avx512cd avx512dq avx512vl)
+  set(zen4 ${v4} avx512_vnni avx512vbmi avx512_vbmi2 avx512_bitalg avx512_vpopcntdq avx512_bf16
+      gfni vaes vpclmulqdq aes pclmulqdq)
+  set(zen4_flags "-march=x86-64-v4 -mavx512vnni -mavx512vbmi -mavx512vbmi2 -mavx512bitalg \
+-mavx512vpopcntdq -mavx512bf16 -mgfni -mvaes -mvpclmulqdq -maes -mpclmul")
+
+  sightline_tier(sse4 HWY_SSE4 "-march=x86-64-v2" HWY_DISABLE_PCLMUL_AES NEEDS ${v2})
+  sightline_tier(avx2 HWY_AVX2 "-march=x86-64-v3" HWY_DISABLE_PCLMUL_AES NEEDS ${v3})
+  sightline_tier(avx512 HWY_AVX3 "-march=x86-64-v4" HWY_DISABLE_PCLMUL_AES NEEDS ${v4})
+  sightline_tier(avx512_vnni HWY_AVX3 "-march=x86-64-v4 -mavx512vnni" HWY_DISABLE_PCLMUL_AES
+                 NEEDS ${v4} avx512_vnni)
+  sightline_tier(avx512_bf16 HWY_AVX3_ZEN4 "${zen4_flags}" HWY_WANT_AVX3_ZEN4 NEEDS ${zen4})
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+  # Architectures, never CPU names; g++ 12 wants armv8.2-a rather than armv8-a+dotprod+fp16.
+  sightline_tier(neon HWY_NEON_WITHOUT_AES "-march=armv8-a" "" NEEDS asimd)
+  sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16" ""
+                 NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32)
+endif()
+
+# Adds the tiers that the compiler can build to `target` as objects, and writes sightline_tiers.inc:
+# SIGHTLINE_TIER(name, required features), worst to best, for dispatch/tiers.cc.
+function(sightline_add_tiers target)
+  include(CheckCXXCompilerFlag)
+  set(rows "SIGHTLINE_TIER(scalar, 0)\n")
+  foreach(tier IN LISTS SIGHTLINE_TIERS)
+    list(JOIN SIGHTLINE_${tier}_FLAGS " " flags)
+    check_cxx_compiler_flag("${flags}" SIGHTLINE_COMPILER_HAS_${tier})
+    if(NOT SIGHTLINE_COMPILER_HAS_${tier})
+      message(STATUS "Sightline: no tier ${tier}, the compiler does not know ${flags}")
+      continue()
+    endif()
+
+    set(object sightline_tier_${tier})
+    add_library(${object} OBJECT kernels/tier.cc)
+    set_target_properties(${object} PROPERTIES
+      INTERPROCEDURAL_OPTIMIZATION OFF UNITY_BUILD OFF POSITION_INDEPENDENT_CODE ON
+      CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+    target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+    target_include_directories(${object} SYSTEM PRIVATE ${SIGHTLINE_HIGHWAY_INCLUDE_DIR})
+    target_compile_features(${object} PRIVATE cxx_std_17)
+    target_compile_definitions(${object} PRIVATE
+      SIGHTLINE_TIER=${tier} SIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
+      hwy=hwy_${tier} HWY_COMPILE_ONLY_STATIC HWY_NO_LIBCXX ${SIGHTLINE_${tier}_DEFINITIONS})
+    # Debug at -O2 too: the kernels rely on inlining to stay in registers, and to be one symbol.
+    target_compile_options(${object} PRIVATE ${SIGHTLINE_${tier}_FLAGS}
+      $<IF:$<CONFIG:Debug>,-O2,-O3> -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
+    sightline_set_warnings(${object})
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+    add_custom_command(TARGET ${target} PRE_LINK
+      COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DTIER=${tier} "-DOBJECTS=$<TARGET_OBJECTS:${object}>"
+              -P ${PROJECT_SOURCE_DIR}/cmake/check_tier_symbols.cmake
+      VERBATIM)
+
+    list(TRANSFORM SIGHTLINE_${tier}_NEEDS REPLACE "(.+)" "Bit(CpuFeature::\\1)"
+         OUTPUT_VARIABLE needs)
+    list(JOIN needs " | " needs)
+    string(APPEND rows "SIGHTLINE_TIER(${tier}, ${needs})\n")
+  endforeach()
+  file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/sightline_tiers.inc CONTENT "${rows}")
+  target_include_directories(${target} PRIVATE ${PROJECT_BINARY_DIR}/generated)
+endfunction()

@@ -1,0 +1,137 @@
+#include "dispatch/cpu_features.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace sightline {
+namespace internal {
+namespace {
+
+constexpr const char* kNames[] = {
+#define SIGHTLINE_NAME(name) #name,
+    SIGHTLINE_CPU_FEATURES(SIGHTLINE_NAME)
+#undef SIGHTLINE_NAME
+};
+
+class FeatureSet {
+ public:
+  void AddIf(bool present, CpuFeature feature) {
+    if (present) bits_ |= Bit(feature);
+  }
+  CpuFeatures bits() const { return bits_; }
+
+ private:
+  CpuFeatures bits_ = 0;
+};
+
+#if defined(__x86_64__)
+
+struct Registers {
+  unsigned a, b, c, d;
+};
+
+Registers Cpuid(unsigned leaf, unsigned subleaf) {
+  Registers r = {};
+  __cpuid_count(leaf, subleaf, r.a, r.b, r.c, r.d);
+  return r;
+}
+
+// Which register files the operating system saves at a context switch.
+uint64_t Xcr0() {
+  unsigned low, high;
+  __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(low), "=d"(high) : "c"(0));  // xgetbv
+  return low | static_cast<uint64_t>(high) << 32;
+}
+
+bool Has(unsigned word, int bit) { return (word >> bit & 1u) != 0; }
+
+// Bits as in the Intel SDM, volume 2A, CPUID, and the AMD APM, volume 3, appendix E.
+CpuFeatures Detect() {
+  using F = CpuFeature;
+  FeatureSet set;
+  const unsigned max_leaf = Cpuid(0, 0).a;
+  const unsigned max_extended = Cpuid(0x80000000u, 0).a;
+  const Registers leaf1 = max_leaf >= 1 ? Cpuid(1, 0) : Registers{};
+  const Registers leaf7 = max_leaf >= 7 ? Cpuid(7, 0) : Registers{};
+  const Registers leaf7_1 = max_leaf >= 7 && leaf7.a >= 1 ? Cpuid(7, 1) : Registers{};
+  const Registers extended =
+      max_extended >= 0x80000001u ? Cpuid(0x80000001u, 0) : Registers{};
+
+  set.AddIf(Has(leaf1.c, 0), F::sse3);
+  set.AddIf(Has(leaf1.c, 1), F::pclmulqdq);
+  set.AddIf(Has(leaf1.c, 9), F::ssse3);
+  set.AddIf(Has(leaf1.c, 13), F::cx16);
+  set.AddIf(Has(leaf1.c, 19), F::sse4_1);
+  set.AddIf(Has(leaf1.c, 20), F::sse4_2);
+  set.AddIf(Has(leaf1.c, 22), F::movbe);
+  set.AddIf(Has(leaf1.c, 23), F::popcnt);
+  set.AddIf(Has(leaf1.c, 25), F::aes);
+  set.AddIf(Has(extended.c, 0), F::lahf_lm);
+  set.AddIf(Has(extended.c, 5), F::lzcnt);
+  set.AddIf(Has(leaf7.b, 3), F::bmi1);
+  set.AddIf(Has(leaf7.b, 8), F::bmi2);
+  set.AddIf(Has(leaf7.c, 8), F::gfni);
+
+  const uint64_t saved = Has(leaf1.c, 27) ? Xcr0() : 0;
+  if ((saved & 0x06) != 0x06) return set.bits();  // xmm and ymm
+  set.AddIf(Has(leaf1.c, 28), F::avx);
+  set.AddIf(Has(leaf1.c, 12), F::fma);
+  set.AddIf(Has(leaf1.c, 29), F::f16c);
+  set.AddIf(Has(leaf7.b, 5), F::avx2);
+  set.AddIf(Has(leaf7_1.a, 4), F::avx_vnni);
+  set.AddIf(Has(leaf7.c, 9), F::vaes);
+  set.AddIf(Has(leaf7.c, 10), F::vpclmulqdq);
+
+  if ((saved & 0xe6) != 0xe6) return set.bits();  // and opmask, zmm
+  set.AddIf(Has(leaf7.b, 16), F::avx512f);
+  set.AddIf(Has(leaf7.b, 17), F::avx512dq);
+  set.AddIf(Has(leaf7.b, 28), F::avx512cd);
+  set.AddIf(Has(leaf7.b, 30), F::avx512bw);
+  set.AddIf(Has(leaf7.b, 31), F::avx512vl);
+  set.AddIf(Has(leaf7.c, 1), F::avx512vbmi);
+  set.AddIf(Has(leaf7.c, 6), F::avx512_vbmi2);
+  set.AddIf(Has(leaf7.c, 11), F::avx512_vnni);
+  set.AddIf(Has(leaf7.c, 12), F::avx512_bitalg);
+  set.AddIf(Has(leaf7.c, 14), F::avx512_vpopcntdq);
+  set.AddIf(Has(leaf7_1.a, 5), F::avx512_bf16);
+  return set.bits();
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+// Bits of AT_HWCAP, as in the kernel's Documentation/arch/arm64/elf_hwcaps.rst.
+CpuFeatures Detect() {
+  using F = CpuFeature;
+  FeatureSet set;
+  const unsigned long hwcap = getauxval(AT_HWCAP);
+  const auto has = [hwcap](int bit) { return (hwcap >> bit & 1u) != 0; };
+  set.AddIf(has(1), F::asimd);
+  set.AddIf(has(7), F::crc32);
+  set.AddIf(has(8), F::atomics);
+  set.AddIf(has(9), F::fphp);
+  set.AddIf(has(10), F::asimdhp);
+  set.AddIf(has(12), F::asimdrdm);
+  set.AddIf(has(20), F::asimddp);
+  return set.bits();
+}
+
+#else
+
+CpuFeatures Detect() { return 0; }
+
+#endif
+
+}  // namespace
+
+const char* Name(CpuFeature feature) { return kNames[static_cast<unsigned>(feature)]; }
+
+CpuFeatures SupportedCpuFeatures() {
+  static const CpuFeatures features = Detect();
+  return features;
+}
+
+}  // namespace internal
+}  // namespace sightline

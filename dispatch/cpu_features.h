@@ -1,0 +1,50 @@
+// What this CPU and its operating system can run. Compiled without ISA flags and without LTO.
+#ifndef SIGHTLINE_DISPATCH_CPU_FEATURES_H_
+#define SIGHTLINE_DISPATCH_CPU_FEATURES_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace sightline {
+namespace internal {
+
+// Every instruction-set extension that some tier's compiler flags allow the compiler to use, named
+// much as /proc/cpuinfo names it. The groups x86-64-v2, -v3, -v4 and armv8.2-a are spelt out.
+// clang-format off
+#if defined(__x86_64__) || defined(_M_X64)
+#define SIGHTLINE_CPU_FEATURES(X)                                                            \
+  X(cx16) X(lahf_lm) X(popcnt) X(sse3) X(ssse3) X(sse4_1) X(sse4_2)                          \
+  X(avx) X(avx2) X(bmi1) X(bmi2) X(f16c) X(fma) X(lzcnt) X(movbe)                            \
+  X(avx_vnni)                                                                                \
+  X(avx512f) X(avx512bw) X(avx512cd) X(avx512dq) X(avx512vl)                                 \
+  X(avx512_vnni)                                                                             \
+  X(avx512vbmi) X(avx512_vbmi2) X(avx512_bitalg) X(avx512_vpopcntdq) X(avx512_bf16)          \
+  X(gfni) X(vaes) X(vpclmulqdq) X(aes) X(pclmulqdq)
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define SIGHTLINE_CPU_FEATURES(X) X(asimd) X(asimddp) X(asimdhp) X(fphp) X(atomics) X(asimdrdm) X(crc32)
+#else
+#define SIGHTLINE_CPU_FEATURES(X) X(none)
+#endif
+// clang-format on
+
+enum class CpuFeature : uint8_t {
+#define SIGHTLINE_ENUMERATOR(name) name,
+  SIGHTLINE_CPU_FEATURES(SIGHTLINE_ENUMERATOR)
+#undef SIGHTLINE_ENUMERATOR
+};
+
+const char* Name(CpuFeature feature);
+
+// A set of features, one bit each.
+using CpuFeatures = uint64_t;
+constexpr CpuFeatures Bit(CpuFeature feature) {
+  return CpuFeatures{1} << static_cast<unsigned>(feature);
+}
+
+// Detected once; extensions whose registers the operating system does not save are left out.
+CpuFeatures SupportedCpuFeatures();
+
+}  // namespace internal
+}  // namespace sightline
+
+#endif  // SIGHTLINE_DISPATCH_CPU_FEATURES_H_

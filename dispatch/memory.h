@@ -1,0 +1,43 @@
+// Allocation that reports failure instead of throwing, with or without exceptions.
+#ifndef SIGHTLINE_DISPATCH_MEMORY_H_
+#define SIGHTLINE_DISPATCH_MEMORY_H_
+
+#include <stddef.h>
+#include <string.h>
+
+#include <memory>
+#include <new>
+
+#include "kv/layout.h"
+
+namespace sightline {
+namespace internal {
+
+// Zeroed memory aligned to kPackedAlignBytes; null if there is none. Free with FreeAligned.
+inline unsigned char* AllocateAligned(size_t bytes) {
+  void* block = ::operator new(bytes, std::align_val_t{kPackedAlignBytes}, std::nothrow);
+  if (block != nullptr) memset(block, 0, bytes);
+  return static_cast<unsigned char*>(block);
+}
+inline void FreeAligned(unsigned char* block) {
+  ::operator delete(block, std::align_val_t{kPackedAlignBytes});
+}
+
+// Shares ownership of `object`; null, with the object deleted, if the counter cannot be allocated.
+template <class T>
+std::shared_ptr<T> ShareOrNull(T* object) {
+#if defined(__cpp_exceptions)
+  try {
+    return std::shared_ptr<T>(object);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+#else
+  return std::shared_ptr<T>(object);
+#endif
+}
+
+}  // namespace internal
+}  // namespace sightline
+
+#endif  // SIGHTLINE_DISPATCH_MEMORY_H_

@@ -1,0 +1,84 @@
+#include "dispatch/plan.h"
+
+#include <math.h>
+
+#include <new>
+
+#include "dispatch/memory.h"
+#include "dispatch/tiers.h"
+#include "dispatch/validate.h"
+
+namespace sightline {
+
+namespace internal {
+
+PlanImpl::~PlanImpl() { FreeAligned(own_workspace); }
+
+PackedHeads PlanImpl::PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const {
+  PackedHeads heads = {};
+  heads.base = workspace;
+  heads.shape.layout = kernels->layout;
+  heads.shape.head_dim = static_cast<size_t>(desc.head_dim);
+  heads.shape.v_head_dim = static_cast<size_t>(desc.v_head_dim);
+  heads.shape.capacity = RoundUp(static_cast<size_t>(kv_len), kKeyBlock);
+  heads.offsets = OffsetsOf(heads.shape);
+  heads.num_kv_heads = static_cast<size_t>(desc.num_kv_heads);
+  return heads;
+}
+
+}  // namespace internal
+
+using internal::PackedHeads;
+using internal::PlanImpl;
+
+Status Plan::Create(const AttentionDesc& given, Plan* plan) {
+  if (plan == nullptr) return Status::Error(StatusCode::kInvalidArgument, "plan is null");
+  AttentionDesc desc = given;
+  if (desc.v_head_dim == 0) desc.v_head_dim = desc.head_dim;
+  Status status = internal::ValidateDesc(desc);
+  const internal::KernelTable* table = nullptr;
+  if (status.ok()) status = internal::FindKernels(desc.tier, &table);
+  if (!status.ok()) return status;
+
+  const std::shared_ptr<PlanImpl> impl = internal::ShareOrNull(new (std::nothrow) PlanImpl());
+  if (impl == nullptr) return Status::Error(StatusCode::kOutOfMemory, "the plan");
+  double scale = double{desc.scale};
+  if (desc.scale == 0.0f) scale = 1.0 / sqrt(static_cast<double>(desc.head_dim));
+  constexpr double kLog2E = 1.44269504088896340736;
+  desc.scale = static_cast<float>(scale);
+  impl->scale_log2e = static_cast<float>(scale * kLog2E);
+  impl->desc = desc;
+  impl->desc.tier = table->tier;
+  impl->table = table;
+  impl->kernels = &table->kernels[static_cast<size_t>(desc.precision)];
+
+  const PackedHeads heads = impl->PackedHeadsIn(nullptr, desc.max_kv_len);
+  impl->scratch_bytes = impl->kernels->attend_scratch_bytes(heads.shape);
+  const size_t num_workers = static_cast<size_t>(desc.max_workers);
+  size_t all_scratch_bytes = 0;
+  const size_t batch = desc.max_kv_len == 0 ? 0 : static_cast<size_t>(desc.max_batch);
+  if (__builtin_mul_overflow(batch * heads.num_kv_heads, heads.offsets.bytes,
+                             &impl->packed_bytes) ||
+      __builtin_mul_overflow(num_workers, impl->scratch_bytes, &all_scratch_bytes) ||
+      __builtin_add_overflow(impl->packed_bytes, all_scratch_bytes, &impl->workspace_bytes)) {
+    return Status::Error(
+        StatusCode::kInvalidArgument,
+        "max_batch %lld, num_kv_heads %lld and max_kv_len %lld overflow the address space",
+        static_cast<long long>(desc.max_batch), static_cast<long long>(desc.num_kv_heads),
+        static_cast<long long>(desc.max_kv_len));
+  }
+  if (desc.owns_workspace && impl->workspace_bytes > 0) {
+    impl->own_workspace = internal::AllocateAligned(impl->workspace_bytes);
+    if (impl->own_workspace == nullptr) {
+      return Status::Error(StatusCode::kOutOfMemory, "%zu bytes of workspace",
+                           impl->workspace_bytes);
+    }
+  }
+  plan->impl_ = impl;
+  return Status();
+}
+
+const char* Plan::tier() const { return empty() ? "" : impl_->table->tier; }
+size_t Plan::workspace_bytes() const { return empty() ? 0 : impl_->workspace_bytes; }
+
+}  // namespace sightline

@@ -1,0 +1,47 @@
+// What a plan decides: the kernels of its tier and precision, and how the workspace is divided.
+#ifndef SIGHTLINE_DISPATCH_PLAN_H_
+#define SIGHTLINE_DISPATCH_PLAN_H_
+
+#include <stddef.h>
+
+#include <atomic>
+
+#include "dispatch/kernel_table.h"
+#include "kv/packed_kv.h"
+#include "sightline/attention.h"
+
+namespace sightline {
+namespace internal {
+
+struct PlanImpl {
+  AttentionDesc desc;  // defaults resolved: v_head_dim, scale
+  float scale_log2e;   // softmax scale * log2(e)
+  const KernelTable* table;
+  const PrecisionKernels* kernels;
+
+  // The workspace: packed heads of k and v, then each worker's scratch.
+  size_t packed_bytes;
+  size_t scratch_bytes;  // per worker
+  size_t workspace_bytes;
+
+  unsigned char* own_workspace = nullptr;
+  mutable std::atomic<bool> own_workspace_busy{false};
+
+  PlanImpl() = default;
+  PlanImpl(const PlanImpl&) = delete;
+  PlanImpl& operator=(const PlanImpl&) = delete;
+  ~PlanImpl();
+
+  // Packed form of k and v tensors of this length inside a workspace.
+  PackedHeads PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const;
+};
+
+}  // namespace internal
+
+struct PlanAccess {
+  static const internal::PlanImpl* Get(const Plan& plan) { return plan.impl_.get(); }
+};
+
+}  // namespace sightline
+
+#endif  // SIGHTLINE_DISPATCH_PLAN_H_

@@ -1,0 +1,160 @@
+#include "dispatch/tiers.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+
+#include "dispatch/cpu_features.h"
+#include "sightline/tier.h"
+
+namespace sightline {
+
+// Declares every tier's getter; defined in kernels/tier.cc and kernels/scalar.cc.
+#define SIGHTLINE_TIER(tier, needs)             \
+  namespace tier {                              \
+  const internal::KernelTable& GetTable();      \
+  }
+#include "sightline_tiers.inc"
+#undef SIGHTLINE_TIER
+
+namespace internal {
+namespace {
+
+struct Tier {
+  const char* name;
+  CpuFeatures needs;
+  const KernelTable& (*get_table)();
+};
+
+// Worst to best, as in cmake/tiers.cmake.
+constexpr Tier kTiers[] = {
+#define SIGHTLINE_TIER(tier, needs) {#tier, needs, &::sightline::tier::GetTable},
+#include "sightline_tiers.inc"
+#undef SIGHTLINE_TIER
+};
+constexpr size_t kNumTiers = sizeof(kTiers) / sizeof(kTiers[0]);
+
+constexpr size_t kMaxMissingBytes = 256;
+
+// Names of the features that `tier` needs and the CPU lacks, for all tiers, computed once.
+struct MissingFeatures {
+  char text[kNumTiers][kMaxMissingBytes];
+
+  MissingFeatures() {
+    for (size_t i = 0; i < kNumTiers; ++i) {
+      text[i][0] = '\0';
+      CpuFeatures missing = kTiers[i].needs & ~SupportedCpuFeatures();
+      for (unsigned bit = 0; missing != 0; ++bit, missing >>= 1) {
+        if ((missing & 1) == 0) continue;
+        if (text[i][0] != '\0') strncat(text[i], " ", kMaxMissingBytes - strlen(text[i]) - 1);
+        strncat(text[i], Name(static_cast<CpuFeature>(bit)),
+                kMaxMissingBytes - strlen(text[i]) - 1);
+      }
+    }
+  }
+};
+
+const char* Missing(size_t index) {
+  static const MissingFeatures missing;
+  return missing.text[index];
+}
+
+// What to write after "tiers are": "scalar sse4 avx2".
+struct TierList {
+  char text[kMaxMissingBytes] = "";
+  TierList() {
+    for (const Tier& tier : kTiers) {
+      if (text[0] != '\0') strncat(text, " ", sizeof(text) - strlen(text) - 1);
+      strncat(text, tier.name, sizeof(text) - strlen(text) - 1);
+    }
+  }
+};
+
+// Index of the tier called `name` if it can run here. `source` says who asked for it.
+Status FindTier(const char* name, const char* source, size_t* index) {
+  for (size_t i = 0; i < kNumTiers; ++i) {
+    if (strcmp(kTiers[i].name, name) != 0) continue;
+    if (Missing(i)[0] != '\0') {
+      return Status::Error(StatusCode::kUnsupported, "%s: tier \"%s\" needs what this CPU lacks: %s",
+                           source, name, Missing(i));
+    }
+    *index = i;
+    return Status();
+  }
+  return Status::Error(StatusCode::kInvalidArgument,
+                       "%s: no tier is called \"%.40s\"; the tiers of this build are: %s", source,
+                       name, TierList().text);
+}
+
+size_t BestTier() {
+  size_t best = 0;
+  for (size_t i = 0; i < kNumTiers; ++i) {
+    if (Missing(i)[0] == '\0') best = i;
+  }
+  return best;
+}
+
+// SIGHTLINE_TIER, read once: later changes of the environment would race with readers.
+struct Environment {
+  size_t tier = BestTier();
+  Status status;
+
+  Environment() {
+    const char* name = getenv("SIGHTLINE_TIER");
+    if (name != nullptr && name[0] != '\0') status = FindTier(name, "SIGHTLINE_TIER", &tier);
+  }
+};
+
+constexpr size_t kNoOverride = kNumTiers;
+std::atomic<size_t> tier_override{kNoOverride};
+
+Status FindActiveTier(size_t* index) {
+  const size_t chosen = tier_override.load(std::memory_order_acquire);
+  if (chosen != kNoOverride) {
+    *index = chosen;
+    return Status();
+  }
+  static const Environment environment;
+  *index = environment.tier;
+  return environment.status;
+}
+
+}  // namespace
+
+Status FindKernels(const char* name, const KernelTable** table) {
+  size_t index = 0;
+  Status status = name == nullptr ? FindActiveTier(&index) : FindTier(name, "tier", &index);
+  if (status.ok()) *table = &kTiers[index].get_table();
+  return status;
+}
+
+}  // namespace internal
+
+size_t NumTiers() { return internal::kNumTiers; }
+
+TierInfo GetTier(size_t index) {
+  if (index >= internal::kNumTiers) return TierInfo{"", false, ""};
+  const char* missing = internal::Missing(index);
+  return TierInfo{internal::kTiers[index].name, missing[0] == '\0', missing};
+}
+
+Status GetActiveTier(const char** name) {
+  if (name == nullptr) return Status::Error(StatusCode::kInvalidArgument, "name is null");
+  *name = nullptr;
+  size_t index = 0;
+  Status status = internal::FindActiveTier(&index);
+  if (status.ok()) *name = internal::kTiers[index].name;
+  return status;
+}
+
+Status SetActiveTier(const char* name) {
+  size_t index = internal::kNoOverride;
+  if (name != nullptr && name[0] != '\0') {
+    if (Status status = internal::FindTier(name, "tier", &index); !status.ok()) return status;
+  }
+  internal::tier_override.store(index, std::memory_order_release);
+  return Status();
+}
+
+}  // namespace sightline

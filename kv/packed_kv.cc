@@ -1,0 +1,77 @@
+#include "kv/packed_kv.h"
+
+#include <string.h>
+
+#include <new>
+
+#include "dispatch/memory.h"
+
+namespace sightline {
+namespace internal {
+namespace {
+
+constexpr char kMagic[8] = "SIGHTKV";
+
+// Sets *product to a * b + c unless it overflows.
+bool MultiplyAdd(size_t a, size_t b, size_t c, size_t* product) {
+  return !__builtin_mul_overflow(a, b, product) && !__builtin_add_overflow(*product, c, product);
+}
+
+}  // namespace
+
+Status PackedKv::Create(PackedHeader geometry, Precision precision, const PrecisionKernels& kernels,
+                        size_t tail_rows, std::shared_ptr<PackedKv>* packed) {
+  const size_t head_dim = static_cast<size_t>(geometry.head_dim);
+  const size_t v_head_dim = static_cast<size_t>(geometry.v_head_dim);
+  PackedShape shape = {};
+  shape.layout = kernels.layout;
+  shape.head_dim = head_dim;
+  shape.v_head_dim = v_head_dim;
+  shape.capacity = RoundUp(static_cast<size_t>(geometry.capacity), kKeyBlock);
+  const PackedOffsets offsets = OffsetsOf(shape);
+  const size_t tail_bytes =
+      RoundUp(tail_rows * (head_dim + v_head_dim) * sizeof(float), kPackedAlignBytes);
+
+  size_t num_heads = 0;
+  size_t tail_offset = 0;
+  size_t bytes = 0;
+  if (!MultiplyAdd(static_cast<size_t>(geometry.batch), static_cast<size_t>(geometry.num_kv_heads),
+                   0, &num_heads) ||
+      !MultiplyAdd(num_heads, offsets.bytes, sizeof(PackedHeader), &tail_offset) ||
+      !MultiplyAdd(num_heads, tail_bytes, tail_offset, &bytes)) {
+    return Status::Error(StatusCode::kInvalidArgument,
+                         "batch %lld, num_kv_heads %lld and capacity %lld overflow the address space",
+                         static_cast<long long>(geometry.batch),
+                         static_cast<long long>(geometry.num_kv_heads),
+                         static_cast<long long>(geometry.capacity));
+  }
+
+  std::shared_ptr<PackedKv> created = ShareOrNull(new (std::nothrow) PackedKv());
+  if (created != nullptr) created->block_ = AllocateAligned(bytes);
+  if (created == nullptr || created->block_ == nullptr) {
+    return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for packed K and V", bytes);
+  }
+  memcpy(geometry.magic, kMagic, sizeof(kMagic));
+  geometry.layout_version = kLayoutVersion;
+  geometry.layout = kernels.layout;
+  new (created->block_) PackedHeader(geometry);
+  created->bytes_ = bytes;
+  created->precision_ = precision;
+  created->kernels_ = &kernels;
+  created->heads_ = {created->block_ + sizeof(PackedHeader), shape, offsets,
+                     static_cast<size_t>(geometry.num_kv_heads)};
+  created->tail_offset_ = tail_offset;
+  created->tail_bytes_ = tail_bytes;
+  *packed = std::move(created);
+  return Status();
+}
+
+PackedKv::~PackedKv() { FreeAligned(block_); }
+
+float* PackedKv::tail(size_t batch, size_t kv_head) const {
+  return reinterpret_cast<float*>(block_ + tail_offset_ +
+                                  (batch * heads_.num_kv_heads + kv_head) * tail_bytes_);
+}
+
+}  // namespace internal
+}  // namespace sightline

@@ -1,0 +1,57 @@
+#include "kv/prepare.h"
+
+#include <algorithm>
+
+#include "dispatch/parallel.h"
+
+namespace sightline {
+namespace internal {
+namespace {
+
+// Keys one task packs: a V tile, so that neighbours do not write the same panel.
+constexpr size_t kTaskKeys = kVTileKeys;
+
+}  // namespace
+
+SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head) {
+  return {static_cast<const unsigned char*>(view.data) +
+              static_cast<int64_t>(batch) * view.batch_stride +
+              static_cast<int64_t>(kv_head) * view.head_stride,
+          view.dtype, view.length_stride, view.dim_stride};
+}
+
+void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
+                 const ConstTensorView& k, const ConstTensorView& v, const ParallelFor& parallel) {
+  const size_t num_keys = static_cast<size_t>(k.length);
+  const size_t num_heads = static_cast<size_t>(k.batch) * heads.num_kv_heads;
+  if (num_keys == 0) return;
+
+  const auto task_for = [&](size_t head, size_t key_begin, size_t count) {
+    const size_t batch = head / heads.num_kv_heads;
+    const size_t kv_head = head % heads.num_kv_heads;
+    PackTask task = {heads.at(batch, kv_head), SourceRowsOf(k, batch, kv_head),
+                     SourceRowsOf(v, batch, kv_head), key_begin, count};
+    task.k.data += static_cast<int64_t>(key_begin) * task.k.length_stride;
+    task.v.data += static_cast<int64_t>(key_begin) * task.v.length_stride;
+    return task;
+  };
+
+  if (kernels.center != nullptr) {
+    ForEachTask(parallel, num_heads, [&](size_t head, size_t) {
+      alignas(kPackedAlignBytes) unsigned char scratch[kPackScratchBytes];
+      kernels.center(task_for(head, 0, num_keys), scratch);
+    });
+  }
+  const size_t tasks_per_head = (num_keys + kTaskKeys - 1) / kTaskKeys;
+  ForEachTask(parallel, num_heads * tasks_per_head, [&](size_t index, size_t) {
+    alignas(kPackedAlignBytes) unsigned char scratch[kPackScratchBytes];
+    const size_t begin = index % tasks_per_head * kTaskKeys;
+    const size_t end = std::min(begin + kTaskKeys, num_keys);
+    for (size_t key = begin; key < end; key += kKvTile) {
+      kernels.pack(task_for(index / tasks_per_head, key, std::min(kKvTile, end - key)), scratch);
+    }
+  });
+}
+
+}  // namespace internal
+}  // namespace sightline

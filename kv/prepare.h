@@ -1,0 +1,24 @@
+// Packs whole tensors: what CrossMemory does once, and Run at each call with K and V given as tensors.
+#ifndef SIGHTLINE_KV_PREPARE_H_
+#define SIGHTLINE_KV_PREPARE_H_
+
+#include "dispatch/kernel_table.h"
+#include "kv/packed_kv.h"
+#include "sightline/parallel.h"
+#include "sightline/tensor.h"
+
+namespace sightline {
+namespace internal {
+
+// Row 0 of one (batch, kv head) of k or v.
+SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head);
+
+// Fills `heads` from k and v, which were validated against it. Two passes for int8, whose centres need
+// all keys before the first can be quantised.
+void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
+                 const ConstTensorView& k, const ConstTensorView& v, const ParallelFor& parallel);
+
+}  // namespace internal
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KV_PREPARE_H_
