@@ -57,8 +57,7 @@ CpuFeatures Detect() {
   const Registers leaf1 = max_leaf >= 1 ? Cpuid(1, 0) : Registers{};
   const Registers leaf7 = max_leaf >= 7 ? Cpuid(7, 0) : Registers{};
   const Registers leaf7_1 = max_leaf >= 7 && leaf7.a >= 1 ? Cpuid(7, 1) : Registers{};
-  const Registers extended =
-      max_extended >= 0x80000001u ? Cpuid(0x80000001u, 0) : Registers{};
+  const Registers extended = max_extended >= 0x80000001u ? Cpuid(0x80000001u, 0) : Registers{};
 
   set.AddIf(Has(leaf1.c, 0), F::sse3);
   set.AddIf(Has(leaf1.c, 1), F::pclmulqdq);

@@ -1,7 +1,7 @@
 // The only border between SIMD code and the rest: plain structs and function pointers.
 //
-// Kernels take what is here and nothing else: no tensors, threads, allocation or errors. Everything was
-// validated above (dispatch/validate.h); pointers are non-null, sizes fit, scratch is aligned.
+// Kernels take what is here and nothing else: no tensors, threads, allocation or errors. Everything
+// was validated above (dispatch/validate.h); pointers are non-null, sizes fit, scratch is aligned.
 //
 // Included by tier code: no standard library, no inline function with external linkage.
 #ifndef SIGHTLINE_DISPATCH_KERNEL_TABLE_H_
@@ -16,8 +16,9 @@
 namespace sightline {
 namespace internal {
 
-// Rows of a caller's tensor that belong to one (batch, kv head): row r is query r / (beams * group),
-// beam r / group % beams, head r % group. Query-major, so that the causal limit never falls with r.
+// Rows of a caller's tensor that belong to one (batch, kv head): row r is query r / (beams *
+// group), beam r / group % beams, head r % group. Query-major, so that the causal limit never falls
+// with r.
 struct Rows {
   unsigned char* data;  // row 0; const for inputs by convention
   DType dtype;
@@ -44,8 +45,8 @@ struct PackedHead {
   PackedOffsets offsets;
 };
 
-// Packs keys [key_begin, key_begin + num_keys) of a head. int8: key_begin is a multiple of kKvTile and
-// the tile is packed from its first key on, since its V scale depends on all of its keys.
+// Packs keys [key_begin, key_begin + num_keys) of a head. int8: key_begin is a multiple of kKvTile
+// and the tile is packed from its first key on, since its V scale depends on all of its keys.
 struct PackTask {
   PackedHead head;
   SourceRows k;  // row 0 is key_begin
@@ -67,16 +68,18 @@ struct AttendTask {
   float scale_log2e;  // softmax scale * log2(e): kernels work with powers of two
 };
 
-// Rows one task covers: the K/V tile that f16 converts serves this many rows, and the state of all of
-// them (Q, O) stays in L2. Every tier's q_tile divides it.
+// Rows one task covers: the K/V tile that f16 converts serves this many rows, and the state of all
+// of them (Q, O) stays in L2. Every tier's q_tile divides it.
 constexpr size_t kTaskRows = 192;
 
 // What a tier offers for one precision.
 struct PrecisionKernels {
   LayoutId layout;
-  // Bytes of scratch that `attend` needs; a multiple of kPackedAlignBytes.
-  size_t (*attend_scratch_bytes)(const PackedShape& shape);
-  void (*attend)(const AttendTask& task, unsigned char* scratch);
+  // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
+  size_t (*scratch_bytes)(const PackedShape& shape);
+  void (*prefill)(const AttendTask& task, unsigned char* scratch);  // up to kTaskRows rows
+  void (*decode)(const AttendTask& task, unsigned char* scratch);   // up to decode_rows rows
+  size_t decode_rows;
   // Mean over the rows of k and v, written to k_center and v_center; null where there are none.
   void (*center)(const PackTask& task, unsigned char* scratch);
   void (*pack)(const PackTask& task, unsigned char* scratch);

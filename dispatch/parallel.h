@@ -11,9 +11,9 @@
 namespace sightline {
 namespace internal {
 
-// Calls body(task, worker) once for each task < num_tasks; worker < parallel.num_workers names scratch
-// that no other call uses at the same time. Workers draw tasks from one counter, so that a slow core
-// holds nobody up; which worker runs a task must not matter to the result.
+// Calls body(task, worker) once for each task < num_tasks; worker < parallel.num_workers names
+// scratch that no other call uses at the same time. Workers draw tasks from one counter, so that a
+// slow core holds nobody up; which worker runs a task must not matter to the result.
 template <class Body>
 void ForEachTask(const ParallelFor& parallel, size_t num_tasks, const Body& body) {
   const size_t num_workers = parallel.num_workers < num_tasks ? parallel.num_workers : num_tasks;

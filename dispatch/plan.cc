@@ -53,7 +53,7 @@ Status Plan::Create(const AttentionDesc& given, Plan* plan) {
   impl->kernels = &table->kernels[static_cast<size_t>(desc.precision)];
 
   const PackedHeads heads = impl->PackedHeadsIn(nullptr, desc.max_kv_len);
-  impl->scratch_bytes = impl->kernels->attend_scratch_bytes(heads.shape);
+  impl->scratch_bytes = impl->kernels->scratch_bytes(heads.shape);
   const size_t num_workers = static_cast<size_t>(desc.max_workers);
   size_t all_scratch_bytes = 0;
   const size_t batch = desc.max_kv_len == 0 ? 0 : static_cast<size_t>(desc.max_batch);

@@ -66,7 +66,10 @@ void Attend(const PlanImpl& plan, const AttentionArgs& args, const PackedHeads& 
   const size_t group = static_cast<size_t>(plan.desc.num_heads / plan.desc.num_kv_heads);
   const size_t num_rows = static_cast<size_t>(args.q.length) * beams * group;
   const size_t tasks_per_head = (num_rows + kTaskRows - 1) / kTaskRows;
-  // The split depends on shapes alone, so that results do not depend on the number of workers.
+  const bool few = num_rows <= plan.kernels->decode_rows;
+  const auto attend = few ? plan.kernels->decode : plan.kernels->prefill;
+  // Split and driver depend on shapes alone, so that results do not depend on the number of
+  // workers.
   ForEachTask(parallel, kv_batch * heads.num_kv_heads * tasks_per_head,
               [&](size_t index, size_t worker) {
                 const size_t head = index / tasks_per_head;
@@ -82,7 +85,7 @@ void Attend(const PlanImpl& plan, const AttentionArgs& args, const PackedHeads& 
                 task.row_end = std::min(task.row_begin + kTaskRows, num_rows);
                 task.causal = plan.desc.mask == Mask::kCausal;
                 task.scale_log2e = plan.scale_log2e;
-                plan.kernels->attend(task, scratch + worker * plan.scratch_bytes);
+                attend(task, scratch + worker * plan.scratch_bytes);
               });
 }
 

@@ -11,9 +11,9 @@
 namespace sightline {
 
 // Declares every tier's getter; defined in kernels/tier.cc and kernels/scalar.cc.
-#define SIGHTLINE_TIER(tier, needs)             \
-  namespace tier {                              \
-  const internal::KernelTable& GetTable();      \
+#define SIGHTLINE_TIER(tier, needs)        \
+  namespace tier {                         \
+  const internal::KernelTable& GetTable(); \
   }
 #include "sightline_tiers.inc"
 #undef SIGHTLINE_TIER
@@ -76,8 +76,9 @@ Status FindTier(const char* name, const char* source, size_t* index) {
   for (size_t i = 0; i < kNumTiers; ++i) {
     if (strcmp(kTiers[i].name, name) != 0) continue;
     if (Missing(i)[0] != '\0') {
-      return Status::Error(StatusCode::kUnsupported, "%s: tier \"%s\" needs what this CPU lacks: %s",
-                           source, name, Missing(i));
+      return Status::Error(StatusCode::kUnsupported,
+                           "%s: tier \"%s\" needs what this CPU lacks: %s", source, name,
+                           Missing(i));
     }
     *index = i;
     return Status();

@@ -15,7 +15,8 @@ constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
 
 Status ValidateRange(const char* name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return Status();
-  return Status::Error(kInvalid, "%s is %lld, must be %lld to %lld", name, LL{value}, LL{min}, LL{max});
+  return Status::Error(kInvalid, "%s is %lld, must be %lld to %lld", name, LL{value}, LL{min},
+                       LL{max});
 }
 
 // One axis of a view.
@@ -51,26 +52,29 @@ class ViewCheck {
   Status Validate(Span* span) const {
     const int64_t element = SizeBytes(dtype_);
     if (element == 0) {
-      return Status::Error(kInvalid, "%s.dtype is %d, must be f32, f16 or bf16", name_, static_cast<int>(dtype_));
+      return Status::Error(kInvalid, "%s.dtype is %d, must be f32, f16 or bf16", name_,
+                           static_cast<int>(dtype_));
     }
     for (const Axis& axis : axes_) {
       const bool may_be_empty = &axis == &axes_[0] || &axis == &axes_[1];
       const int64_t min = may_be_empty ? 0 : 1;
       const int64_t max = &axis == &axes_[3] ? int64_t{kMaxHeadDim} : kMaxCount;
       if (axis.count < min || axis.count > max) {
-        return Status::Error(kInvalid, "%s.%s is %lld, must be %lld to %lld", name_, axis.name, LL{axis.count},
-                       LL{min}, LL{max});
+        return Status::Error(kInvalid, "%s.%s is %lld, must be %lld to %lld", name_, axis.name,
+                             LL{axis.count}, LL{min}, LL{max});
       }
       if (axis.stride % element != 0) {
-        return Status::Error(kInvalid, "%s's %s stride is %lld bytes, must be a multiple of the element's %lld",
-                       name_, axis.name, LL{axis.stride}, LL{element});
+        return Status::Error(
+            kInvalid, "%s's %s stride is %lld bytes, must be a multiple of the element's %lld",
+            name_, axis.name, LL{axis.stride}, LL{element});
       }
     }
     *span = Span();
     if (axes_[0].count == 0 || axes_[1].count == 0) return Status();
     if (address_ == 0) return Status::Error(kInvalid, "%s.data is null", name_);
     if (address_ % static_cast<uintptr_t>(element) != 0) {
-      return Status::Error(kInvalid, "%s.data is not aligned to its element's %lld bytes", name_, LL{element});
+      return Status::Error(kInvalid, "%s.data is not aligned to its element's %lld bytes", name_,
+                           LL{element});
     }
 
     // Offsets of the lowest and highest element.
@@ -94,8 +98,8 @@ class ViewCheck {
     return Status();
   }
 
-  // Outputs: no two elements share memory. Checked as nesting: every axis steps over all that the axes
-  // with smaller strides span.
+  // Outputs: no two elements share memory. Checked as nesting: every axis steps over all that the
+  // axes with smaller strides span.
   Status ValidateDistinct() const {
     Axis sorted[4] = {axes_[0], axes_[1], axes_[2], axes_[3]};
     std::sort(sorted, sorted + 4, [](const Axis& a, const Axis& b) {
@@ -105,8 +109,9 @@ class ViewCheck {
     for (const Axis& axis : sorted) {
       if (axis.count <= 1) continue;
       if (Magnitude(axis.stride) < inner_bytes) {
-        return Status::Error(kInvalid, "%s's %s stride is %lld bytes: elements overlap, which an output's must not",
-                       name_, axis.name, LL{axis.stride});
+        return Status::Error(
+            kInvalid, "%s's %s stride is %lld bytes: elements overlap, which an output's must not",
+            name_, axis.name, LL{axis.stride});
       }
       inner_bytes += static_cast<uint64_t>(axis.count - 1) * Magnitude(axis.stride);
     }
@@ -115,8 +120,7 @@ class ViewCheck {
 
  private:
   static uint64_t Magnitude(int64_t stride) {
-    return stride < 0 ? uint64_t{0} - static_cast<uint64_t>(stride)
-                      : static_cast<uint64_t>(stride);
+    return stride < 0 ? uint64_t{0} - static_cast<uint64_t>(stride) : static_cast<uint64_t>(stride);
   }
 
   const char* name_;
@@ -127,7 +131,8 @@ class ViewCheck {
 
 Status ValidateEqual(const char* name, int64_t value, const char* other_name, int64_t other) {
   if (value == other) return Status();
-  return Status::Error(kInvalid, "%s is %lld, but %s is %lld", name, LL{value}, other_name, LL{other});
+  return Status::Error(kInvalid, "%s is %lld, but %s is %lld", name, LL{value}, other_name,
+                       LL{other});
 }
 
 #define SIGHTLINE_RETURN_IF_ERROR(expression) \
@@ -148,22 +153,24 @@ Status ValidatePacked(const char* name, const AttentionDesc& desc, LayoutId layo
   const PackedHeader& header = packed.header();
   if (header.layout_version != kLayoutVersion) {
     return Status::Error(StatusCode::kUnsupported,
-                         "%s was packed with layout version %u; this library reads version %u", name,
-                         header.layout_version, kLayoutVersion);
+                         "%s was packed with layout version %u; this library reads version %u",
+                         name, header.layout_version, kLayoutVersion);
   }
   if (packed.precision() != desc.precision) {
-    return Status::Error(kInvalid, "%s's precision is %s, the plan's is %s", name, Name(packed.precision()),
-                   Name(desc.precision));
+    return Status::Error(kInvalid, "%s's precision is %s, the plan's is %s", name,
+                         Name(packed.precision()), Name(desc.precision));
   }
   if (header.layout != layout) {
-    return Status::Error(StatusCode::kUnsupported,
-                         "%s has layout %u; the plan's tier reads layout %u: create both for one tier",
-                         name, static_cast<unsigned>(header.layout), static_cast<unsigned>(layout));
+    return Status::Error(
+        StatusCode::kUnsupported,
+        "%s has layout %u; the plan's tier reads layout %u: create both for one tier", name,
+        static_cast<unsigned>(header.layout), static_cast<unsigned>(layout));
   }
   if (header.num_kv_heads != desc.num_kv_heads || header.head_dim != desc.head_dim ||
       header.v_head_dim != desc.v_head_dim) {
     return Status::Error(
-        kInvalid, "%s has num_kv_heads %lld, head_dim %lld, v_head_dim %lld; the plan has %lld, %lld, %lld",
+        kInvalid,
+        "%s has num_kv_heads %lld, head_dim %lld, v_head_dim %lld; the plan has %lld, %lld, %lld",
         name, LL{header.num_kv_heads}, LL{header.head_dim}, LL{header.v_head_dim},
         LL{desc.num_kv_heads}, LL{desc.head_dim}, LL{desc.v_head_dim});
   }
@@ -178,13 +185,16 @@ Status ValidatePrecision(const char* argument, Precision precision) {
     return Status::Error(StatusCode::kUnsupported, "%s is bf16, which is not implemented yet",
                          argument);
   }
-  return Status::Error(kInvalid, "%s is %d, must be f32, f16 or i8", argument, static_cast<int>(precision));
+  return Status::Error(kInvalid, "%s is %d, must be f32, f16 or i8", argument,
+                       static_cast<int>(precision));
 }
 
 Status ValidateParallel(const ParallelFor& parallel) {
-  if (parallel.num_workers == 0) return Status::Error(kInvalid, "parallel.num_workers is 0, must be at least 1");
+  if (parallel.num_workers == 0)
+    return Status::Error(kInvalid, "parallel.num_workers is 0, must be at least 1");
   if (parallel.num_workers > 1 && parallel.run == nullptr) {
-    return Status::Error(kInvalid, "parallel.run is null, but parallel.num_workers is %zu", parallel.num_workers);
+    return Status::Error(kInvalid, "parallel.run is null, but parallel.num_workers is %zu",
+                         parallel.num_workers);
   }
   return Status();
 }
@@ -194,7 +204,7 @@ Status ValidateDesc(const AttentionDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_kv_heads", desc.num_kv_heads, 1, kMaxCount));
   if (desc.num_heads % desc.num_kv_heads != 0) {
     return Status::Error(kInvalid, "num_kv_heads is %lld, must divide num_heads, which is %lld",
-                   LL{desc.num_kv_heads}, LL{desc.num_heads});
+                         LL{desc.num_kv_heads}, LL{desc.num_heads});
   }
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("head_dim", desc.head_dim, 1, kMaxHeadDim));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("v_head_dim", desc.v_head_dim, 1, kMaxHeadDim));
@@ -203,9 +213,11 @@ Status ValidateDesc(const AttentionDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_kv_len", desc.max_kv_len, 0, kMaxCount));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_workers", desc.max_workers, 1, 1 << 16));
   if (desc.mask != Mask::kNone && desc.mask != Mask::kCausal) {
-    return Status::Error(kInvalid, "mask is %d, must be kNone or kCausal", static_cast<int>(desc.mask));
+    return Status::Error(kInvalid, "mask is %d, must be kNone or kCausal",
+                         static_cast<int>(desc.mask));
   }
-  if (!isfinite(desc.scale)) return Status::Error(kInvalid, "scale is %f, must be finite", double{desc.scale});
+  if (!isfinite(desc.scale))
+    return Status::Error(kInvalid, "scale is %f, must be finite", double{desc.scale});
   return ValidatePrecision("precision", desc.precision);
 }
 
@@ -229,13 +241,12 @@ Status ValidateKvShape(const ConstTensorView& k, const ConstTensorView& v, int64
     const char* name;
     int64_t given;
     int64_t wanted;
-  } checks[] = {{"k.heads", k.heads, num_kv_heads},
-                {"k.dim", k.dim, head_dim},
-                {"v.dim", v.dim, v_head_dim}};
+  } checks[] = {
+      {"k.heads", k.heads, num_kv_heads}, {"k.dim", k.dim, head_dim}, {"v.dim", v.dim, v_head_dim}};
   for (const auto& check : checks) {
     if (check.given != check.wanted) {
-      return Status::Error(kInvalid, "%s is %lld, the %s has %lld", check.name, LL{check.given}, what,
-                     LL{check.wanted});
+      return Status::Error(kInvalid, "%s is %lld, the %s has %lld", check.name, LL{check.given},
+                           what, LL{check.wanted});
     }
   }
   return Status();
@@ -256,28 +267,31 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
       ValidateEqual("out.heads", args.out.heads, "num_heads", desc.num_heads));
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("out.dim", args.out.dim, "v_head_dim", desc.v_head_dim));
   if (args.q.batch > desc.max_batch) {
-    return Status::Error(StatusCode::kCapacityExceeded, "q.batch is %lld, the plan's max_batch %lld",
-                         LL{args.q.batch}, LL{desc.max_batch});
+    return Status::Error(StatusCode::kCapacityExceeded,
+                         "q.batch is %lld, the plan's max_batch %lld", LL{args.q.batch},
+                         LL{desc.max_batch});
   }
   if (args.q.length > desc.max_q_len) {
-    return Status::Error(StatusCode::kCapacityExceeded, "q.length is %lld, the plan's max_q_len %lld",
-                         LL{args.q.length}, LL{desc.max_q_len});
+    return Status::Error(StatusCode::kCapacityExceeded,
+                         "q.length is %lld, the plan's max_q_len %lld", LL{args.q.length},
+                         LL{desc.max_q_len});
   }
 
-  const bool has_tensors = args.k.data != nullptr || args.v.data != nullptr || args.k.heads != 0 ||
-                           args.v.heads != 0;
-  const int sources = (has_tensors ? 1 : 0) + (args.memory != nullptr ? 1 : 0) +
-                      (args.cache != nullptr ? 1 : 0);
+  const bool has_tensors =
+      args.k.data != nullptr || args.v.data != nullptr || args.k.heads != 0 || args.v.heads != 0;
+  const int sources =
+      (has_tensors ? 1 : 0) + (args.memory != nullptr ? 1 : 0) + (args.cache != nullptr ? 1 : 0);
   if (sources != 1) {
-    return Status::Error(kInvalid, "%d of {k and v}, memory, cache are given, must be exactly one", sources);
+    return Status::Error(kInvalid, "%d of {k and v}, memory, cache are given, must be exactly one",
+                         sources);
   }
 
   int64_t kv_batch = 0;
   *packed = nullptr;
   if (has_tensors) {
     SIGHTLINE_RETURN_IF_ERROR(ValidateKvSpans(args.k, args.v, &k_span, &v_span));
-    SIGHTLINE_RETURN_IF_ERROR(ValidateKvShape(args.k, args.v, desc.num_kv_heads, desc.head_dim,
-                                              desc.v_head_dim, "plan"));
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidateKvShape(args.k, args.v, desc.num_kv_heads, desc.head_dim, desc.v_head_dim, "plan"));
     if (args.k.length > desc.max_kv_len) {
       return Status::Error(StatusCode::kCapacityExceeded,
                            "k.length is %lld, the plan's max_kv_len %lld", LL{args.k.length},
@@ -295,16 +309,18 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
     kv_batch = (*packed)->header().batch;
   }
   if (kv_batch == 0 ? args.q.batch != 0 : args.q.batch % kv_batch != 0) {
-    return Status::Error(kInvalid, "q.batch is %lld, must be a multiple of the K/V batch, which is %lld",
-                   LL{args.q.batch}, LL{kv_batch});
+    return Status::Error(kInvalid,
+                         "q.batch is %lld, must be a multiple of the K/V batch, which is %lld",
+                         LL{args.q.batch}, LL{kv_batch});
   }
   const struct {
     const char* name;
     const Span& span;
-  } inputs[] = {{"q", q_span}, {*packed != nullptr ? "the memory or cache" : "k", k_span},
-                {"v", v_span}};
+  } inputs[] = {
+      {"q", q_span}, {*packed != nullptr ? "the memory or cache" : "k", k_span}, {"v", v_span}};
   for (const auto& input : inputs) {
-    if (out_span.Overlaps(input.span)) return Status::Error(kInvalid, "out overlaps %s", input.name);
+    if (out_span.Overlaps(input.span))
+      return Status::Error(kInvalid, "out overlaps %s", input.name);
   }
   return Status();
 }
@@ -312,12 +328,15 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
 Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes,
                          const AttentionArgs& args) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(workspace.data);
-  if (workspace.data == nullptr && needed_bytes > 0) return Status::Error(kInvalid, "workspace.data is null");
+  if (workspace.data == nullptr && needed_bytes > 0)
+    return Status::Error(kInvalid, "workspace.data is null");
   if (address % Workspace::kAlignmentBytes != 0) {
-    return Status::Error(kInvalid, "workspace.data is not aligned to %zu bytes", Workspace::kAlignmentBytes);
+    return Status::Error(kInvalid, "workspace.data is not aligned to %zu bytes",
+                         Workspace::kAlignmentBytes);
   }
   if (workspace.bytes < needed_bytes) {
-    return Status::Error(kInvalid, "workspace.bytes is %zu, the plan needs %zu", workspace.bytes, needed_bytes);
+    return Status::Error(kInvalid, "workspace.bytes is %zu, the plan needs %zu", workspace.bytes,
+                         needed_bytes);
   }
   const Span span = {address, address + workspace.bytes};
   const struct {

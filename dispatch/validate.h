@@ -1,4 +1,5 @@
-// Every documented precondition of the public calls, checked once. What passes here, the kernels trust.
+// Every documented precondition of the public calls, checked once. What passes here, the kernels
+// trust.
 #ifndef SIGHTLINE_DISPATCH_VALIDATE_H_
 #define SIGHTLINE_DISPATCH_VALIDATE_H_
 

@@ -1,12 +1,12 @@
-// One step of the online softmax (Milakov & Gimelshein 2018): fold a tile of scores into the running
-// maximum m and denominator d, and turn the scores into P.
+// One step of the online softmax (Milakov & Gimelshein 2018): fold a tile of scores into the
+// running maximum m and denominator d, and turn the scores into P.
 //
 //   m' = max(m, max S)    d' = 2^(m - m') d + Σ P    O' = 2^(m - m') O + P·V
 //
-// f32 takes P relative to m'. int8 takes it relative to the tile's own maximum, so that all 255 steps
-// are used even when an earlier tile held a larger score, and weighs the tile's product by
-// 2^(tile m - m'); d sums P before rounding, so that thousands of keys too faint for a step of their own
-// still count.
+// f32 takes P relative to m'. int8 takes it relative to the tile's own maximum, so that all 255
+// steps are used even when an earlier tile held a larger score, and weighs the tile's product by
+// 2^(tile m - m'); d sums P before rounding, so that thousands of keys too faint for a step of
+// their own still count.
 //
 // Cost per score: 10 instructions for 2^x, a subtraction and an addition; int8 rounds and packs.
 #ifndef SIGHTLINE_KERNELS_ONLINE_SOFTMAX_INL_H_
@@ -20,9 +20,7 @@ namespace {
 
 // A row that has seen no key yet has maximum -inf; any finite reference will do for it, and 0 keeps
 // -inf - (-inf) away.
-HWY_INLINE VF FiniteReference(VF m) {
-  return hn::IfThenZeroElse(hn::Eq(m, NegInf()), m);
-}
+HWY_INLINE VF FiniteReference(VF m) { return hn::IfThenZeroElse(hn::Eq(m, NegInf()), m); }
 
 // num_keys is a multiple of kStep; hidden scores are -inf and become exactly 0.
 template <class Scheme, size_t kQV>

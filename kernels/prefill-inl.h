@@ -4,15 +4,18 @@
 //     for each query tile that sees it    Q and O of the task stay in L2, S and P in L1
 //       S = K·Q, softmax, O += P·V
 //
-// Traffic per task: K and V once, Q and O once. A K/V tile hidden from a query tile (above the causal
-// diagonal) is never computed. Work per score: head_dim + v_head_dim multiplications and one 2^x.
+// Traffic per task: K and V once, Q and O once. A K/V tile hidden from a query tile (above the
+// causal diagonal) is never computed. Work per score: head_dim + v_head_dim multiplications and one
+// 2^x.
 #ifndef SIGHTLINE_KERNELS_PREFILL_INL_H_
 #define SIGHTLINE_KERNELS_PREFILL_INL_H_
 
+#include "kernels/kv_tile-inl.h"
 #include "kernels/load_queries-inl.h"
 #include "kernels/online_softmax-inl.h"
 #include "kernels/pv-inl.h"
 #include "kernels/qk-inl.h"
+#include "kernels/scratch-inl.h"
 #include "kernels/store_output-inl.h"
 
 namespace sightline {
@@ -21,24 +24,6 @@ namespace {
 
 template <class Scheme>
 constexpr size_t kTileRows = Scheme::kQueryVectors * kLanes;
-
-// Hands out the task's scratch piece by piece; with a null base it only counts.
-class ScratchArena {
- public:
-  explicit ScratchArena(uint8_t* base) : base_(base) {}
-
-  template <typename T>
-  T* Take(size_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
-    used_ = RoundUp(used_ + count * sizeof(T), kPackedAlignBytes);
-    return piece;
-  }
-  size_t used() const { return used_; }
-
- private:
-  uint8_t* base_;
-  size_t used_ = 0;
-};
 
 // Everything a task keeps: its query tiles, and what they take turns to use.
 template <class Scheme>
@@ -50,8 +35,7 @@ struct TaskScratch {
   TileScratch shared;
   uint8_t* chunks;
   float* row;
-  float* wide_k;  // kWidensKv: the K/V tile in f32
-  float* wide_v;
+  WideTile wide;
 };
 
 template <class Scheme>
@@ -79,13 +63,12 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
   task.shared.p_init = arena.Take<int32_t>(kRows);
   task.chunks = arena.Take<uint8_t>(kLanes * widest * sizeof(float));
   task.row = arena.Take<float>(widest);
-  task.wide_k = arena.Take<float>(Scheme::kWidensKv ? kKvTile * shape.head_dim : 0);
-  task.wide_v = arena.Take<float>(Scheme::kWidensKv ? kKvTile * channels : 0);
+  task.wide = TakeWideTile<Scheme>(shape, arena);
   return arena.used();
 }
 
 template <class Scheme>
-size_t AttendScratchBytes(const PackedShape& shape) {
+size_t PrefillScratchBytes(const PackedShape& shape) {
   TaskScratch<Scheme> scratch;
   return LayOutScratch<Scheme>(shape, nullptr, scratch);
 }
@@ -111,62 +94,8 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
   LoadQueries<Scheme>(task, q, scratch.chunks, scratch.row);
 }
 
-HWY_INLINE void Widen(const hwy::float16_t* HWY_RESTRICT from, size_t n, float* HWY_RESTRICT to) {
-  const hn::Rebind<hwy::float16_t, DF> d16;
-  for (size_t i = 0; i < n; i += kLanes) {
-    hn::Store(hn::PromoteTo(df, hn::Load(d16, from + i)), df, to + i);
-  }
-}
-
-// The tile of keys that begins at `key`, widened to f32 where the scheme says so. num_keys, at most
-// kKvTile, are in use.
-template <class Scheme>
-HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_keys,
-                              const TaskScratch<Scheme>& scratch) {
-  using Stored = typename Scheme::Stored;
-  const PackedShape& shape = head.shape;
-  const size_t channels = PaddedVHeadDim(shape);
-  const Stored* k = reinterpret_cast<const Stored*>(head.base + head.offsets.k) +
-                    KBlockOffset(shape, key);
-  const Stored* v = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
-  const VPanel first_panel = VPanelAt(shape, key, 0);
-
-  KvTile tile = {};
-  tile.key_begin = key;
-  if constexpr (Scheme::kWidensKv) {
-    const size_t v_key = key % kVTileKeys;
-    Widen(k, RoundUp(num_keys, kKeyBlock) * shape.head_dim, scratch.wide_k);
-    for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
-      const VPanel panel = VPanelAt(shape, key, channel);
-      Widen(v + panel.offset + v_key * panel.width, num_keys * panel.width,
-            scratch.wide_v + channel * kKvTile);
-    }
-    tile.k = reinterpret_cast<const uint8_t*>(scratch.wide_k);
-    tile.v = reinterpret_cast<const uint8_t*>(scratch.wide_v);
-    tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
-    tile.k_block_bytes = kKeyBlock * shape.head_dim * sizeof(float);
-  } else {
-    tile.k = reinterpret_cast<const uint8_t*>(k);
-    tile.v = reinterpret_cast<const uint8_t*>(v + first_panel.offset);
-    if (channels > kPanelWidth) {
-      tile.v_panel_bytes =
-          (VPanelAt(shape, key, kPanelWidth).offset - first_panel.offset) * sizeof(Stored);
-    }
-    tile.v_key = key % kVTileKeys;
-    tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(Stored);
-  }
-  if constexpr (Scheme::kI8) {
-    tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
-    tile.v_scale = reinterpret_cast<const float*>(head.base + head.offsets.v_scale) +
-                   key / kKvTile * channels;
-  } else {
-    tile.v_special = head.base[head.offsets.v_special + key / kKvTile] != 0;
-  }
-  return tile;
-}
-
-// One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector at a
-// time costs 10 % of a causal prefill of 2048.
+// One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector
+// at a time costs 10 % of a causal prefill of 2048.
 template <class Scheme, size_t kQV>
 HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                size_t num_keys, const TileScratch& scratch) {
@@ -180,7 +109,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
 }
 
 template <class Scheme>
-void Attend(const AttendTask& task, unsigned char* scratch_bytes) {
+void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   TaskScratch<Scheme> scratch;
   LayOutScratch<Scheme>(task.head.shape, scratch_bytes, scratch);
 
@@ -192,7 +121,7 @@ void Attend(const AttendTask& task, unsigned char* scratch_bytes) {
   const size_t visible = scratch.tiles[num_tiles - 1].max_limit;
   for (size_t key = 0; key < visible; key += kKvTile) {
     const size_t tile_keys = MinOf(kKvTile, visible - key);
-    const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch);
+    const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch.wide);
     for (size_t t = 0; t < num_tiles; ++t) {
       const QueryTile& q = scratch.tiles[t];
       if (q.max_limit <= key) continue;
@@ -201,9 +130,7 @@ void Attend(const AttendTask& task, unsigned char* scratch_bytes) {
     }
   }
 
-  const float* v_center =
-      Scheme::kI8 ? reinterpret_cast<const float*>(task.head.base + task.head.offsets.v_center)
-                  : nullptr;
+  const float* v_center = VCenter<Scheme>(task.head);
   for (size_t t = 0; t < num_tiles; ++t) {
     StoreOutput(task, scratch.tiles[t], v_center, scratch.chunks, scratch.row);
   }

@@ -5,26 +5,13 @@
 #ifndef SIGHTLINE_KERNELS_PV_INL_H_
 #define SIGHTLINE_KERNELS_PV_INL_H_
 
+#include "kernels/kv_tile-inl.h"
 #include "kernels/schemes-inl.h"
+#include "kernels/score_mods-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
-
-// V of `channel` onwards in the tile, and the bytes from one step of keys to the next.
-struct VColumns {
-  const uint8_t* data;
-  size_t stride_bytes;
-};
-template <class Scheme>
-HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t channel) {
-  const size_t panel = channel / kPanelWidth;
-  const size_t width = MinOf(kPanelWidth, padded_channels - panel * kPanelWidth);
-  const size_t stride_bytes = width * kLaneBytes;
-  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kDepth<Scheme> * stride_bytes +
-              channel % kPanelWidth * kLaneBytes,
-          stride_bytes};
-}
 
 template <class Scheme, size_t kQV>
 HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, size_t padded_channels,
@@ -62,8 +49,7 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, size_t padd
       if constexpr (Scheme::kI8) {
         const VF unit = hn::Mul(hn::Load(df, scratch.weight + v * kLanes),
                                 hn::Set(df, kv.v_scale[channel + n]));
-        const VF rescaled =
-            hn::Mul(hn::Load(df, out), hn::Load(df, scratch.rescale + v * kLanes));
+        const VF rescaled = hn::Mul(hn::Load(df, out), hn::Load(df, scratch.rescale + v * kLanes));
         hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[n][v]), unit, rescaled), df, out);
       } else {
         hn::Store(acc[n][v], df, out);
@@ -72,8 +58,8 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, size_t padd
   }
 }
 
-// 0 * NaN is NaN, so a row must not even multiply by the value of a key that it does not see. Floats
-// only, for the rare tile that holds a NaN or an infinity and that some row sees in part.
+// 0 * NaN is NaN, so a row must not even multiply by the value of a key that it does not see.
+// Floats only, for the rare tile that holds a NaN or an infinity and that some row sees in part.
 template <size_t kQV>
 HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t padded_channels,
                                     size_t num_keys, const TileScratch& scratch) {
@@ -87,8 +73,7 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t
         const VF p = hn::Load(df, scratch.s + (key * kQV + v) * kLanes);
         const VF value = hn::BitCast(df, Broadcast32(columns.data + key * columns.stride_bytes));
         const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
-        const auto visible = hn::RebindMask(df, hn::Gt(limit, index));
-        acc = hn::IfThenElse(visible, hn::MulAdd(p, value, acc), acc);
+        acc = hn::IfThenElse(Visible(index, limit), hn::MulAdd(p, value, acc), acc);
       }
       hn::Store(acc, df, out);
     }

@@ -1,11 +1,12 @@
 // S = K·Q for one pair of tiles, in units of log2 so that softmax is a power of two, and the rows'
 // maxima over the tile.
 //
-// Cost per kStep keys: head_dim / depth steps of BlockProduct, then for each of the kStep * kQV vectors
-// one store, one maximum and, for int8, a conversion and two multiplications.
+// Cost per kStep keys: head_dim / depth steps of BlockProduct, then for each of the kStep * kQV
+// vectors one store, one maximum and, for int8, a conversion and two multiplications.
 #ifndef SIGHTLINE_KERNELS_QK_INL_H_
 #define SIGHTLINE_KERNELS_QK_INL_H_
 
+#include "kernels/kv_tile-inl.h"
 #include "kernels/schemes-inl.h"
 #include "kernels/score_mods-inl.h"
 
@@ -32,10 +33,8 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps
     for (size_t n = 0; n < kStep; ++n) acc[n][v] = init;
   }
 
-  const uint8_t* k =
-      kv.k + key / kKeyBlock * kv.k_block_bytes + key % kKeyBlock * kLaneBytes;
-  BlockProduct<typename Scheme::QkProduct, kStep, kQV>(k, kKeyBlock * kLaneBytes, q.panel,
-                                                       num_steps, acc);
+  BlockProduct<typename Scheme::QkProduct, kStep, kQV>(
+      KeyColumns<Scheme>(kv, key), kKeyBlock * kLaneBytes, q.panel, num_steps, acc);
 
   float* HWY_RESTRICT s_out = scratch.s + key * kQV * kLanes;
   HWY_UNROLL(8)
@@ -52,7 +51,8 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps
         s = acc[n][v];
       }
       if constexpr (kMasked) {
-        s = HideFromKey(s, hn::Load(di32, q.limit + v * kLanes), kv.key_begin + key + n);
+        const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key + n));
+        s = Hide(s, index, hn::Load(di32, q.limit + v * kLanes));
       }
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, s_out + (n * kQV + v) * kLanes);

@@ -1,6 +1,7 @@
 // The caller's rows: any element type and stride in, f32 out, and back.
 //
-// Nothing outside the row's own elements is touched: the caller's buffer may end at a page boundary.
+// Nothing outside the row's own elements is touched: the caller's buffer may end at a page
+// boundary.
 #ifndef SIGHTLINE_KERNELS_ROWS_INL_H_
 #define SIGHTLINE_KERNELS_ROWS_INL_H_
 

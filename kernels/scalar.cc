@@ -1,5 +1,6 @@
 // The scalar tier: the same schemes on the same layouts in plain C++, one row at a time. It runs
-// anywhere, needs no Highway, and is what the SIMD tiers are read against; it is not meant to be fast.
+// anywhere, needs no Highway, and is what the SIMD tiers are read against; it is not meant to be
+// fast.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -47,9 +48,7 @@ float LoadSource(const SourceRows& rows, size_t i, size_t d) {
                      rows.dtype);
 }
 
-float Sanitize(float x) {
-  return isnan(x) ? 0.0f : std::clamp(x, -kLargestFinite, kLargestFinite);
-}
+float Sanitize(float x) { return isnan(x) ? 0.0f : std::clamp(x, -kLargestFinite, kLargestFinite); }
 
 struct QuantStep {
   float scale;
@@ -123,8 +122,8 @@ void PackI8(const PackTask& task, unsigned char*) {
   uint8_t* k = base + o.k;
   int8_t* v = reinterpret_cast<int8_t*>(base + o.v);
   float* k_scale = reinterpret_cast<float*>(base + o.k_scale);
-  float* v_scale = reinterpret_cast<float*>(base + o.v_scale) +
-                   task.key_begin / kKvTile * PaddedVHeadDim(s);
+  float* v_scale =
+      reinterpret_cast<float*>(base + o.v_scale) + task.key_begin / kKvTile * PaddedVHeadDim(s);
   const float* k_center = reinterpret_cast<const float*>(base + o.k_center);
   const float* v_center = reinterpret_cast<const float*>(base + o.v_center);
 
@@ -234,7 +233,7 @@ class I8Row {
   int q_[kMaxHeadDim];
 };
 
-size_t AttendScratchBytes(const PackedShape&) { return 0; }
+size_t ScratchBytes(const PackedShape&) { return 0; }
 
 template <class Row>
 void AttendRow(const AttendTask& task, size_t r) {
@@ -248,8 +247,7 @@ void AttendRow(const AttendTask& task, size_t r) {
   };
   float q[kMaxHeadDim];
   for (size_t d = 0; d < shape.head_dim; ++d) {
-    q[d] = LoadElement(row_of(task.q) + static_cast<int64_t>(d) * task.q.dim_stride,
-                       task.q.dtype);
+    q[d] = LoadElement(row_of(task.q) + static_cast<int64_t>(d) * task.q.dim_stride, task.q.dtype);
   }
   const Row row(task, q);
 
@@ -294,6 +292,14 @@ void Attend(const AttendTask& task, unsigned char*) {
   for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<Row>(task, r);
 }
 
+using PackFunction = void (*)(const PackTask& task, unsigned char* scratch);
+
+// Rows are taken one by one: one driver serves any number of them.
+template <class Row>
+constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackFunction pack) {
+  return {layout, &ScratchBytes, &Attend<Row>, &Attend<Row>, kTaskRows, center, pack};
+}
+
 }  // namespace
 
 const internal::KernelTable& GetTable();  // dispatch/tiers.cc declares it for every tier
@@ -303,11 +309,9 @@ const internal::KernelTable& GetTable() {
       "scalar",
       0,
       {
-          {LayoutId::kF32, &AttendScratchBytes, &Attend<FloatRow<float>>, nullptr,
-           &PackFloat<float>},
-          {LayoutId::kF16, &AttendScratchBytes, &Attend<FloatRow<uint16_t>>, nullptr,
-           &PackFloat<uint16_t>},
-          {kI8Layout, &AttendScratchBytes, &Attend<I8Row>, &CenterI8, &PackI8},
+          KernelsOf<FloatRow<float>>(LayoutId::kF32, nullptr, &PackFloat<float>),
+          KernelsOf<FloatRow<uint16_t>>(LayoutId::kF16, nullptr, &PackFloat<uint16_t>),
+          KernelsOf<I8Row>(kI8Layout, &CenterI8, &PackI8),
       }};
   return kTable;
 }

@@ -1,5 +1,5 @@
-// The schemes: what a precision means to the kernels. One driver serves all; a scheme says how Q, K, P
-// and V are represented and which multiplication joins them.
+// The schemes: what a precision means to the kernels. One driver serves all; a scheme says how Q,
+// K, P and V are represented and which multiplication joins them.
 #ifndef SIGHTLINE_KERNELS_SCHEMES_INL_H_
 #define SIGHTLINE_KERNELS_SCHEMES_INL_H_
 
@@ -28,6 +28,11 @@ struct F16Scheme : F32Scheme {
   using Stored = hwy::float16_t;
 };
 
+// The same K and V, widened as they are loaded: where few rows share each load.
+struct F16LoadScheme : F16Scheme {
+  static constexpr bool kWidensKv = false;
+};
+
 // Q per row, K per token, V per channel and tile in int8; P in u8, 255 at the tile's own maximum.
 struct I8Scheme {
   static constexpr LayoutId kLayout = I8Ops::kLayout;
@@ -48,8 +53,14 @@ constexpr float kMaxP = 255.0f;
 template <class Scheme>
 constexpr size_t kDepth = Scheme::kI8 ? 4 : 1;
 
-// A query tile: up to kQueryVectors * kLanes rows that pass through the kernels together. Arrays are
-// per row unless said otherwise; rows past the last real one are zero queries, computed and dropped.
+// Bytes in memory of what becomes one 32-bit lane, in the tile that the products read.
+template <class Scheme>
+constexpr size_t kTileLaneBytes =
+    Scheme::kWidensKv ? kLaneBytes : kDepth<Scheme> * sizeof(typename Scheme::Stored);
+
+// A query tile: up to kQueryVectors * kLanes rows that pass through the kernels together. Arrays
+// are per row unless said otherwise; rows past the last real one are zero queries, computed and
+// dropped.
 struct QueryTile {
   uint8_t* panel;     // Q: [RoundUp(head_dim, 16) / depth][rows] 32-bit lanes
   float* row_scale;   // int8: what one unit of a score's integer part is worth, scales included
@@ -61,33 +72,20 @@ struct QueryTile {
   size_t first_row;
   size_t num_rows;     // real ones
   size_t num_vectors;  // RoundUp(num_rows, kLanes) / kLanes
-  // Bounds of limit over the tile: keys below min_limit are visible to every row, those from max_limit
-  // on to none.
+  // Bounds of limit over the tile: keys below min_limit are visible to every row, those from
+  // max_limit on to none.
   size_t min_limit;
   size_t max_limit;
 };
 
-// A K/V tile: keys [key_begin, key_begin + kKvTile) of one head.
-struct KvTile {
-  const uint8_t* k;        // block of 64 keys after block, k_block_bytes apart
-  size_t k_block_bytes;
-  const uint8_t* v;        // first panel of the V tile that these keys are part of
-  size_t v_panel_bytes;    // from a panel to the next
-  size_t v_key;            // keys of the V tile before these
-  const float* k_scale;    // int8: [kKvTile]
-  const float* v_scale;    // int8: [PaddedVHeadDim]
-  bool v_special;          // a NaN or an infinity is among V
-  size_t key_begin;
-};
-
 // What one pair of tiles leaves between its steps.
 struct TileScratch {
-  float* s;        // [kKvTile][rows]: scores, then for f32 P itself
-  uint8_t* p;      // int8: [kKvTile / 4][rows][4]
-  float* tile_m;   // maximum of the tile's visible scores
-  float* rescale;  // 2^(old m - new m): what O and d have to be multiplied by
-  float* weight;   // int8: 2^(tile m - new m) / 255, the worth of one unit of P
-  int32_t* p_init; // int8: where the accumulators of P·V start
+  float* s;         // [kKvTile][rows]: scores, then for f32 P itself
+  uint8_t* p;       // int8: [kKvTile / 4][rows][4]
+  float* tile_m;    // maximum of the tile's visible scores
+  float* rescale;   // 2^(old m - new m): what O and d have to be multiplied by
+  float* weight;    // int8: 2^(tile m - new m) / 255, the worth of one unit of P
+  int32_t* p_init;  // int8: where the accumulators of P·V start
 };
 
 }  // namespace

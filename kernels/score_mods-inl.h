@@ -10,7 +10,8 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all keys.
+// Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all
+// keys.
 HWY_INLINE size_t KeyLimit(const AttendTask& task, size_t row) {
   if (!task.causal) return task.kv_len;
   const size_t query = row / (task.q.beams * task.q.group);
@@ -18,10 +19,14 @@ HWY_INLINE size_t KeyLimit(const AttendTask& task, size_t row) {
   return task.kv_len > hidden ? task.kv_len - hidden : 0;
 }
 
-// Scores of `key`; -inf for the rows that must not see it, whatever the product was (NaN included).
-HWY_INLINE VF HideFromKey(VF s, VI32 limit, size_t key) {
-  const VI32 index = hn::Set(di32, static_cast<int32_t>(key));
-  return hn::IfThenElse(hn::RebindMask(df, hn::Gt(limit, index)), s, NegInf());
+// Lanes whose key index is below their row's limit.
+HWY_INLINE hn::Mask<DF> Visible(VI32 index, VI32 limit) {
+  return hn::RebindMask(df, hn::Gt(limit, index));
+}
+
+// Hidden scores become -inf, whatever the product was (NaN included).
+HWY_INLINE VF Hide(VF s, VI32 index, VI32 limit) {
+  return hn::IfThenElse(Visible(index, limit), s, NegInf());
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
-// The SIMD vocabulary of a tier: tags and vector types of one register width, exp2, and the transpose
-// between the caller's rows and the kernels' panels.
+// The SIMD vocabulary of a tier: tags and vector types of one register width, exp2, and the
+// transpose between the caller's rows and the kernels' panels.
 //
 // A lane is a query: vectors hold kLanes queries, so that maximum, sum and rescale of softmax are
-// vertical. A panel is [index][row]: element `index` of each row of a query tile, contiguous over rows.
+// vertical. A panel is [index][row]: element `index` of each row of a query tile, contiguous over
+// rows.
 #ifndef SIGHTLINE_KERNELS_SIMD_INL_H_
 #define SIGHTLINE_KERNELS_SIMD_INL_H_
 
@@ -41,8 +42,8 @@ constexpr DU8 du8;
 
 constexpr size_t kLanes = hn::MaxLanes(DF());
 
-// Keeps an accumulator in its register. g++ 12 otherwise spills the block around the loop, because the
-// accumulators' types change there: 28 to 43 % of the dot-product roof instead of 80.
+// Keeps an accumulator in its register. g++ 12 otherwise spills the block around the loop, because
+// the accumulators' types change there: 28 to 43 % of the dot-product roof instead of 80.
 #if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86
 #if HWY_TARGET <= HWY_AVX3
 #define SIGHTLINE_PIN(vector) asm("" : "+v"((vector).raw))
@@ -54,8 +55,8 @@ constexpr size_t kLanes = hn::MaxLanes(DF());
 #endif
 
 // std::min and std::max belong to the standard library, which tier code must not instantiate.
-HWY_INLINE size_t MinOf(size_t a, size_t b) { return a < b ? a : b; }
-HWY_INLINE size_t MaxOf(size_t a, size_t b) { return a > b ? a : b; }
+constexpr size_t MinOf(size_t a, size_t b) { return a < b ? a : b; }
+constexpr size_t MaxOf(size_t a, size_t b) { return a > b ? a : b; }
 
 HWY_INLINE VF NegInf() { return hn::Set(df, -hwy::HighestValue<float>() * 2.0f); }
 
@@ -64,13 +65,14 @@ HWY_INLINE VF NegInf() { return hn::Set(df, -hwy::HighestValue<float>() * 2.0f);
 HWY_INLINE VF Exp2NonPositive(VF x) {
   // The constant is the first operand, since x86's max returns the second when either is NaN.
   x = hn::Max(hn::Set(df, -127.0f), x);
-  // 1.5 * 2^23 makes the sum's low mantissa bits the nearest integer; 127 is the exponent's bias, so
-  // that k = -127 shifts to the bits of 0.0f.
+  // 1.5 * 2^23 makes the sum's low mantissa bits the nearest integer; 127 is the exponent's bias,
+  // so that k = -127 shifts to the bits of 0.0f.
   const VF magic = hn::Set(df, 12582912.0f + 127.0f);
   const VF biased = hn::Add(x, magic);
   const VF power = hn::BitCast(df, hn::ShiftLeft<23>(hn::BitCast(di32, biased)));
   const VF f = hn::Sub(x, hn::Sub(biased, magic));  // [-0.5, 0.5]
-  // Minimax for the relative error of 2^f (9e-8) among degree 5 with p(0) = 1: the largest p is exact.
+  // Minimax for the relative error of 2^f (9e-8) among degree 5 with p(0) = 1: the largest p is
+  // exact.
   VF p = hn::Set(df, 1.32647271e-3f);
   p = hn::MulAdd(p, f, hn::Set(df, 9.67151286e-3f));
   p = hn::MulAdd(p, f, hn::Set(df, 5.55073375e-2f));
@@ -80,10 +82,10 @@ HWY_INLINE VF Exp2NonPositive(VF x) {
   return hn::Mul(p, power);
 }
 
-// Rows on their way into and out of panels are cut into chunks of 16 bytes: four 32-bit elements. The
-// order of the chunks makes a transpose of kLanes rows out of 4x4 transposes inside 128-bit blocks,
-// which is all that interleaving instructions can do: vector i of a group of four holds, in block b,
-// row 4b + i.
+// Rows on their way into and out of panels are cut into chunks of 16 bytes: four 32-bit elements.
+// The order of the chunks makes a transpose of kLanes rows out of 4x4 transposes inside 128-bit
+// blocks, which is all that interleaving instructions can do: vector i of a group of four holds, in
+// block b, row 4b + i.
 constexpr size_t kChunkBytes = 16;
 constexpr size_t kChunkElements = 4;
 
@@ -114,8 +116,7 @@ HWY_INLINE void Transpose4x4(VI32& a, VI32& b, VI32& c, VI32& d) {
 HWY_INLINE void ChunksToPanel(const uint8_t* HWY_RESTRICT chunks, size_t num_chunks,
                               int32_t* HWY_RESTRICT panel, size_t stride) {
   for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
-    const int32_t* in =
-        reinterpret_cast<const int32_t*>(chunks) + chunk * kChunkElements * kLanes;
+    const int32_t* in = reinterpret_cast<const int32_t*>(chunks) + chunk * kChunkElements * kLanes;
     VI32 a = hn::Load(di32, in + 0 * kLanes);
     VI32 b = hn::Load(di32, in + 1 * kLanes);
     VI32 c = hn::Load(di32, in + 2 * kLanes);

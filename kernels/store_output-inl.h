@@ -1,5 +1,5 @@
-// The last step: O / d, plus V's centre for int8, to rows of the caller's type. Rows that saw no key
-// become 0.
+// The last step: O / d, plus V's centre for int8, to rows of the caller's type. Rows that saw no
+// key become 0.
 #ifndef SIGHTLINE_KERNELS_STORE_OUTPUT_INL_H_
 #define SIGHTLINE_KERNELS_STORE_OUTPUT_INL_H_
 
@@ -10,7 +10,8 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// chunks: kLanes * PaddedVHeadDim floats; row: PaddedVHeadDim floats. v_center is null but for int8.
+// chunks: kLanes * PaddedVHeadDim floats; row: PaddedVHeadDim floats. v_center is null but for
+// int8.
 HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
                             uint8_t* HWY_RESTRICT chunks, float* HWY_RESTRICT row) {
   const size_t channels = PaddedVHeadDim(task.head.shape);

@@ -1,12 +1,14 @@
-// One tier: this file is compiled once for each row of cmake/tiers.cmake, with that tier's ISA flags.
+// One tier: this file is compiled once for each row of cmake/tiers.cmake, with that tier's ISA
+// flags.
 //
 // Wide-ISA code must not reach the rest of the program, where the linker could keep its copy of an
 // inline function for everybody and an older CPU would die of SIGILL. Hence: a Highway namespace of
-// its own per tier (-Dhwy=hwy_<tier>), everything else in an anonymous namespace, no standard library,
-// no libhwy, and a build step that fails when the object exports more than GetTable().
+// its own per tier (-Dhwy=hwy_<tier>), everything else in an anonymous namespace, no standard
+// library, no libhwy, and a build step that fails when the object exports more than GetTable().
 #include "kernels/simd-inl.h"
 
-// The call path of an attention, from the driver down to the register blocks.
+// The two drivers, from which the call path goes down to the register blocks.
+#include "kernels/decode-inl.h"
 #include "kernels/prefill-inl.h"
 #include "quant/pack-inl.h"
 
@@ -16,6 +18,30 @@ static_assert(HWY_TARGETS == HWY_STATIC_TARGET, "tiers are compiled statically")
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
+namespace {
+
+// A worker needs scratch for one driver at a time.
+template <class PrefillScheme, class DecodeScheme>
+size_t ScratchBytes(const PackedShape& shape) {
+  return MaxOf(PrefillScratchBytes<PrefillScheme>(shape), DecodeScratchBytes<DecodeScheme>(shape));
+}
+
+using PackFunction = void (*)(const PackTask& task, unsigned char* scratch);
+
+// Both schemes read one layout.
+template <class PrefillScheme, class DecodeScheme>
+constexpr PrecisionKernels KernelsOf(PackFunction center, PackFunction pack) {
+  static_assert(PrefillScheme::kLayout == DecodeScheme::kLayout, "one packed form serves both");
+  return {PrefillScheme::kLayout,
+          &ScratchBytes<PrefillScheme, DecodeScheme>,
+          &Prefill<PrefillScheme>,
+          &Decode<DecodeScheme>,
+          kDecodeRows,
+          center,
+          pack};
+}
+
+}  // namespace
 
 const internal::KernelTable& GetTable();  // dispatch/tiers.cc declares it for every tier
 
@@ -24,11 +50,9 @@ const internal::KernelTable& GetTable() {
       HWY_STR(SIGHTLINE_TIER),
       static_cast<int64_t>(HWY_TARGET),
       {
-          {F32Scheme::kLayout, &AttendScratchBytes<F32Scheme>, &Attend<F32Scheme>, nullptr,
-           &PackFloat<float>},
-          {F16Scheme::kLayout, &AttendScratchBytes<F16Scheme>, &Attend<F16Scheme>, nullptr,
-           &PackFloat<hwy::float16_t>},
-          {I8Scheme::kLayout, &AttendScratchBytes<I8Scheme>, &Attend<I8Scheme>, &CenterI8, &PackI8},
+          KernelsOf<F32Scheme, F32Scheme>(nullptr, &PackFloat<float>),
+          KernelsOf<F16Scheme, F16LoadScheme>(nullptr, &PackFloat<hwy::float16_t>),
+          KernelsOf<I8Scheme, I8Scheme>(&CenterI8, &PackI8),
       }};
   return kTable;
 }

@@ -1,5 +1,6 @@
-// What differs between tiers: the int8 products (one small file each) and the size of register blocks.
-// Chosen by the compiler's own macros, so that a tier's flags are the only thing to keep in step.
+// What differs between tiers: the int8 products (one small file each) and the size of register
+// blocks. Chosen by the compiler's own macros, so that a tier's flags are the only thing to keep in
+// step.
 #ifndef SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 #define SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 
@@ -16,6 +17,8 @@
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
+
+constexpr size_t kNumRegisters = HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 ? 16 : 32;
 
 // f32 products: kQueryVectors x kStep accumulators, kQueryVectors operands and a broadcast fill the
 // register file: 24 + 3 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 with AVX2. Without FMA the product

@@ -1,10 +1,10 @@
 // The growing cache.
 //
-// Floats are packed where they belong, token by token. int8 shares a V scale among the 128 keys of a
-// tile, so the open tile is kept in f32 beside its packed form (the tail) and packed anew at each
-// append: at most 128 rows, and closed tiles never change. The centres of K and V have to be the same
-// for all keys: they are the means of the first tile, settled when it closes. All of this depends on
-// the tokens alone, not on how they were grouped into appends.
+// Floats are packed where they belong, token by token. int8 shares a V scale among the 128 keys of
+// a tile, so the open tile is kept in f32 beside its packed form (the tail) and packed anew at each
+// append: at most 128 rows, and closed tiles never change. The centres of K and V have to be the
+// same for all keys: they are the means of the first tile, settled when it closes. All of this
+// depends on the tokens alone, not on how they were grouped into appends.
 #include <string.h>
 
 #include <algorithm>

@@ -1,17 +1,18 @@
 // The packed form of K and V: what quant/pack-inl.h writes and kernels/ read.
 //
-// One layout serves prefill, where lanes are queries and K/V elements are broadcast, and decode, where
-// lanes are keys (K·Q) and channels (P·V):
+// One layout serves prefill, where lanes are queries and K/V elements are broadcast, and decode,
+// where lanes are keys (K·Q) and channels (P·V):
 //
 //   K  [key / 64][dim / depth][64 keys][depth]        a key block is 64 keys, the last one padded
-//   V  [key / 1024][channel / 64][key / depth][panel width][depth]   width 64, the last panel narrower
+//   V  [key / 1024][channel / 64][key / depth][panel width][depth]   width 64, the last panel
+//   narrower
 //
 // depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 1 for floats. 64-key
 // blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key blocks and 256-key
 // tiles at 10 to 15: the runs are long enough for the prefetchers, and prefill does not care.
 //
-// This header is also compiled with each tier's ISA flags: functions are `static`, so that no tier can
-// lend the linker a copy of them, and nothing of the standard library is used.
+// This header is also compiled with each tier's ISA flags: functions are `static`, so that no tier
+// can lend the linker a copy of them, and nothing of the standard library is used.
 #ifndef SIGHTLINE_KV_LAYOUT_H_
 #define SIGHTLINE_KV_LAYOUT_H_
 
@@ -34,14 +35,15 @@ enum class LayoutId : uint32_t {
   kI8BiasedV = 4,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
 };
 
-constexpr size_t kKeyBlock = 64;      // keys interleaved in K
-constexpr size_t kVTileKeys = 1024;   // keys of a V tile
-constexpr size_t kPanelWidth = 64;    // channels of a V panel
-constexpr size_t kChannelAlign = 16;  // the widest f32 vector: decode loads whole vectors of channels
+constexpr size_t kKeyBlock = 64;     // keys interleaved in K
+constexpr size_t kVTileKeys = 1024;  // keys of a V tile
+constexpr size_t kPanelWidth = 64;   // channels of a V panel
+constexpr size_t kChannelAlign =
+    16;  // the widest f32 vector: decode loads whole vectors of channels
 
-// Keys that share one V scale per channel, and the tile over which softmax is taken. Small enough for
-// a local maximum and range to keep int8 precise, large enough that rescaling O once per tile is
-// below 3 % of the work, and 24 KiB of scores at 48 rows stay in a 32 KiB L1.
+// Keys that share one V scale per channel, and the tile over which softmax is taken. Small enough
+// for a local maximum and range to keep int8 precise, large enough that rescaling O once per tile
+// is below 3 % of the work, and 24 KiB of scores at 48 rows stay in a 32 KiB L1.
 constexpr size_t kKvTile = 128;
 
 constexpr size_t kMaxHeadDim = 512;
@@ -79,7 +81,9 @@ static inline size_t PaddedHeadDim(const PackedShape& s) {
 static inline size_t PaddedVHeadDim(const PackedShape& s) {
   return RoundUp(s.v_head_dim, kChannelAlign);
 }
-static inline size_t NumKvTiles(const PackedShape& s) { return (s.capacity + kKvTile - 1) / kKvTile; }
+static inline size_t NumKvTiles(const PackedShape& s) {
+  return (s.capacity + kKvTile - 1) / kKvTile;
+}
 
 // Byte offsets inside one head. Scales and centres exist for int8 only and are f32.
 struct PackedOffsets {

@@ -39,11 +39,11 @@ Status PackedKv::Create(PackedHeader geometry, Precision precision, const Precis
                    0, &num_heads) ||
       !MultiplyAdd(num_heads, offsets.bytes, sizeof(PackedHeader), &tail_offset) ||
       !MultiplyAdd(num_heads, tail_bytes, tail_offset, &bytes)) {
-    return Status::Error(StatusCode::kInvalidArgument,
-                         "batch %lld, num_kv_heads %lld and capacity %lld overflow the address space",
-                         static_cast<long long>(geometry.batch),
-                         static_cast<long long>(geometry.num_kv_heads),
-                         static_cast<long long>(geometry.capacity));
+    return Status::Error(
+        StatusCode::kInvalidArgument,
+        "batch %lld, num_kv_heads %lld and capacity %lld overflow the address space",
+        static_cast<long long>(geometry.batch), static_cast<long long>(geometry.num_kv_heads),
+        static_cast<long long>(geometry.capacity));
   }
 
   std::shared_ptr<PackedKv> created = ShareOrNull(new (std::nothrow) PackedKv());

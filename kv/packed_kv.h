@@ -1,5 +1,5 @@
-// The storage behind CrossMemory and KvCache: one aligned block with a header and a packed head for each
-// (batch, kv head). Formats of a head: kv/layout.h.
+// The storage behind CrossMemory and KvCache: one aligned block with a header and a packed head for
+// each (batch, kv head). Formats of a head: kv/layout.h.
 #ifndef SIGHTLINE_KV_PACKED_KV_H_
 #define SIGHTLINE_KV_PACKED_KV_H_
 
@@ -44,8 +44,8 @@ static_assert(sizeof(PackedHeader) == kPackedAlignBytes, "heads follow the heade
 
 class PackedKv {
  public:
-  // `geometry` says everything but magic and version. tail_rows: rows of K and of V in f32 that each
-  // head keeps beside its packed form; see KvCache::Append.
+  // `geometry` says everything but magic and version. tail_rows: rows of K and of V in f32 that
+  // each head keeps beside its packed form; see KvCache::Append.
   static Status Create(PackedHeader geometry, Precision precision, const PrecisionKernels& kernels,
                        size_t tail_rows, std::shared_ptr<PackedKv>* packed);
   PackedKv(const PackedKv&) = delete;

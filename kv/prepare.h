@@ -1,4 +1,5 @@
-// Packs whole tensors: what CrossMemory does once, and Run at each call with K and V given as tensors.
+// Packs whole tensors: what CrossMemory does once, and Run at each call with K and V given as
+// tensors.
 #ifndef SIGHTLINE_KV_PREPARE_H_
 #define SIGHTLINE_KV_PREPARE_H_
 
@@ -13,8 +14,8 @@ namespace internal {
 // Row 0 of one (batch, kv head) of k or v.
 SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head);
 
-// Fills `heads` from k and v, which were validated against it. Two passes for int8, whose centres need
-// all keys before the first can be quantised.
+// Fills `heads` from k and v, which were validated against it. Two passes for int8, whose centres
+// need all keys before the first can be quantised.
 void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
                  const ConstTensorView& k, const ConstTensorView& v, const ParallelFor& parallel);
 

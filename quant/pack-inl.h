@@ -1,8 +1,8 @@
 // Packs K and V rows into the layout of kv/layout.h.
 //
-// Cost: each element is read once, converted and stored once; int8 reads a tile of V twice (range, then
-// quanta) from a cached copy. K is interleaved by 64 keys, so a row of K becomes head_dim / depth stores
-// kKeyBlock lanes apart; a row of V stays a row within each panel.
+// Cost: each element is read once, converted and stored once; int8 reads a tile of V twice (range,
+// then quanta) from a cached copy. K is interleaved by 64 keys, so a row of K becomes head_dim /
+// depth stores kKeyBlock lanes apart; a row of V stays a row within each panel.
 #ifndef SIGHTLINE_QUANT_PACK_INL_H_
 #define SIGHTLINE_QUANT_PACK_INL_H_
 
@@ -15,8 +15,8 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 HWY_INLINE void LoadSourceRow(const SourceRows& rows, size_t index, size_t n, float* out) {
-  LoadRow(rows.data + static_cast<int64_t>(index) * rows.length_stride, rows.dtype,
-          rows.dim_stride, n, out);
+  LoadRow(rows.data + static_cast<int64_t>(index) * rows.length_stride, rows.dtype, rows.dim_stride,
+          n, out);
 }
 
 HWY_INLINE void StoreElements(const float* HWY_RESTRICT row, size_t n, float* HWY_RESTRICT out) {
@@ -53,8 +53,7 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
     LoadSourceRow(task.v, i, shape.v_head_dim, row);
     for (size_t c = 0; c < v_elements; c += kPanelWidth) {
       const VPanel panel = VPanelAt(shape, key, c);
-      StoreElements(row + c, panel.width,
-                    v_out + panel.offset + key % kVTileKeys * panel.width);
+      StoreElements(row + c, panel.width, v_out + panel.offset + key % kVTileKeys * panel.width);
     }
 
     // x - x is 0 unless x is an infinity or NaN; what f16 cannot hold has become an infinity.
@@ -71,8 +70,8 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
   }
 }
 
-// Adds the task's rows up in order of keys, so that the sum does not depend on the vector length, and
-// divides.
+// Adds the task's rows up in order of keys, so that the sum does not depend on the vector length,
+// and divides.
 HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
                            float* HWY_RESTRICT row, float* HWY_RESTRICT mean) {
   const size_t elements = RowBufferElements(n);

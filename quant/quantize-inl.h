@@ -1,8 +1,8 @@
 // Symmetric int8 quantisation of one row: x ≈ scale * q with q = round(x * 127 / max|x|).
 //
-// Shared by Q (quantised at each call) and K (quantised once); V, whose scale is per channel, uses the
-// same rules across rows. int8 has no NaN and no infinity, and one wild element would flatten its whole
-// row: elements are made finite first.
+// Shared by Q (quantised at each call) and K (quantised once); V, whose scale is per channel, uses
+// the same rules across rows. int8 has no NaN and no infinity, and one wild element would flatten
+// its whole row: elements are made finite first.
 #ifndef SIGHTLINE_QUANT_QUANTIZE_INL_H_
 #define SIGHTLINE_QUANT_QUANTIZE_INL_H_
 
@@ -44,10 +44,9 @@ HWY_INLINE QuantStep StepForRange(VF range) {
   return step;
 }
 
-// Quantises n elements, a multiple of kChannelAlign, zero-padded. Returns the scale; adds up the
-// quanta, which products with a biased operand have to take back.
-HWY_INLINE float QuantizeRow(const float* HWY_RESTRICT row, size_t n, int8_t* HWY_RESTRICT out,
-                             int32_t* sum_of_quanta) {
+// Quantises n elements, a multiple of kChannelAlign, zero-padded; `out` may be `row` itself.
+// Returns the scale; adds up the quanta, which products with a biased operand have to take back.
+HWY_INLINE float QuantizeRow(const float* row, size_t n, int8_t* out, int32_t* sum_of_quanta) {
   VF range = hn::Zero(df);
   for (size_t i = 0; i < n; i += kLanes) {
     range = hn::Max(range, hn::Abs(hn::Load(df, row + i)));

@@ -60,9 +60,9 @@ struct AttentionDesc {
   float scale = 0.0f;  // 0 = 1 / sqrt(head_dim); T5 passes 1
   Precision precision = Precision::kF32;
 
-  int64_t max_workers = 1;       // most ParallelFor::num_workers a Run will bring
-  const char* tier = nullptr;    // nullptr = the active tier; see sightline/tier.h
-  bool owns_workspace = true;    // false: each Run must bring its own
+  int64_t max_workers = 1;     // most ParallelFor::num_workers a Run will bring
+  const char* tier = nullptr;  // nullptr = the active tier; see sightline/tier.h
+  bool owns_workspace = true;  // false: each Run must bring its own
 };
 
 // Scratch memory lent to one Run. Contents are undefined afterwards.
@@ -76,8 +76,8 @@ namespace internal {
 struct PlanImpl;
 }
 
-// Everything decided before the data comes: tier, kernels, tile shapes, workspace. Immutable; copies
-// share it, and any number of threads may Run it at once if each brings a workspace.
+// Everything decided before the data comes: tier, kernels, tile shapes, workspace. Immutable;
+// copies share it, and any number of threads may Run it at once if each brings a workspace.
 class Plan {
  public:
   // An empty plan, which Run refuses.

@@ -1,5 +1,6 @@
 // File: sightline/kv.h
-// K and V that outlive a call: CrossMemory (prepared once, then read-only) and KvCache (append-only).
+// K and V that outlive a call: CrossMemory (prepared once, then read-only) and KvCache
+// (append-only).
 //
 //   CrossMemory memory;                    // once per encoder output
 //   CrossMemory::Create(k, v, {Precision::kI8}, &memory);
@@ -42,9 +43,10 @@ class CrossMemory {
   // An empty memory, which Run refuses.
   CrossMemory() = default;
 
-  // Packs k [batch, kv_len, num_kv_heads, head_dim] and v [batch, kv_len, num_kv_heads, v_head_dim],
-  // of the same or different element types; they are not needed afterwards. kv_len may be 0.
-  // On error *memory is unchanged: kInvalidArgument, kUnsupported (precision, tier), kOutOfMemory.
+  // Packs k [batch, kv_len, num_kv_heads, head_dim] and v [batch, kv_len, num_kv_heads,
+  // v_head_dim], of the same or different element types; they are not needed afterwards. kv_len may
+  // be 0. On error *memory is unchanged: kInvalidArgument, kUnsupported (precision, tier),
+  // kOutOfMemory.
   static Status Create(const ConstTensorView& k, const ConstTensorView& v, const KvFormat& format,
                        CrossMemory* memory, const ParallelFor& parallel = {});
 
@@ -72,8 +74,8 @@ struct KvCacheDesc {
   KvFormat format;
 };
 
-// Self-attention cache. Memory is allocated once, in Create; Append neither allocates nor moves what
-// is stored. How tokens are grouped into appends does not change a bit of any later result.
+// Self-attention cache. Memory is allocated once, in Create; Append neither allocates nor moves
+// what is stored. How tokens are grouped into appends does not change a bit of any later result.
 // Not thread-safe while appending; any number of threads may read between appends.
 class KvCache {
  public:

@@ -26,16 +26,16 @@ struct ParallelFor {
   // How many workers may run at once. 1 = on the calling thread, `run` is not used.
   size_t num_workers = 1;
 
-  // Calls worker(context, i) once for each i < num_workers, in any order, on any threads, and returns
-  // when all have returned. Fewer threads than workers are fine: workers share one queue of tasks,
-  // the first to arrive may find all the work and a late one none.
+  // Calls worker(context, i) once for each i < num_workers, in any order, on any threads, and
+  // returns when all have returned. Fewer threads than workers are fine: workers share one queue of
+  // tasks, the first to arrive may find all the work and a late one none.
   void (*run)(void* self, size_t num_workers, Worker worker, void* context) = nullptr;
 
   void* self = nullptr;  // handed to `run` untouched
 };
 
-// Threads of a pthreadpool (github.com/google/pthreadpool), which must outlive the call that uses it.
-// A null pool, and a build without SIGHTLINE_PTHREADPOOL, run on the calling thread.
+// Threads of a pthreadpool (github.com/google/pthreadpool), which must outlive the call that uses
+// it. A null pool, and a build without SIGHTLINE_PTHREADPOOL, run on the calling thread.
 ParallelFor ParallelForOn(pthreadpool* pool);
 
 }  // namespace sightline

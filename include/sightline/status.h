@@ -3,8 +3,8 @@
 //
 //   if (Status status = Run(plan, args); !status.ok()) puts(status.message());
 //
-// The message names the argument, what was given and what is allowed. It lives inside the object, so
-// that reporting an error allocates nothing. The library never throws, aborts or prints.
+// The message names the argument, what was given and what is allowed. It lives inside the object,
+// so that reporting an error allocates nothing. The library never throws, aborts or prints.
 #ifndef SIGHTLINE_STATUS_H_
 #define SIGHTLINE_STATUS_H_
 

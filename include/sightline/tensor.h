@@ -1,11 +1,13 @@
 // File: sightline/tensor.h
-// Views of the caller's Q, K, V and O: [batch, length, heads, dim] with a byte stride for each axis.
+// Views of the caller's Q, K, V and O: [batch, length, heads, dim] with a byte stride for each
+// axis.
 //
 //   float* x = ...;  // [2, 77, 8, 64], densely packed
 //   ConstTensorView q = ConstTensorView::Dense(x, DType::kF32, 2, 77, 8, 64);
 //
-// [batch, heads, length, dim] tensors, slices of a fused QKV projection and broadcast inputs are the
-// same view with other strides. A view owns nothing; the memory must outlive the call it is given to.
+// [batch, heads, length, dim] tensors, slices of a fused QKV projection and broadcast inputs are
+// the same view with other strides. A view owns nothing; the memory must outlive the call it is
+// given to.
 #ifndef SIGHTLINE_TENSOR_H_
 #define SIGHTLINE_TENSOR_H_
 
@@ -42,8 +44,8 @@ struct BasicTensorView {
   int64_t heads = 0;
   int64_t dim = 0;
 
-  // Distance in bytes between neighbours along an axis: a multiple of the element size, of any sign.
-  // Inputs may repeat elements (stride 0); the elements of an output must not overlap.
+  // Distance in bytes between neighbours along an axis: a multiple of the element size, of any
+  // sign. Inputs may repeat elements (stride 0); the elements of an output must not overlap.
   int64_t batch_stride = 0;
   int64_t length_stride = 0;
   int64_t head_stride = 0;
@@ -59,7 +61,8 @@ struct BasicTensorView {
     view.length = length;
     view.heads = heads;
     view.dim = dim;
-    // Unsigned, so that absurd sizes wrap instead of being undefined; validation refuses them later.
+    // Unsigned, so that absurd sizes wrap instead of being undefined; validation refuses them
+    // later.
     const uint64_t dim_stride = static_cast<uint64_t>(SizeBytes(dtype));
     const uint64_t head_stride = dim_stride * static_cast<uint64_t>(dim);
     const uint64_t length_stride = head_stride * static_cast<uint64_t>(heads);
@@ -78,10 +81,9 @@ struct ConstTensorView : BasicTensorView<const void> {
   ConstTensorView(const BasicTensorView<const void>& view) : BasicTensorView(view) {}
   // A view to write through is also a view to read through.
   ConstTensorView(const TensorView& view)
-      : BasicTensorView{view.data,         view.dtype,         view.batch,
-                        view.length,       view.heads,         view.dim,
-                        view.batch_stride, view.length_stride, view.head_stride,
-                        view.dim_stride} {}
+      : BasicTensorView{view.data,        view.dtype,     view.batch,        view.length,
+                        view.heads,       view.dim,       view.batch_stride, view.length_stride,
+                        view.head_stride, view.dim_stride} {}
 };
 
 }  // namespace sightline

@@ -1,9 +1,11 @@
 // File: sightline/tier.h
-// The tiers: what one class of CPU runs. The best that the CPU supports is picked at run time; these
-// calls, or the environment variable SIGHTLINE_TIER (for example SIGHTLINE_TIER=avx2), restrict it.
+// The tiers: what one class of CPU runs. The best that the CPU supports is picked at run time;
+// these calls, or the environment variable SIGHTLINE_TIER (for example SIGHTLINE_TIER=avx2),
+// restrict it.
 //
 //   for (size_t i = 0; i < NumTiers(); ++i)
-//     printf("%s%s%s\n", GetTier(i).name, GetTier(i).supported ? "" : " lacks ", GetTier(i).missing);
+//     printf("%s%s%s\n", GetTier(i).name, GetTier(i).supported ? "" : " lacks ",
+//     GetTier(i).missing);
 //
 // All calls are thread-safe.
 #ifndef SIGHTLINE_TIER_H_

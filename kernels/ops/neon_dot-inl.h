@@ -1,5 +1,6 @@
-// int8 products with ARM's dotprod extension: sdot multiplies i8 with i8, udot u8 with u8, so K needs no
-// bias and V carries one. Raw intrinsics, since Highway's HWY_NEON does not use the extension.
+// int8 products with ARM's dotprod extension: sdot multiplies i8 with i8, udot u8 with u8, so K
+// needs no bias and V carries one. Raw intrinsics, since Highway's HWY_NEON does not use the
+// extension.
 #ifndef SIGHTLINE_KERNELS_OPS_NEON_DOT_INL_H_
 #define SIGHTLINE_KERNELS_OPS_NEON_DOT_INL_H_
 

@@ -1,6 +1,6 @@
-// int8 products with AVX512_VNNI or AVX-VNNI: vpdpbusd multiplies u8 with i8, four at a time, exactly.
-// Raw intrinsics, since Highway uses them only on targets that also need VBMI2, GFNI and VAES, which
-// Cascade Lake lacks, and has no AVX-VNNI target.
+// int8 products with AVX512_VNNI or AVX-VNNI: vpdpbusd multiplies u8 with i8, four at a time,
+// exactly. Raw intrinsics, since Highway uses them only on targets that also need VBMI2, GFNI and
+// VAES, which Cascade Lake lacks, and has no AVX-VNNI target.
 #ifndef SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
 #define SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
 

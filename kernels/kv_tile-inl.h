@@ -1,0 +1,126 @@
+// A K/V tile as the products read it: where K's blocks and V's panels begin, and how far apart they are.
+// The layout itself is described in kv/layout.h.
+#ifndef SIGHTLINE_KERNELS_KV_TILE_INL_H_
+#define SIGHTLINE_KERNELS_KV_TILE_INL_H_
+
+#include "kernels/schemes-inl.h"
+#include "kernels/scratch-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+// A K/V tile: keys [key_begin, key_begin + kKvTile) of one head.
+struct KvTile {
+  const uint8_t* k;        // block of 64 keys after block, k_block_bytes apart
+  size_t k_block_bytes;
+  const uint8_t* v;        // first panel of the V tile that these keys are part of
+  size_t v_panel_bytes;    // from a panel to the next
+  size_t v_key;            // keys of the V tile before these
+  const float* k_scale;    // int8: [kKvTile]
+  const float* v_scale;    // int8: [PaddedVHeadDim]
+  bool v_special;          // a NaN or an infinity is among V
+  size_t key_begin;
+};
+
+// K of `key` onwards, counted from the tile's beginning; a step along head_dim is a row of the block.
+template <class Scheme>
+HWY_INLINE const uint8_t* KeyColumns(const KvTile& kv, size_t key) {
+  return kv.k + key / kKeyBlock * kv.k_block_bytes + key % kKeyBlock * kTileLaneBytes<Scheme>;
+}
+
+// V of `channel` onwards in the tile, and the bytes from one step of keys to the next.
+struct VColumns {
+  const uint8_t* data;
+  size_t stride_bytes;
+};
+template <class Scheme>
+HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t channel) {
+  const size_t panel = channel / kPanelWidth;
+  const size_t width = MinOf(kPanelWidth, padded_channels - panel * kPanelWidth);
+  const size_t stride_bytes = width * kTileLaneBytes<Scheme>;
+  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kDepth<Scheme> * stride_bytes +
+              channel % kPanelWidth * kTileLaneBytes<Scheme>,
+          stride_bytes};
+}
+
+// V's centre, which has to be added to the output; null where V is not centred.
+template <class Scheme>
+HWY_INLINE const float* VCenter(const PackedHead& head) {
+  if constexpr (!Scheme::kI8) return nullptr;
+  return reinterpret_cast<const float*>(head.base + head.offsets.v_center);
+}
+
+// Where schemes with kWidensKv put the f32 form of a tile.
+struct WideTile {
+  float* k;  // [kKvTile / 64][head_dim][64]
+  float* v;  // panels of [kKvTile][width], kKvTile * 64 apart
+};
+template <class Scheme>
+HWY_INLINE WideTile TakeWideTile(const PackedShape& shape, ScratchArena& arena) {
+  const size_t keys = Scheme::kWidensKv ? kKvTile : 0;
+  WideTile wide;
+  wide.k = arena.Take<float>(keys * shape.head_dim);
+  wide.v = arena.Take<float>(keys * PaddedVHeadDim(shape));
+  return wide;
+}
+
+HWY_INLINE void Widen(const hwy::float16_t* HWY_RESTRICT from, size_t n, float* HWY_RESTRICT to) {
+  const hn::Rebind<hwy::float16_t, DF> d16;
+  for (size_t i = 0; i < n; i += kLanes) {
+    hn::Store(hn::PromoteTo(df, hn::Load(d16, from + i)), df, to + i);
+  }
+}
+
+// The tile of keys that begins at `key`, widened to f32 where the scheme says so. num_keys, at most
+// kKvTile, are in use.
+template <class Scheme>
+HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_keys,
+                              const WideTile& wide) {
+  using Stored = typename Scheme::Stored;
+  const PackedShape& shape = head.shape;
+  const size_t channels = PaddedVHeadDim(shape);
+  const Stored* k = reinterpret_cast<const Stored*>(head.base + head.offsets.k) +
+                    KBlockOffset(shape, key);
+  const Stored* v = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
+  const VPanel first_panel = VPanelAt(shape, key, 0);
+
+  KvTile tile = {};
+  tile.key_begin = key;
+  if constexpr (Scheme::kWidensKv) {
+    const size_t v_key = key % kVTileKeys;
+    Widen(k, RoundUp(num_keys, kKeyBlock) * shape.head_dim, wide.k);
+    for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
+      const VPanel panel = VPanelAt(shape, key, channel);
+      Widen(v + panel.offset + v_key * panel.width, num_keys * panel.width,
+            wide.v + channel * kKvTile);
+    }
+    tile.k = reinterpret_cast<const uint8_t*>(wide.k);
+    tile.v = reinterpret_cast<const uint8_t*>(wide.v);
+    tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
+    tile.k_block_bytes = kKeyBlock * shape.head_dim * sizeof(float);
+  } else {
+    tile.k = reinterpret_cast<const uint8_t*>(k);
+    tile.v = reinterpret_cast<const uint8_t*>(v + first_panel.offset);
+    if (channels > kPanelWidth) {
+      tile.v_panel_bytes =
+          (VPanelAt(shape, key, kPanelWidth).offset - first_panel.offset) * sizeof(Stored);
+    }
+    tile.v_key = key % kVTileKeys;
+    tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(Stored);
+  }
+  if constexpr (Scheme::kI8) {
+    tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
+    tile.v_scale = reinterpret_cast<const float*>(head.base + head.offsets.v_scale) +
+                   key / kKvTile * channels;
+  } else {
+    tile.v_special = head.base[head.offsets.v_special + key / kKvTile] != 0;
+  }
+  return tile;
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_KV_TILE_INL_H_
