@@ -21,8 +21,8 @@ foreach(object IN LISTS OBJECTS)
     set(kind ${CMAKE_MATCH_2})
     if(symbol MATCHES "^${getter}$")
       set(has_getter TRUE)
-    elseif(kind MATCHES "[Uw]")
-      # Needed from elsewhere.
+    elseif(kind MATCHES "[Uw]" OR symbol MATCHES "_asan_globals")
+      # Needed from elsewhere, or a sanitizer's own.
     elseif(kind MATCHES "[WVuv]" AND symbol MATCHES "${own}")
       # Weak, and its own.
     else()

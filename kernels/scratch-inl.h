@@ -11,7 +11,7 @@ namespace {
 // Every piece is aligned to a cache line. With a null base it only counts.
 class ScratchArena {
  public:
-  explicit ScratchArena(uint8_t* base) : base_(base) {}
+  explicit ScratchArena(uint8_t* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
 
   template <typename T>
   T* Take(size_t count) {
@@ -22,7 +22,7 @@ class ScratchArena {
   size_t used() const { return used_; }
 
  private:
-  uint8_t* base_;
+  uintptr_t base_;  // an integer, since null plus an offset is undefined for pointers
   size_t used_ = 0;
 };
 
