@@ -1,0 +1,319 @@
+// NaN, infinity, huge scores and rows that see nothing.
+#include <math.h>
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <vector>
+
+#include "support/check.h"
+#include "support/problem.h"
+#include "support/threads.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+constexpr Precision kFloats[] = {Precision::kF32, Precision::kF16};
+constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
+
+Case CausalCase(int64_t q_len, int64_t kv_len) {
+  Case c;
+  c.q_len = q_len;
+  c.kv_len = kv_len;
+  c.heads = 2;
+  c.kv_heads = 1;
+  c.head_dim = 24;
+  c.v_head_dim = 20;
+  c.mask = Mask::kCausal;
+  return c;
+}
+
+constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+
+void SetDTypes(DType dtype, Case* c) {
+  c->q_dtype = c->k_dtype = c->v_dtype = c->out_dtype = dtype;
+}
+
+bool AllZero(const Tensor& out) {
+  const std::vector<double> values = out.ToDoubles();
+  return std::all_of(values.begin(), values.end(), [](double x) { return x == 0.0; });
+}
+
+// The oracle neither reads what is hidden nor forgives what is seen: a NaN in K makes every channel
+// of the rows that see it NaN, a NaN in V its own channel.
+TEST_CASE("a NaN reaches the rows that see it and no other", "[adversarial]") {
+  const int64_t poisoned = GENERATE(1, 62, 63, 64, 100, 127, 128, 129, 199);
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  for (const bool in_k : {true, false}) {
+    for (const int64_t q_len : {200, 65, 3}) {
+      Case c = CausalCase(q_len, 200);
+      SetDTypes(kDTypes[(poisoned + q_len) % 3], &c);
+      Problem problem(c, 1);
+      if (in_k) {
+        problem.k.Set(0, poisoned, 0, 5, NAN);
+      } else {
+        problem.v.Set(0, poisoned, 0, 5, NAN);
+        problem.v.Set(0, poisoned, 0, 19, NAN);
+      }
+      for (const Precision precision : kFloats) {
+        const Expected expected = Expect(problem, precision);
+        const bool any_nan = std::any_of(expected.value.begin(), expected.value.end(),
+                                         [](double x) { return isnan(x); });
+        REQUIRE(any_nan);  // the last query sees everything
+        for (const char* tier : SupportedTiers()) {
+          INFO(problem.c.ToString()
+               << ", NaN in " << (in_k ? "K" : "V") << " of key " << poisoned << ", "
+               << Name(precision) << " on " << tier << ", source " << static_cast<int>(source));
+          CHECK_THAT(Attend(problem, {tier, precision, source}), IsClose(expected));
+        }
+      }
+    }
+  }
+}
+
+// The weight of a NaN value may be so small that it is rounded to 0. It is NaN all the same.
+TEST_CASE("a NaN value with no weight is still NaN", "[adversarial]") {
+  Problem problem(CausalCase(5, 150), 2);
+  problem.v.Set(0, 17, 0, 3, NAN);
+  for (int64_t d = 0; d < 24; ++d) {
+    // Key 17 scores about -2000 below the others for every query.
+    problem.k.Set(0, 17, 0, d, -400.0f);
+    for (int64_t i = 0; i < 5; ++i) {
+      for (int64_t h = 0; h < 2; ++h) problem.q.Set(0, i, h, d, 1.0f);
+    }
+  }
+  for (const Precision precision : kFloats) {
+    for (const char* tier : SupportedTiers()) {
+      INFO(Name(precision) << " on " << tier);
+      const Tensor out = Attend(problem, {tier, precision});
+      for (int64_t i = 0; i < 5; ++i) {
+        CHECK(isnan(out.Get(0, i, 0, 3)));
+        CHECK_FALSE(isnan(out.Get(0, i, 0, 4)));
+      }
+    }
+  }
+}
+
+TEST_CASE("infinities stay hidden behind the mask", "[adversarial]") {
+  const float infinity = GENERATE(HUGE_VALF, -HUGE_VALF);
+  const DType dtype = GENERATE(DType::kF32, DType::kF16, DType::kBF16);
+  constexpr int64_t kFirstHidden = 150;
+  for (const int64_t q_len : {200, 130}) {
+    Case c = CausalCase(q_len, 200);
+    SetDTypes(dtype, &c);
+    Problem problem(c, 3);
+    for (int64_t key = kFirstHidden; key < 200; ++key) {
+      for (int64_t d = 0; d < 24; ++d) problem.k.Set(0, key, 0, d, infinity);
+      for (int64_t d = 0; d < 20; ++d) problem.v.Set(0, key, 0, d, -infinity);
+    }
+    for (const Precision precision : kFloats) {
+      Expected expected = Expect(problem, precision);
+      size_t num_checked = 0;
+      for (int64_t i = 0; i < q_len; ++i) {
+        const bool sees_infinity = 200 - q_len + i >= kFirstHidden;
+        for (int64_t at = 0; at < 2 * 20; ++at) {
+          const size_t index = expected.dims.Index(0, i, 0, 0) + static_cast<size_t>(at);
+          if (sees_infinity) expected.tolerance[index] = HUGE_VAL;
+          if (!sees_infinity) REQUIRE(isfinite(expected.tolerance[index]));
+          num_checked += sees_infinity ? 0 : 1;
+        }
+      }
+      REQUIRE(num_checked >= 80 * 40);
+      for (const char* tier : SupportedTiers()) {
+        INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+        CHECK_THAT(Attend(problem, {tier, precision}), IsClose(expected));
+      }
+    }
+  }
+}
+
+TEST_CASE("a visible infinite value gives no finite number in its channel", "[adversarial]") {
+  Case c = CausalCase(70, 200);
+  SetDTypes(GENERATE(DType::kF32, DType::kF16, DType::kBF16), &c);
+  Problem problem(c, 4);
+  problem.v.Set(0, 140, 0, 7, HUGE_VALF);  // query 10 is the first to see it
+  for (const Precision precision : kFloats) {
+    for (const char* tier : SupportedTiers()) {
+      INFO(Name(precision) << " on " << tier);
+      const Tensor out = Attend(problem, {tier, precision});
+      for (int64_t i = 0; i < 70; ++i) {
+        CHECK(isfinite(out.Get(0, i, 1, 7)) == (i < 10));
+        CHECK(isfinite(out.Get(0, i, 1, 8)));
+      }
+    }
+  }
+}
+
+TEST_CASE("an output that its type cannot hold is infinite", "[adversarial]") {
+  Case c = CausalCase(20, 60);
+  c.out_dtype = DType::kF16;
+  Problem problem(c, 12);
+  for (int64_t key = 0; key < 60; ++key) {
+    problem.v.Set(0, key, 0, 1, 65519.0f);  // rounds to the largest f16, a little more to infinity
+    problem.v.Set(0, key, 0, 2, 65530.0f);
+    problem.v.Set(0, key, 0, 3, -3e38f);
+  }
+  for (const char* tier : SupportedTiers()) {
+    INFO(tier);
+    const Tensor out = Attend(problem, {tier, Precision::kF32});
+    for (int64_t i = 0; i < 20; ++i) {
+      CHECK(out.Get(0, i, 0, 1) == 65504.0f);
+      CHECK(out.Get(0, i, 0, 2) == HUGE_VALF);
+      CHECK(out.Get(0, i, 0, 3) == -HUGE_VALF);
+    }
+  }
+}
+
+// int8 has no NaN: the element counts as 0, an infinity as +-1e30.
+TEST_CASE("int8 takes NaN as 0 and bounds infinities", "[adversarial]") {
+  const Source source = GENERATE(Source::kTensors, Source::kMemory);
+  const DType dtype = GENERATE(DType::kF32, DType::kF16, DType::kBF16);
+  Case c = CausalCase(30, 200);
+  c.q_dtype = dtype;
+  Problem clean(c, 5);  // K and V in f32, which can hold 1e30
+  c.k_dtype = c.v_dtype = dtype;
+  Problem dirty(c, 5);
+  for (int64_t key = 0; key < 200; ++key) {
+    for (int64_t d = 0; d < 24; ++d) clean.k.Set(0, key, 0, d, dirty.k.Get(0, key, 0, d));
+    for (int64_t d = 0; d < 20; ++d) clean.v.Set(0, key, 0, d, dirty.v.Get(0, key, 0, d));
+  }
+  for (int64_t key = 0; key < 200; key += 9) {
+    dirty.k.Set(0, key, 0, key % 24, NAN);
+    clean.k.Set(0, key, 0, key % 24, 0.0f);
+    dirty.v.Set(0, key, 0, key % 20, NAN);
+    clean.v.Set(0, key, 0, key % 20, 0.0f);
+  }
+  dirty.q.Set(0, 11, 1, 3, NAN);
+  clean.q.Set(0, 11, 1, 3, 0.0f);
+  dirty.k.Set(0, 33, 0, 2, HUGE_VALF);
+  clean.k.Set(0, 33, 0, 2, 1e30f);
+  dirty.v.Set(0, 44, 0, 6, -HUGE_VALF);
+  clean.v.Set(0, 44, 0, 6, -1e30f);
+  const Expected expected = Expect(dirty, Precision::kI8);
+  for (const double value : expected.value) REQUIRE(isfinite(value));
+  for (const char* tier : SupportedTiers()) {
+    INFO(tier);
+    const Tensor out = Attend(dirty, {tier, Precision::kI8, source});
+    CHECK_THAT(out, Equals(Attend(clean, {tier, Precision::kI8, source})));
+    CHECK_THAT(out, IsClose(expected));
+  }
+}
+
+TEST_CASE("a NaN in Q stays in its row", "[adversarial]") {
+  for (const int64_t row : {0, 15, 16, 47, 48, 69}) {
+    Case c = CausalCase(70, 130);
+    SetDTypes(kDTypes[row % 3], &c);
+    Problem problem(c, 6);
+    problem.q.Set(0, row, 0, 3, NAN);
+    for (const Precision precision : kFloats) {
+      const Expected expected = Expect(problem, precision);
+      for (const char* tier : SupportedTiers()) {
+        INFO("row " << row << ", " << Name(precision) << " on " << tier);
+        CHECK_THAT(Attend(problem, {tier, precision}), IsClose(expected));
+      }
+    }
+  }
+}
+
+// More queries than keys: the first q_len - kv_len see nothing.
+TEST_CASE("rows that see no key are exactly 0", "[adversarial]") {
+  for (const int64_t q_len : {2, 17, 66, 200}) {
+    for (const int64_t kv_len : {1, 5, 65}) {
+      if (kv_len >= q_len) continue;
+      Problem problem(CausalCase(q_len, kv_len), 7);
+      const int64_t num_empty = q_len - kv_len;
+      // Not even a NaN in Q makes a difference where there is nothing to weigh.
+      for (int64_t d = 0; d < 24; ++d) problem.q.Set(0, 0, 0, d, NAN);
+      for (const Precision precision : kPrecisions) {
+        for (const char* tier : SupportedTiers()) {
+          const Tensor out = Attend(problem, {tier, precision});
+          INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+          bool all_zero = true;
+          for (int64_t i = 0; i < num_empty; ++i) {
+            for (int64_t d = 0; d < 20; ++d) {
+              all_zero = all_zero && out.Get(0, i, 0, d) == 0.0f && out.Get(0, i, 1, d) == 0.0f;
+            }
+          }
+          CHECK(all_zero);
+          CHECK(out.Get(0, num_empty, 1, 0) != 0.0f);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("no keys at all give 0", "[adversarial]") {
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  Case c = CausalCase(20, 0);
+  c.mask = GENERATE(Mask::kNone, Mask::kCausal);
+  c.out_dtype = GENERATE(DType::kF32, DType::kF16, DType::kBF16);
+  const Problem problem(c, 8);
+  for (const Precision precision : kPrecisions) {
+    for (const char* tier : SupportedTiers()) {
+      INFO(Name(precision) << " on " << tier << ", source " << static_cast<int>(source));
+      CHECK(AllZero(Attend(problem, {tier, precision, source})));
+    }
+  }
+}
+
+TEST_CASE("no queries and no batch are no error", "[adversarial]") {
+  for (const Precision precision : kPrecisions) {
+    for (const char* tier : SupportedTiers()) {
+      INFO(Name(precision) << " on " << tier);
+      const Problem no_queries(CausalCase(0, 20), 9);
+      CHECK_THAT(Attend(no_queries, {tier, precision}), IsClose(Expect(no_queries, precision)));
+
+      // Views of nothing may have no memory at all.
+      AttentionDesc desc = DescOf(CausalCase(4, 20), {tier, precision});
+      desc.owns_workspace = true;
+      Plan plan;
+      REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+      AttentionArgs args;
+      args.q = ConstTensorView::Dense(nullptr, DType::kF32, 0, 4, 2, 24);
+      args.k = ConstTensorView::Dense(nullptr, DType::kF32, 0, 20, 1, 24);
+      args.v = ConstTensorView::Dense(nullptr, DType::kF32, 0, 20, 1, 20);
+      args.out = TensorView::Dense(nullptr, DType::kF32, 0, 4, 2, 20);
+      CHECK_THAT(Run(plan, args), IsOk());
+    }
+  }
+}
+
+// Scores and values at the edge of f16's range (65504): neither may overflow on the way.
+TEST_CASE("scores and values near the f16 maximum", "[adversarial]") {
+  constexpr struct {
+    float q, k, k_step, v;
+  } kCases[] = {{250.0f, 261.0f, 0.125f, 1.0f},  // scores 65250 and less, some steps of 31 apart
+                {1.0f, 65000.0f, 32.0f, 1.0f},   // K itself at the edge
+                {0.001f, 65504.0f, 64.0f, 65504.0f},  // and V
+                {-250.0f, 261.0f, 0.125f, -65504.0f}};
+  for (const auto& numbers : kCases) {
+    Case c = CausalCase(9, 140);
+    c.head_dim = 1;
+    c.scale = 1.0f;
+    c.k_dtype = c.v_dtype = DType::kF16;
+    Problem problem(c, 10);
+    for (int64_t i = 0; i < 9; ++i) {
+      for (int64_t h = 0; h < 2; ++h) problem.q.Set(0, i, h, 0, numbers.q);
+    }
+    for (int64_t key = 0; key < 140; ++key) {
+      problem.k.Set(0, key, 0, 0, numbers.k - numbers.k_step * static_cast<float>(key % 11));
+      for (int64_t d = 0; d < 20; ++d) {
+        problem.v.Set(0, key, 0, d, key % 2 == 0 ? numbers.v : -numbers.v);
+      }
+    }
+    for (const Precision precision : kPrecisions) {
+      const Expected expected = Expect(problem, precision);
+      for (const char* tier : SupportedTiers()) {
+        INFO("Q " << numbers.q << ", K " << numbers.k << ", V " << numbers.v << ", "
+                  << Name(precision) << " on " << tier);
+        CHECK_THAT(Attend(problem, {tier, precision}), IsClose(expected));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline

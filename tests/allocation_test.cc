@@ -1,0 +1,156 @@
+// Run, Append and the calls that report errors allocate nothing.
+#include <stdlib.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <memory>
+#include <new>
+
+#include "support/allocations.h"
+#include "support/check.h"
+#include "support/problem.h"
+#include "support/threads.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+#define SKIP_UNLESS_COUNTING() \
+  if (!CanCountAllocations()) SKIP("allocations cannot be counted: sanitizer, or not glibc")
+
+// Keeps the compiler from removing what it allocates.
+void Use(void* p) { asm volatile("" : : "r"(p) : "memory"); }
+
+TEST_CASE("the counter counts", "[allocation]") {
+  SKIP_UNLESS_COUNTING();
+  {
+    AllocationCounter counter;
+    CHECK(counter.Stop() == 0);
+  }
+  AllocationCounter counter;
+  std::unique_ptr<int> by_new(new int(1));
+  Use(by_new.get());
+  struct alignas(256) Wide {
+    char bytes[256];
+  };
+  std::unique_ptr<Wide> by_aligned_new(new Wide);
+  Use(by_aligned_new.get());
+  void* by_malloc = malloc(10);
+  Use(by_malloc);
+  void* by_calloc = calloc(3, 10);
+  Use(by_calloc);
+  by_malloc = realloc(by_malloc, 1000);
+  Use(by_malloc);
+  void* by_posix_memalign = nullptr;
+  const int error = posix_memalign(&by_posix_memalign, 64, 640);
+  Use(by_posix_memalign);
+  const int64_t count = counter.Stop();
+  CHECK(error == 0);
+  CHECK(count == 6);
+  free(by_malloc);
+  free(by_calloc);
+  free(by_posix_memalign);
+}
+
+TEST_CASE("Run allocates nothing", "[allocation]") {
+  SKIP_UNLESS_COUNTING();
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  const bool owns_workspace = GENERATE(true, false);
+  const size_t num_workers = GENERATE(size_t{1}, size_t{3});
+  Case c;
+  c.q_len = 70;
+  c.kv_len = 300;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.head_dim = 40;
+  c.mask = Mask::kCausal;
+  c.out_dtype = DType::kF16;
+  const Problem problem(c, 1);
+  for (const char* tier : SupportedTiers()) {
+    const Setup setup = {tier, precision, source, BackwardsOnThisThread(num_workers)};
+    AttentionDesc desc = DescOf(c, setup);
+    desc.owns_workspace = owns_workspace;
+    Plan plan;
+    REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+    Tensor out = problem.NewOut();
+    AttentionArgs args = TensorArgs(problem, out);
+    CrossMemory memory;
+    KvCache cache;
+    if (source != Source::kTensors) args.k = args.v = ConstTensorView();
+    if (source == Source::kMemory) {
+      memory = MemoryOf(problem, setup);
+      args.memory = &memory;
+    } else if (source == Source::kCache) {
+      cache = CacheOf(problem, setup);
+      args.cache = &cache;
+    }
+    GuardedBuffer scratch(plan.workspace_bytes(), Placement::kAtEnd, Workspace::kAlignmentBytes);
+    Workspace workspace;
+    if (!owns_workspace) workspace = {scratch.data(), scratch.size()};
+
+    // The very first Run as well: nothing is set up lazily.
+    AllocationCounter counter;
+    const Status status = Run(plan, args, workspace, setup.parallel);
+    const Status again = Run(plan, args, workspace, setup.parallel);
+    const int64_t count = counter.Stop();
+    INFO(Name(precision) << " on " << tier << ", source " << static_cast<int>(source)
+                         << ", own workspace " << owns_workspace << ", " << num_workers
+                         << " workers");
+    CHECK_THAT(status, IsOk());
+    CHECK_THAT(again, IsOk());
+    CHECK(count == 0);
+    CHECK_FALSE(out.IsWiped());
+  }
+}
+
+TEST_CASE("Append and Clear allocate nothing", "[allocation]") {
+  SKIP_UNLESS_COUNTING();
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const size_t num_workers = GENERATE(size_t{1}, size_t{3});
+  Case c;
+  c.kv_len = 300;
+  c.heads = c.kv_heads = 2;
+  c.kv_batch = 2;
+  c.head_dim = 40;
+  const Problem problem(c, 2);
+  const ParallelFor parallel = BackwardsOnThisThread(num_workers);
+  for (const char* tier : SupportedTiers()) {
+    KvCache cache = CacheOf(problem, {tier, precision});
+    AllocationCounter counter;
+    cache.Clear();
+    Status status = cache.Append(problem.k.Slice(0, 1), problem.v.Slice(0, 1), parallel);
+    if (status.ok()) {
+      status = cache.Append(problem.k.Slice(1, 200), problem.v.Slice(1, 200), parallel);
+    }
+    const int64_t count = counter.Stop();
+    INFO(Name(precision) << " on " << tier << ", " << num_workers << " workers");
+    CHECK_THAT(status, IsOk());
+    CHECK(cache.length() == 200);
+    CHECK(count == 0);
+  }
+}
+
+TEST_CASE("errors allocate nothing", "[allocation]") {
+  SKIP_UNLESS_COUNTING();
+  Plan plan;
+  AttentionDesc desc;
+  AttentionArgs args;
+  KvCache cache;
+  AllocationCounter counter;
+  const Status created = Plan::Create(desc, &plan);
+  const Status run = Run(plan, args);
+  const Status appended = cache.Append(args.k, args.v);
+  const Status tier = SetActiveTier("no such tier");
+  const int64_t count = counter.Stop();
+  CHECK_FALSE(created.ok());
+  CHECK_FALSE(run.ok());
+  CHECK_FALSE(appended.ok());
+  CHECK_FALSE(tier.ok());
+  CHECK(count == 0);
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline

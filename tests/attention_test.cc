@@ -1,0 +1,310 @@
+// Attention over tensors against the oracle (f32, f16) and the simulation (i8): every tier this CPU
+// has, every remainder of every tile size, head counts, element types, strides and scales.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include "support/check.h"
+#include "support/problem.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
+constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr Mask kMasks[] = {Mask::kNone, Mask::kCausal};
+
+// Around the vector widths (4, 8, 16), the query blocks (16, 32, 48 rows), the key block (64), the
+// softmax tile (128), the rows of a task (192) and the V tile (1024).
+constexpr int64_t kLengths[] = {0,  1,  2,   3,   15,  16,  17,  47,  48,   49,   63,
+                                64, 65, 127, 128, 129, 191, 192, 193, 1023, 1024, 1025};
+constexpr size_t kNumLengths = sizeof(kLengths) / sizeof(kLengths[0]);
+
+// All precisions and tiers.
+void CheckCase(const Case& c, uint64_t seed) {
+  const Problem problem(c, seed);
+  INFO(c.ToString());
+  for (const Precision precision : kPrecisions) {
+    const Expected expected = Expect(problem, precision);
+    for (const char* tier : SupportedTiers()) {
+      if (!IsAffordable(c, tier)) continue;
+      INFO("precision " << Name(precision) << ", tier " << tier);
+      CHECK_THAT(Attend(problem, {tier, precision}), IsClose(expected));
+    }
+  }
+}
+
+TEST_CASE("every remainder of q_len and kv_len", "[attention][lengths]") {
+  constexpr int64_t kHeadDims[] = {8, 20, 64, 33, 16};
+  uint64_t seed = 0;
+  for (size_t i = 0; i < kNumLengths; ++i) {
+    std::vector<int64_t> q_lens = {1, 2, 3};
+    for (const int step : {0, 1, 6, 11, 17}) {
+      q_lens.push_back(kLengths[(i + static_cast<size_t>(step)) % kNumLengths]);
+    }
+    for (const int64_t q_len : q_lens) {
+      for (const Mask mask : kMasks) {
+        Case c;
+        c.q_len = q_len;
+        c.kv_len = kLengths[i];
+        c.head_dim = kHeadDims[++seed % 5];
+        c.mask = mask;
+        CheckCase(c, seed);
+      }
+    }
+  }
+}
+
+// One query or a few, from query positions, heads of a group and beams: kernels split K/V here.
+TEST_CASE("few rows over many keys", "[attention][decode]") {
+  constexpr struct {
+    int64_t q_len, heads, kv_heads, beams;
+  } kRows[] = {{1, 1, 1, 1}, {1, 2, 1, 1}, {3, 1, 1, 1},  {1, 4, 1, 1}, {1, 2, 2, 5},
+               {2, 4, 1, 1}, {1, 5, 1, 3}, {1, 16, 1, 1}, {1, 1, 1, 17}};
+  constexpr int64_t kHeadDims[] = {64, 20, 128, 33, 8, 80};
+  uint64_t seed = 500;
+  for (const int64_t kv_len :
+       {65, 129, 255, 256, 257, 511, 513, 1000, 1023, 1025, 2047, 2048, 2049, 4097, 5000}) {
+    for (const auto& rows : kRows) {
+      Case c;
+      c.q_len = rows.q_len;
+      c.kv_len = kv_len;
+      c.heads = rows.heads;
+      c.kv_heads = rows.kv_heads;
+      c.beams = rows.beams;
+      c.head_dim = kHeadDims[++seed % 6];
+      c.v_head_dim = kHeadDims[(seed + seed / 6) % 6];
+      c.mask = kMasks[seed / 3 % 2];
+      c.q_gain = seed % 5 == 0 ? 16.0f : 1.0f;
+      CheckCase(c, seed);
+    }
+  }
+}
+
+TEST_CASE("every kind of head_dim and v_head_dim", "[attention][head_dims]") {
+  constexpr int64_t kDims[] = {1,  2,  3,  4,  5,  7,  8,   15,  16,  17,  31,  32,  33,
+                               40, 63, 64, 65, 80, 96, 100, 128, 129, 192, 256, 511, 512};
+  constexpr size_t kNumDims = sizeof(kDims) / sizeof(kDims[0]);
+  constexpr struct {
+    int64_t q_len, kv_len;
+    Mask mask;
+  } kShapes[] = {{1, 66, Mask::kNone},  {1, 129, Mask::kCausal}, {5, 66, Mask::kCausal},
+                 {5, 130, Mask::kNone}, {49, 67, Mask::kNone},   {49, 49, Mask::kCausal}};
+  uint64_t seed = 1000;
+  for (size_t i = 0; i < kNumDims; ++i) {
+    for (const auto& shape : kShapes) {
+      Case c;
+      c.q_len = shape.q_len;
+      c.kv_len = shape.kv_len;
+      c.mask = shape.mask;
+      c.head_dim = kDims[i];
+      // A different one for every shape; 0 stands for head_dim.
+      const size_t step = 5 * static_cast<size_t>(++seed % 6);
+      c.v_head_dim = step == 0 ? 0 : kDims[(i + step) % kNumDims];
+      CheckCase(c, seed);
+    }
+  }
+}
+
+TEST_CASE("grouped heads, batches and beams", "[attention][heads]") {
+  constexpr struct {
+    int64_t heads, kv_heads;
+  } kHeads[] = {{1, 1}, {8, 2}, {6, 3}, {4, 1}, {5, 5}, {3, 1}};
+  constexpr struct {
+    int64_t q_len, kv_len;
+  } kShapes[] = {{1, 40}, {1, 130}, {2, 130}, {17, 40}, {17, 17}};
+  uint64_t seed = 2000;
+  for (const auto& heads : kHeads) {
+    for (const int64_t beams : {1, 2, 3, 5}) {
+      for (const int64_t kv_batch : {1, 2}) {
+        for (const auto& shape : kShapes) {
+          Case c;
+          c.q_len = shape.q_len;
+          c.kv_len = shape.kv_len;
+          c.heads = heads.heads;
+          c.kv_heads = heads.kv_heads;
+          c.kv_batch = kv_batch;
+          c.beams = beams;
+          c.head_dim = 24;
+          c.v_head_dim = 20;
+          c.mask = kMasks[++seed % 2];
+          CheckCase(c, seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every combination of element types", "[attention][dtypes]") {
+  uint64_t seed = 3000;
+  for (const DType q : kDTypes) {
+    for (const DType k : kDTypes) {
+      for (const DType v : kDTypes) {
+        for (const DType out : kDTypes) {
+          Case c;
+          c.q_len = ++seed % 2 == 0 ? 1 : 18;
+          c.kv_len = 70;
+          c.head_dim = 24;
+          c.v_head_dim = 19;
+          c.q_dtype = q;
+          c.k_dtype = k;
+          c.v_dtype = v;
+          c.out_dtype = out;
+          c.mask = kMasks[seed / 2 % 2];
+          CheckCase(c, seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every layout of each tensor", "[attention][strides]") {
+  constexpr Layout kLayouts[] = {Layout::kDense,    Layout::kHeadsFirst, Layout::kFused,
+                                 Layout::kPadded,   Layout::kDimStrided, Layout::kReversed,
+                                 Layout::kDimFirst, Layout::kSharedHeads};
+  constexpr size_t kNumInputLayouts = 8;
+  constexpr size_t kNumOutLayouts = 7;  // not kSharedHeads
+  uint64_t seed = 4000;
+  for (size_t i = 0; i < kNumInputLayouts; ++i) {
+    for (size_t j = 0; j < kNumInputLayouts; ++j) {
+      for (const int64_t q_len : {1, 19}) {
+        Case c;
+        c.q_len = q_len;
+        c.kv_len = 67;
+        c.heads = 4;
+        c.kv_heads = 2;
+        c.kv_batch = 2;
+        c.beams = 2;
+        c.head_dim = 24;
+        c.v_head_dim = 18;
+        c.q_layout = kLayouts[i];
+        c.k_layout = kLayouts[(i + j) % kNumInputLayouts];
+        c.v_layout = kLayouts[j];
+        c.out_layout = kLayouts[(i + 3 * j) % kNumOutLayouts];
+        c.q_dtype = kDTypes[++seed % 3];
+        c.k_dtype = kDTypes[seed / 3 % 3];
+        c.v_dtype = kDTypes[(seed + seed / 3) % 3];
+        c.out_dtype = kDTypes[(2 * seed + seed / 3) % 3];
+        c.mask = kMasks[seed / 2 % 2];
+        CheckCase(c, seed);
+      }
+    }
+  }
+}
+
+// Only the output must have its memory to itself.
+TEST_CASE("inputs may share memory", "[attention][strides]") {
+  Case c;
+  c.q_len = c.kv_len = 70;
+  c.heads = c.kv_heads = 2;
+  c.head_dim = 24;
+  for (const Mask mask : kMasks) {
+    c.mask = mask;
+    Problem apart(c, 4500);
+    for (int64_t l = 0; l < c.q_len; ++l) {
+      for (int64_t h = 0; h < c.heads; ++h) {
+        for (int64_t d = 0; d < c.head_dim; ++d) {
+          apart.k.Set(0, l, h, d, apart.q.Get(0, l, h, d));
+          apart.v.Set(0, l, h, d, apart.q.Get(0, l, h, d));
+        }
+      }
+    }
+    for (const Precision precision : kPrecisions) {
+      for (const char* tier : SupportedTiers()) {
+        INFO("precision " << Name(precision) << ", tier " << tier);
+        AttentionDesc desc = DescOf(c, {tier, precision});
+        desc.owns_workspace = true;
+        Plan plan;
+        REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+        const Tensor out = apart.NewOut();
+        AttentionArgs args = TensorArgs(apart, out);
+        args.k = args.v = args.q;
+        REQUIRE_THAT(Run(plan, args), IsOk());
+        CHECK_THAT(out, Equals(Attend(apart, {tier, precision})));
+      }
+    }
+  }
+}
+
+TEST_CASE("scale", "[attention][scale]") {
+  uint64_t seed = 5000;
+  for (const float scale : {1.0f, 0.01f, 3.0f, -0.25f}) {
+    for (const Mask mask : kMasks) {
+      Case c;
+      c.q_len = 18;
+      c.kv_len = 150;
+      c.head_dim = 32;
+      c.scale = scale;
+      c.mask = mask;
+      CheckCase(c, ++seed);
+    }
+  }
+}
+
+// Scores hundreds apart: the reference of the exponentials has to follow the running maximum.
+TEST_CASE("very peaky scores", "[attention][peaky]") {
+  uint64_t seed = 6000;
+  for (const float q_gain : {16.0f, 64.0f, 1024.0f}) {
+    for (const Mask mask : kMasks) {
+      for (const int64_t q_len : {1, 50, 257}) {
+        for (const int64_t head_dim : {16, 64}) {
+          Case c;
+          c.q_len = q_len;
+          c.kv_len = 257;
+          c.head_dim = head_dim;
+          c.q_gain = q_gain;
+          c.mask = mask;
+          CheckCase(c, ++seed);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every distribution", "[attention][distributions]") {
+  uint64_t seed = 7000;
+  for (const Distribution distribution :
+       {Distribution::kGaussian, Distribution::kKOutliers, Distribution::kKBias,
+        Distribution::kHeavyTail, Distribution::kHeavyTailVMean, Distribution::kPeaky,
+        Distribution::kAllEqual, Distribution::kOneHot}) {
+    for (const Mask mask : kMasks) {
+      for (const int64_t kv_len : {50, 400, 2100}) {
+        Case c;
+        c.q_len = 18;
+        c.kv_len = kv_len;
+        c.head_dim = 32;
+        c.mask = mask;
+        c.distribution = distribution;
+        CheckCase(c, ++seed);
+      }
+    }
+  }
+}
+
+// Running before the first byte of a buffer, as running past its end, would fault; all other tests
+// put buffers right before a guard page.
+TEST_CASE("buffers right after a guard page", "[attention][guard]") {
+  uint64_t seed = 8000;
+  for (const int64_t length : {1, 3, 17, 48, 65, 129, 193}) {
+    for (const int64_t dim : {1, 5, 16, 33, 64, 100}) {
+      for (const Layout layout : {Layout::kDense, Layout::kReversed, Layout::kHeadsFirst}) {
+        Case c;
+        c.placement = Placement::kAtFront;
+        c.q_len = ++seed % 3 == 0 ? 1 : length;
+        c.kv_len = length;
+        c.heads = 2;
+        c.head_dim = dim;
+        c.v_head_dim = 101 - dim;
+        c.q_layout = c.k_layout = c.v_layout = c.out_layout = layout;
+        c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = kDTypes[seed % 3];
+        c.mask = kMasks[seed / 3 % 2];
+        CheckCase(c, seed);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline

@@ -1,0 +1,65 @@
+// Every public header, and one attention whose result is known: all weights equal, the output is
+// V's mean.
+#include <sightline/attention.h>
+#include <sightline/kv.h>
+#include <sightline/parallel.h>
+#include <sightline/status.h>
+#include <sightline/tensor.h>
+#include <sightline/tier.h>
+#include <sightline/version.h>
+#include <stdio.h>
+
+namespace {
+
+using sightline::ConstTensorView;
+using sightline::DType;
+using sightline::Status;
+
+int Fail(const char* what, const Status& status) {
+  fprintf(stderr, "%s: %s\n", what, status.message());
+  return 1;
+}
+
+}  // namespace
+
+int main() {
+  constexpr int kKeys = 3;
+  constexpr int kDim = 4;
+  const float q[kDim] = {1, 2, 3, 4};
+  const float k[kKeys * kDim] = {};
+  const float v[kKeys * kDim] = {1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9};
+  float out[kDim] = {};
+
+  sightline::AttentionDesc desc;
+  desc.num_heads = desc.num_kv_heads = 1;
+  desc.head_dim = kDim;
+  sightline::Plan plan;
+  if (Status status = sightline::Plan::Create(desc, &plan); !status.ok())
+    return Fail("plan", status);
+
+  sightline::CrossMemory memory;
+  if (Status status = sightline::CrossMemory::Create(
+          ConstTensorView::Dense(k, DType::kF32, 1, kKeys, 1, kDim),
+          ConstTensorView::Dense(v, DType::kF32, 1, kKeys, 1, kDim), {}, &memory);
+      !status.ok()) {
+    return Fail("memory", status);
+  }
+  sightline::AttentionArgs args;
+  args.q = ConstTensorView::Dense(q, DType::kF32, 1, 1, 1, kDim);
+  args.memory = &memory;
+  args.out = sightline::TensorView::Dense(out, DType::kF32, 1, 1, 1, kDim);
+  if (Status status = sightline::Run(plan, args, {}, sightline::ParallelForOn(nullptr));
+      !status.ok()) {
+    return Fail("run", status);
+  }
+  for (int d = 0; d < kDim; ++d) {
+    const float error = out[d] - static_cast<float>(3 + d);
+    if (error < -1e-5f || error > 1e-5f) {
+      fprintf(stderr, "out[%d] is %f, not %d\n", d, static_cast<double>(out[d]), 3 + d);
+      return 1;
+    }
+  }
+  printf("Sightline %d.%d.%d on %s\n", SIGHTLINE_VERSION_MAJOR, SIGHTLINE_VERSION_MINOR,
+         SIGHTLINE_VERSION_PATCH, plan.tier());
+  return 0;
+}

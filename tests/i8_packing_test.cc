@@ -1,0 +1,174 @@
+// What int8 stores, bit for bit: quantised K and V, scales and centers of memories and caches, read
+// where kv/layout.h says they are.
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <vector>
+
+#include "kv/layout.h"
+#include "kv/packed_kv.h"
+#include "support/check.h"
+#include "support/i8_simulation.h"
+#include "support/problem.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+static_assert(kI8TileKeys == internal::kKvTile, "the simulation's tile is the library's");
+
+// One head of the problem, in f32.
+I8Head Simulate(const Problem& problem, int64_t batch, int64_t head, int64_t center_keys) {
+  std::vector<float> k, v;
+  for (int64_t key = 0; key < problem.c.kv_len; ++key) {
+    for (int64_t d = 0; d < problem.c.head_dim; ++d)
+      k.push_back(problem.k.Get(batch, key, head, d));
+    for (int64_t d = 0; d < problem.c.value_dim(); ++d) {
+      v.push_back(problem.v.Get(batch, key, head, d));
+    }
+  }
+  return QuantizeI8(k, v, static_cast<size_t>(problem.c.kv_len),
+                    static_cast<size_t>(problem.c.head_dim),
+                    static_cast<size_t>(problem.c.value_dim()), static_cast<size_t>(center_keys));
+}
+
+// Stored bytes, brought into the order of the simulation and freed of their bias.
+I8Head Unpack(const internal::PackedHead& head, size_t kv_len) {
+  const internal::PackedShape& shape = head.shape;
+  REQUIRE(internal::IsI8(shape.layout));
+  const int k_bias = shape.layout == internal::LayoutId::kI8BiasedK ? 128 : 0;
+  const int v_bias = shape.layout == internal::LayoutId::kI8BiasedV ? 128 : 0;
+  const auto unbias = [](unsigned char byte, int bias) {
+    return static_cast<int8_t>(bias != 0 ? byte - bias : static_cast<int8_t>(byte));
+  };
+  const size_t depth = 4;
+
+  I8Head result;
+  result.kv_len = kv_len;
+  result.head_dim = shape.head_dim;
+  result.v_head_dim = shape.v_head_dim;
+  const unsigned char* k = head.base + head.offsets.k;
+  const unsigned char* v = head.base + head.offsets.v;
+  for (size_t key = 0; key < kv_len; ++key) {
+    for (size_t d = 0; d < shape.head_dim; ++d) {
+      const size_t in_block = (d / depth * internal::kKeyBlock + key % internal::kKeyBlock) * depth;
+      result.k.push_back(
+          unbias(k[internal::KBlockOffset(shape, key) + in_block + d % depth], k_bias));
+    }
+    for (size_t c = 0; c < shape.v_head_dim; ++c) {
+      const internal::VPanel panel = internal::VPanelAt(shape, key, c);
+      const size_t key_in_tile = key % internal::kVTileKeys;
+      const size_t in_panel =
+          (key_in_tile / depth * panel.width + c % internal::kPanelWidth) * depth;
+      result.v.push_back(unbias(v[panel.offset + in_panel + key % depth], v_bias));
+    }
+  }
+  const auto floats = [&](size_t offset, size_t count) {
+    std::vector<float> x(count);
+    if (count != 0) memcpy(x.data(), head.base + offset, count * sizeof(float));
+    return x;
+  };
+  result.k_scale = floats(head.offsets.k_scale, kv_len);
+  result.k_center = floats(head.offsets.k_center, shape.head_dim);
+  result.v_center = floats(head.offsets.v_center, shape.v_head_dim);
+  const size_t row_bytes = internal::PaddedVHeadDim(shape) * sizeof(float);
+  for (size_t tile = 0; tile * internal::kKvTile < kv_len; ++tile) {
+    const std::vector<float> row =
+        floats(head.offsets.v_scale + tile * row_bytes, shape.v_head_dim);
+    result.v_scale.insert(result.v_scale.end(), row.begin(), row.end());
+  }
+  return result;
+}
+
+// Index of the first difference; the size if there is none. -0 and 0 are the same centre.
+template <typename T>
+size_t FirstDifference(const std::vector<T>& a, const std::vector<T>& b) {
+  REQUIRE(a.size() == b.size());
+  return static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());
+}
+
+void CheckPacked(const internal::PackedKv* packed, const Problem& problem, int64_t center_keys) {
+  REQUIRE(packed != nullptr);
+  for (int64_t b = 0; b < problem.c.kv_batch; ++b) {
+    for (int64_t h = 0; h < problem.c.kv_heads; ++h) {
+      INFO("batch " << b << ", head " << h);
+      const I8Head expected = Simulate(problem, b, h, center_keys);
+      const I8Head actual = Unpack(packed->head(static_cast<size_t>(b), static_cast<size_t>(h)),
+                                   static_cast<size_t>(problem.c.kv_len));
+      CHECK(FirstDifference(actual.k_center, expected.k_center) == expected.k_center.size());
+      CHECK(FirstDifference(actual.v_center, expected.v_center) == expected.v_center.size());
+      CHECK(FirstDifference(actual.k_scale, expected.k_scale) == expected.k_scale.size());
+      CHECK(FirstDifference(actual.v_scale, expected.v_scale) == expected.v_scale.size());
+      CHECK(FirstDifference(actual.k, expected.k) == expected.k.size());
+      CHECK(FirstDifference(actual.v, expected.v) == expected.v.size());
+    }
+  }
+}
+
+Case PackingCase(int64_t kv_len, int64_t head_dim, int64_t v_head_dim) {
+  Case c;
+  c.kv_len = kv_len;
+  c.heads = c.kv_heads = 2;
+  c.kv_batch = 2;
+  c.head_dim = head_dim;
+  c.v_head_dim = v_head_dim;
+  c.k_layout = Layout::kPadded;
+  c.v_dtype = DType::kF16;
+  c.distribution = Distribution::kKBias;
+  return c;
+}
+
+TEST_CASE("int8 memories hold what the simulation quantises", "[i8]") {
+  uint64_t seed = 0;
+  for (const int64_t kv_len : {1, 2, 3, 63, 64, 65, 127, 128, 129, 1023, 1025, 1200}) {
+    for (const int64_t head_dim : {1, 6, 16, 64, 100}) {
+      const Problem problem(PackingCase(kv_len, head_dim, 101 - head_dim), ++seed);
+      for (const char* tier : SupportedTiers()) {
+        INFO(problem.c.ToString() << " on " << tier);
+        const CrossMemory memory = MemoryOf(problem, {tier, Precision::kI8});
+        CheckPacked(KvAccess::Get(memory), problem, kv_len);
+      }
+    }
+  }
+}
+
+TEST_CASE("int8 caches hold what the simulation quantises", "[i8]") {
+  uint64_t seed = 100;
+  for (const int64_t kv_len : {1, 3, 64, 127, 128, 129, 300, 1100}) {
+    const Problem problem(PackingCase(kv_len, 20, 33), ++seed);
+    for (const char* tier : SupportedTiers()) {
+      INFO(problem.c.ToString() << " on " << tier);
+      const KvCache cache = CacheOf(problem, {tier, Precision::kI8});
+      CheckPacked(KvAccess::Get(cache), problem, CacheCenterKeys(kv_len));
+    }
+  }
+}
+
+// Zero rows, one constant, numbers too small or too large to scale, NaN and infinity.
+TEST_CASE("int8 stores special numbers as documented", "[i8]") {
+  Problem problem(PackingCase(200, 16, 16), 200);
+  const float specials[] = {NAN, HUGE_VALF, -HUGE_VALF, 1e38f, -2e30f, 1e-38f, -0.0f, 1e-31f};
+  for (int64_t key = 0; key < 200; ++key) {
+    for (int64_t d = 0; d < 16; ++d) {
+      if (key % 7 == 0) problem.k.Set(0, key, 0, d, 0.0f);
+      if (d == 3) problem.v.Set(0, key, 0, d, 2.5f);
+      if (d == 4) problem.k.Set(0, key, 0, d, -1.25f);
+      if (d == 5) problem.v.Set(0, key, 1, d, 1e-33f * static_cast<float>(key));
+      if (d == key % 16 && key % 5 == 0) problem.k.Set(1, key, 0, d, specials[key / 5 % 8]);
+      if (d == key % 8 && key % 3 == 0) problem.v.Set(1, key, 1, d, specials[key / 3 % 8]);
+    }
+  }
+  for (const char* tier : SupportedTiers()) {
+    INFO(tier);
+    CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, Precision::kI8})), problem, 200);
+    CheckPacked(KvAccess::Get(CacheOf(problem, {tier, Precision::kI8})), problem, 128);
+  }
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline

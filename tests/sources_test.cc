@@ -1,0 +1,320 @@
+// K and V from tensors, a CrossMemory or a KvCache: the same kernels on the same bytes, so the same
+// bits.
+#include <math.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "support/check.h"
+#include "support/problem.h"
+#include "support/threads.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
+
+Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask) {
+  Case c;
+  c.q_len = q_len;
+  c.kv_len = kv_len;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.kv_batch = 2;
+  c.beams = 3;
+  c.head_dim = 20;
+  c.v_head_dim = 33;
+  c.mask = mask;
+  c.k_dtype = DType::kF16;
+  c.v_dtype = DType::kBF16;
+  c.distribution = Distribution::kKBias;
+  return c;
+}
+
+TEST_CASE("a memory gives the bits of its tensors", "[memory]") {
+  uint64_t seed = 100;
+  for (const int64_t kv_len : {0, 1, 63, 64, 65, 128, 130, 1100}) {
+    for (const int64_t q_len : {1, 33}) {
+      for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
+        const Problem problem(CrossCase(q_len, kv_len, mask), ++seed);
+        for (const Precision precision : kPrecisions) {
+          for (const char* tier : SupportedTiers()) {
+            if (!IsAffordable(problem.c, tier)) continue;
+            INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+            const Tensor direct = Attend(problem, {tier, precision, Source::kTensors});
+            CHECK_THAT(Attend(problem, {tier, precision, Source::kMemory}), Equals(direct));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a cache of floats gives the bits of its tensors", "[cache]") {
+  uint64_t seed = 200;
+  for (const int64_t kv_len : {1, 63, 64, 65, 128, 130, 1100}) {
+    for (const int64_t q_len : {1, 33}) {
+      const Problem problem(CrossCase(q_len, kv_len, Mask::kCausal), ++seed);
+      for (const Precision precision : {Precision::kF32, Precision::kF16}) {
+        for (const char* tier : SupportedTiers()) {
+          if (!IsAffordable(problem.c, tier)) continue;
+          INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+          const Tensor direct = Attend(problem, {tier, precision, Source::kTensors});
+          CHECK_THAT(Attend(problem, {tier, precision, Source::kCache}), Equals(direct));
+        }
+      }
+    }
+  }
+}
+
+// The centers of an int8 cache come from its first 128 tokens: its own bits, held to the
+// simulation.
+TEST_CASE("an int8 cache is the simulation with the centers of its first tokens", "[cache]") {
+  uint64_t seed = 300;
+  for (const int64_t kv_len : {1, 2, 64, 127, 128, 129, 300, 1100}) {
+    const Problem problem(CrossCase(7, kv_len, Mask::kCausal), ++seed);
+    const Expected expected = Expect(problem, Precision::kI8, CacheCenterKeys(kv_len));
+    for (const char* tier : SupportedTiers()) {
+      if (!IsAffordable(problem.c, tier)) continue;
+      INFO(problem.c.ToString() << " on " << tier);
+      CHECK_THAT(Attend(problem, {tier, Precision::kI8, Source::kCache}), IsClose(expected));
+    }
+  }
+}
+
+KvCache NewCache(const Case& c, int64_t capacity, const KvFormat& format) {
+  KvCacheDesc desc;
+  desc.batch = c.kv_batch;
+  desc.num_kv_heads = c.kv_heads;
+  desc.head_dim = c.head_dim;
+  desc.v_head_dim = c.v_head_dim;
+  desc.capacity = capacity;
+  desc.format = format;
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+  return cache;
+}
+
+void AppendRange(const Problem& problem, int64_t begin, int64_t end, KvCache* cache,
+                 const ParallelFor& parallel = {}) {
+  REQUIRE_THAT(cache->Append(problem.k.Slice(begin, end), problem.v.Slice(begin, end), parallel),
+               IsOk());
+  REQUIRE(cache->length() == end);
+}
+
+Tensor AttendCache(const Problem& problem, const Setup& setup, const KvCache& cache) {
+  Setup from_cache = setup;
+  from_cache.source = Source::kCache;
+  AttentionDesc desc = DescOf(problem.c, from_cache);
+  desc.owns_workspace = true;
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+  Tensor out = problem.NewOut();
+  AttentionArgs args;
+  args.q = problem.q.view();
+  args.out = out.view();
+  args.cache = &cache;
+  REQUIRE_THAT(Run(plan, args), IsOk());
+  RecordTierRun(plan.tier());
+  return out;
+}
+
+TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  // Ends of appends; each list is compared with appending everything at once whenever both are
+  // there.
+  constexpr int64_t kLength = 300;
+  std::vector<int64_t> one_by_one(kLength);
+  std::iota(one_by_one.begin(), one_by_one.end(), 1);
+  const std::vector<std::vector<int64_t>> groupings = {
+      one_by_one, {7, 71, 72, 129, 200, 300}, {127, 128, 129, 255, 256, 300}, {1, 128, 300}};
+
+  const Case whole = CrossCase(2, kLength, Mask::kCausal);
+  const Problem problem(whole, 400);
+  for (const char* tier : SupportedTiers()) {
+    const Setup setup = {tier, precision};
+    for (const std::vector<int64_t>& ends : groupings) {
+      KvCache grouped = NewCache(whole, kLength + 5, {precision, tier});
+      int64_t begin = 0;
+      for (const int64_t end : ends) {
+        AppendRange(problem, begin, end, &grouped);
+        begin = end;
+        // One by one, only where something may go wrong.
+        const bool compare = ends.size() < 10 || end % 64 <= 1 || end % 64 == 63;
+        if (!compare) continue;
+        KvCache at_once = NewCache(whole, kLength, {precision, tier});
+        AppendRange(problem, 0, end, &at_once);
+        INFO(Name(precision) << " on " << tier << ", " << end << " tokens, " << ends.size()
+                             << " appends");
+        CHECK_THAT(AttendCache(problem, setup, grouped),
+                   Equals(AttendCache(problem, setup, at_once)));
+      }
+    }
+  }
+}
+
+TEST_CASE("decoding step by step is causal attention", "[cache]") {
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  constexpr int64_t kLength = 140;
+  Case c;
+  c.q_len = c.kv_len = kLength;
+  c.heads = 2;
+  c.kv_heads = 1;
+  c.head_dim = 16;
+  c.mask = Mask::kCausal;
+  const Problem problem(c, 500);
+  const Expected all = Expect(problem, precision);
+
+  Case step_case = c;
+  step_case.q_len = 1;
+  for (const char* tier : SupportedTiers()) {
+    KvCache cache = NewCache(c, kLength, {precision, tier});
+    for (int64_t step = 0; step < kLength; ++step) {
+      AppendRange(problem, step, step + 1, &cache);
+      if (step % 9 != 0 && step < 125) continue;
+      Problem one(step_case, 1);
+      for (int64_t h = 0; h < c.heads; ++h) {
+        for (int64_t d = 0; d < c.head_dim; ++d) {
+          one.q.Set(0, 0, h, d, problem.q.Get(0, step, h, d));
+        }
+      }
+      Expected expected;
+      if (precision == Precision::kI8) {
+        // Its centers are those of the tokens so far.
+        Case so_far = step_case;
+        so_far.kv_len = step + 1;
+        Problem prefix(so_far, 1);
+        for (int64_t key = 0; key <= step; ++key) {
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            prefix.k.Set(0, key, 0, d, problem.k.Get(0, key, 0, d));
+            prefix.v.Set(0, key, 0, d, problem.v.Get(0, key, 0, d));
+          }
+        }
+        for (int64_t h = 0; h < c.heads; ++h) {
+          for (int64_t d = 0; d < c.head_dim; ++d) prefix.q.Set(0, 0, h, d, one.q.Get(0, 0, h, d));
+        }
+        expected = Expect(prefix, precision, CacheCenterKeys(step + 1));
+      } else {
+        expected.dims = {1, 1, c.heads, c.head_dim};
+        const auto first = static_cast<ptrdiff_t>(all.dims.Index(0, step, 0, 0));
+        const auto count = static_cast<ptrdiff_t>(expected.dims.NumElements());
+        expected.value.assign(all.value.begin() + first, all.value.begin() + first + count);
+        expected.tolerance.assign(all.tolerance.begin() + first,
+                                  all.tolerance.begin() + first + count);
+      }
+      INFO(Name(precision) << " on " << tier << ", step " << step);
+      CHECK_THAT(AttendCache(one, {tier, precision}, cache), IsClose(expected));
+    }
+  }
+}
+
+// What was stored before is still in memory behind the new tokens: NaN, so that it shows.
+TEST_CASE("a cleared cache starts anew in the same memory", "[cache]") {
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const int64_t new_length = GENERATE(1, 64, 70, 130, 140);
+  Problem first(CrossCase(3, 200, Mask::kCausal), 600);
+  for (int64_t key = 0; key < 200; ++key) {
+    for (int64_t d = 0; d < first.c.value_dim(); ++d) first.v.Set(1, key, 1, d, NAN);
+    for (int64_t d = 0; d < first.c.head_dim; ++d) first.k.Set(0, key, 1, d, NAN);
+  }
+  const Problem second(CrossCase(3, new_length, Mask::kCausal), 601);
+  for (const char* tier : SupportedTiers()) {
+    KvCache cache = NewCache(first.c, 200, {precision, tier});
+    AppendRange(first, 0, 200, &cache);
+    const size_t bytes = cache.bytes();
+    cache.Clear();
+    CHECK(cache.length() == 0);
+    CHECK(cache.capacity() == 200);
+    CHECK(cache.bytes() == bytes);
+    AppendRange(second, 0, new_length / 2, &cache);
+    AppendRange(second, new_length / 2, new_length, &cache);
+    INFO(Name(precision) << " on " << tier << ", " << new_length << " tokens");
+    CHECK_THAT(AttendCache(second, {tier, precision}, cache),
+               Equals(Attend(second, {tier, precision, Source::kCache})));
+  }
+}
+
+TEST_CASE("copies of a memory share its storage and outlive it", "[memory]") {
+  const Problem problem(CrossCase(5, 100, Mask::kNone), 700);
+  const Setup setup = {BestTier(), Precision::kI8, Source::kMemory};
+  const Tensor expected = Attend(problem, setup);
+
+  CrossMemory copy;
+  CHECK(copy.empty());
+  CHECK(copy.bytes() == 0);
+  {
+    Problem source(problem.c, 700);  // the tensors do not outlive the memory either
+    const CrossMemory original = MemoryOf(source, setup);
+    copy = original;
+    CHECK(copy.bytes() == original.bytes());
+  }
+  CHECK_FALSE(copy.empty());
+  CHECK(copy.batch() == problem.c.kv_batch);
+  CHECK(copy.kv_len() == problem.c.kv_len);
+  CHECK(copy.num_kv_heads() == problem.c.kv_heads);
+  CHECK(copy.head_dim() == problem.c.head_dim);
+  CHECK(copy.v_head_dim() == problem.c.v_head_dim);
+  CHECK(copy.precision() == Precision::kI8);
+
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(DescOf(problem.c, setup), &plan), IsOk());
+  GuardedBuffer scratch(plan.workspace_bytes(), Placement::kAtEnd, Workspace::kAlignmentBytes);
+  Tensor out = problem.NewOut();
+  AttentionArgs args;
+  args.q = problem.q.view();
+  args.out = out.view();
+  args.memory = &copy;
+  REQUIRE_THAT(Run(plan, args, {scratch.data(), scratch.size()}), IsOk());
+  CHECK_THAT(out, Equals(expected));
+}
+
+TEST_CASE("one plan serves every shape up to its maxima", "[plan]") {
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  Case largest = CrossCase(40, 200, Mask::kCausal);
+  for (const char* tier : SupportedTiers()) {
+    const Setup setup = {tier, precision};
+    AttentionDesc desc = DescOf(largest, setup);
+    desc.owns_workspace = true;
+    Plan plan;
+    REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+    uint64_t seed = 800;
+    for (const int64_t q_len : {40, 1, 7}) {
+      for (const int64_t kv_len : {200, 3, 64}) {
+        Case c = largest;
+        c.q_len = q_len;
+        c.kv_len = kv_len;
+        c.kv_batch = q_len == 7 ? 1 : 2;
+        const Problem problem(c, ++seed);
+        Tensor out = problem.NewOut();
+        REQUIRE_THAT(Run(plan, TensorArgs(problem, out)), IsOk());
+        INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+        CHECK_THAT(out, Equals(Attend(problem, setup)));
+      }
+    }
+  }
+}
+
+TEST_CASE("int8 takes a quarter of the memory of f32", "[memory]") {
+  Case c;
+  c.kv_len = 1500;
+  c.heads = c.kv_heads = 8;
+  c.head_dim = 64;
+  const Problem problem(c, 900);
+  const double elements = 2.0 * 1500 * 8 * 64;
+  // Padding to whole blocks, scales and centers: at most a tenth on top.
+  for (const char* tier : SupportedTiers()) {
+    INFO(tier);
+    CHECK(static_cast<double>(MemoryOf(problem, {tier, Precision::kF32}).bytes()) < 4.4 * elements);
+    CHECK(static_cast<double>(MemoryOf(problem, {tier, Precision::kF16}).bytes()) < 2.2 * elements);
+    CHECK(static_cast<double>(MemoryOf(problem, {tier, Precision::kI8}).bytes()) < 1.1 * elements);
+  }
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline

@@ -1,0 +1,640 @@
+// Every documented mistake: its code, the argument that the message names, and nothing written.
+#include <math.h>
+#include <string.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kv/layout.h"
+#include "kv/packed_kv.h"
+#include "support/check.h"
+#include "support/problem.h"
+#include "support/threads.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+constexpr StatusCode kUnsupported = StatusCode::kUnsupported;
+constexpr StatusCode kCapacity = StatusCode::kCapacityExceeded;
+constexpr StatusCode kOutOfMemory = StatusCode::kOutOfMemory;
+constexpr int64_t kHuge = INT64_MAX - 3;  // a multiple of 4
+
+// The longest stride with which n elements still span less than 2^62 bytes; two such axes reach
+// further than an int64_t can say.
+int64_t LongStride(int64_t n) { return INT64_MAX / 2 / (n - 1) / 4 * 4; }
+
+constexpr DType kNoDType = static_cast<DType>(77);
+constexpr Precision kNoPrecision = static_cast<Precision>(77);
+
+// One way to spoil a valid call.
+template <typename Call>
+struct Mistake {
+  const char* what;
+  StatusCode code;
+  const char* named;  // a word of the message
+  std::function<void(Call&)> spoil;
+};
+
+Case ValidCase() {
+  Case c;
+  c.q_len = 6;
+  c.kv_len = 40;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.kv_batch = 2;
+  c.beams = 2;
+  c.head_dim = 8;
+  c.v_head_dim = 12;
+  return c;
+}
+
+// ---- Plan::Create -----------------------------------------------------------------------------
+
+TEST_CASE("Plan::Create refuses", "[status]") {
+  const std::vector<Mistake<AttentionDesc>> mistakes = {
+      {"no heads", kInvalid, "num_heads", [](auto& d) { d.num_heads = 0; }},
+      {"negative heads", kInvalid, "num_heads", [](auto& d) { d.num_heads = -4; }},
+      {"no kv heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = 0; }},
+      {"negative kv heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = -2; }},
+      {"heads not divisible", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = 3; }},
+      {"more kv heads than heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = 8; }},
+      {"head_dim 0", kInvalid, "head_dim", [](auto& d) { d.head_dim = 0; }},
+      {"head_dim negative", kInvalid, "head_dim", [](auto& d) { d.head_dim = -8; }},
+      {"head_dim 513", kInvalid, "head_dim", [](auto& d) { d.head_dim = 513; }},
+      {"v_head_dim negative", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = -1; }},
+      {"v_head_dim 513", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = 513; }},
+      {"max_batch negative", kInvalid, "max_batch", [](auto& d) { d.max_batch = -1; }},
+      {"max_q_len negative", kInvalid, "max_q_len", [](auto& d) { d.max_q_len = -1; }},
+      {"max_kv_len negative", kInvalid, "max_kv_len", [](auto& d) { d.max_kv_len = -1; }},
+      {"max_batch absurd", kInvalid, "max_batch", [](auto& d) { d.max_batch = kHuge; }},
+      {"max_kv_len absurd", kInvalid, "max_kv_len", [](auto& d) { d.max_kv_len = kHuge; }},
+      {"all maxima too large together", kInvalid, "max_kv_len",
+       [](auto& d) {
+         d.max_kv_len = d.max_batch = 1 << 30;
+         d.head_dim = d.v_head_dim = 512;
+       }},
+      {"max_workers 0", kInvalid, "max_workers", [](auto& d) { d.max_workers = 0; }},
+      {"max_workers negative", kInvalid, "max_workers", [](auto& d) { d.max_workers = -1; }},
+      {"no such mask", kInvalid, "mask", [](auto& d) { d.mask = static_cast<Mask>(9); }},
+      {"scale NaN", kInvalid, "scale", [](auto& d) { d.scale = NAN; }},
+      {"scale infinite", kInvalid, "scale", [](auto& d) { d.scale = -HUGE_VALF; }},
+      {"no such precision", kInvalid, "precision", [](auto& d) { d.precision = kNoPrecision; }},
+      {"bf16 K/V", kUnsupported, "precision", [](auto& d) { d.precision = Precision::kBF16; }},
+      {"no such tier", kInvalid, "tier", [](auto& d) { d.tier = "abacus"; }},
+      {"empty tier name", kInvalid, "tier", [](auto& d) { d.tier = ""; }},
+      {"more memory than there is", kOutOfMemory, "workspace",
+       [](auto& d) {
+         // 2^44 keys of 1 KiB: it fits an address, not a machine.
+         d.max_batch = 1 << 14;
+         d.max_kv_len = 1 << 30;
+         d.head_dim = d.v_head_dim = 128;
+         d.owns_workspace = true;
+       }},
+  };
+  const AttentionDesc valid = DescOf(ValidCase(), {});
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(valid, &plan), IsOk());
+  const size_t workspace_bytes = plan.workspace_bytes();
+  for (const auto& mistake : mistakes) {
+    AttentionDesc desc = valid;
+    mistake.spoil(desc);
+    INFO(mistake.what);
+    CHECK_THAT(Plan::Create(desc, &plan), IsError(mistake.code, mistake.named));
+    CHECK_FALSE(plan.empty());
+    CHECK(plan.workspace_bytes() == workspace_bytes);
+    Plan fresh;
+    CHECK_FALSE(Plan::Create(desc, &fresh).ok());
+    CHECK(fresh.empty());
+  }
+  CHECK_THAT(Plan::Create(valid, nullptr), IsError(kInvalid, "plan"));
+}
+
+TEST_CASE("an empty plan has no tier and no workspace", "[status]") {
+  const Plan plan;
+  CHECK(plan.empty());
+  CHECK(std::string(plan.tier()).empty());
+  CHECK(plan.workspace_bytes() == 0);
+}
+
+// ---- Run --------------------------------------------------------------------------------------
+
+// A valid Run and all that it refers to.
+struct RunCall {
+  explicit RunCall(const Setup& setup_in)
+      : setup(setup_in),
+        problem(ValidCase(), 1),
+        memory(MemoryOf(problem, setup)),
+        cache(CacheOf(problem, setup)),
+        out(problem.NewOut()),
+        wide_out(DType::kF32, {4, 12, 4, 12}) {
+    AttentionDesc desc = DescOf(problem.c, setup);
+    desc.max_workers = 2;
+    REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+    scratch = GuardedBuffer(plan.workspace_bytes() + 64, Placement::kAtFront);
+    workspace = {scratch.data(), plan.workspace_bytes()};
+    args = TensorArgs(problem, out);
+    if (setup.source != Source::kTensors) args.k = args.v = ConstTensorView();
+    if (setup.source == Source::kMemory) args.memory = &memory;
+    if (setup.source == Source::kCache) args.cache = &cache;
+  }
+
+  Status Run() const { return sightline::Run(plan, args, workspace, parallel); }
+
+  Setup setup;
+  Problem problem;
+  CrossMemory memory;
+  KvCache cache;
+  CrossMemory empty_memory;
+  KvCache empty_cache;
+  Tensor out;
+  Tensor wide_out;
+  GuardedBuffer scratch;
+
+  Plan plan;
+  AttentionArgs args;
+  Workspace workspace;
+  ParallelFor parallel;
+};
+
+template <typename Pointer>
+Pointer Shifted(Pointer p, int64_t bytes) {
+  return reinterpret_cast<Pointer>(reinterpret_cast<intptr_t>(p) + bytes);
+}
+
+void CheckRunRefuses(const Setup& setup, const std::vector<Mistake<RunCall>>& mistakes) {
+  RunCall call(setup);
+  const AttentionArgs valid_args = call.args;
+  const Workspace valid_workspace = call.workspace;
+  const Plan valid_plan = call.plan;
+  for (const auto& mistake : mistakes) {
+    call.args = valid_args;
+    call.workspace = valid_workspace;
+    call.plan = valid_plan;
+    call.parallel = {};
+    call.out.Wipe();
+    mistake.spoil(call);
+    INFO(mistake.what << ", " << Name(setup.precision));
+    CHECK_THAT(call.Run(), IsError(mistake.code, mistake.named));
+    CHECK(call.out.IsWiped());
+    CHECK(call.wide_out.IsWiped());
+  }
+  // What was spoilt was the only thing wrong.
+  call.args = valid_args;
+  call.workspace = valid_workspace;
+  call.plan = valid_plan;
+  call.parallel = {};
+  CHECK_THAT(call.Run(), IsOk());
+  CHECK_FALSE(call.out.IsWiped());
+}
+
+TEST_CASE("Run refuses views that contradict themselves", "[status]") {
+  // The same mistakes for each of the four tensors.
+  using Spoil = std::function<void(ConstTensorView&)>;
+  const struct {
+    const char* what;
+    Spoil spoil;
+  } spoils[] = {
+      {"null data", [](auto& t) { t.data = nullptr; }},
+      {"no such dtype", [](auto& t) { t.dtype = kNoDType; }},
+      {"negative batch", [](auto& t) { t.batch = -1; }},
+      {"negative length", [](auto& t) { t.length = -1; }},
+      {"negative heads", [](auto& t) { t.heads = -1; }},
+      {"no heads", [](auto& t) { t.heads = 0; }},
+      {"negative dim", [](auto& t) { t.dim = -1; }},
+      {"no dim", [](auto& t) { t.dim = 0; }},
+      {"dim 513", [](auto& t) { t.dim = 513; }},
+      {"other heads", [](auto& t) { t.heads += 1; }},
+      {"other dim", [](auto& t) { t.dim -= 1; }},
+      {"batch stride between elements", [](auto& t) { t.batch_stride += 1; }},
+      {"length stride between elements", [](auto& t) { t.length_stride += 2; }},
+      {"head stride between elements", [](auto& t) { t.head_stride -= 1; }},
+      {"dim stride between elements", [](auto& t) { t.dim_stride = 2; }},
+      {"data between elements", [](auto& t) { t.data = Shifted(t.data, 2); }},
+      {"length beyond the address space",
+       [](auto& t) {
+         t.length = INT64_MAX;
+         t.length_stride = 4;
+       }},
+      {"batch stride beyond the address space", [](auto& t) { t.batch_stride = kHuge; }},
+      {"length stride beyond the address space", [](auto& t) { t.length_stride = INT64_MIN; }},
+      {"head stride beyond the address space", [](auto& t) { t.head_stride = kHuge; }},
+      {"dim stride beyond the address space", [](auto& t) { t.dim_stride = -(kHuge); }},
+      {"strides that overflow only together",
+       [](auto& t) {
+         t.batch_stride = LongStride(t.batch);
+         t.length_stride = LongStride(t.length);
+         t.head_stride = LongStride(t.heads);
+       }},
+  };
+  const struct {
+    const char* name;
+    std::function<void(AttentionArgs&, const Spoil&)> apply;
+  } tensors[] = {
+      {"q", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.q); }},
+      {"k", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.k); }},
+      {"v", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.v); }},
+      {"out",
+       [](AttentionArgs& args, const Spoil& spoil) {
+         ConstTensorView view = args.out;
+         spoil(view);
+         args.out = TensorView{const_cast<void*>(view.data),
+                               view.dtype,
+                               view.batch,
+                               view.length,
+                               view.heads,
+                               view.dim,
+                               view.batch_stride,
+                               view.length_stride,
+                               view.head_stride,
+                               view.dim_stride};
+       }},
+  };
+  std::vector<Mistake<RunCall>> mistakes;
+  std::vector<std::string> names;
+  names.reserve(sizeof(tensors) / sizeof(tensors[0]) * sizeof(spoils) / sizeof(spoils[0]));
+  for (const auto& tensor : tensors) {
+    for (const auto& spoil : spoils) {
+      names.push_back(std::string(tensor.name) + ": " + spoil.what);
+      mistakes.push_back({names.back().c_str(), kInvalid, tensor.name,
+                          [&](RunCall& call) { tensor.apply(call.args, spoil.spoil); }});
+    }
+  }
+  CheckRunRefuses({BestTier(), Precision::kF32}, mistakes);
+}
+
+// Another plan for the same call.
+void Replan(RunCall& call, const std::function<void(AttentionDesc&)>& change) {
+  AttentionDesc desc = DescOf(call.problem.c, call.setup);
+  desc.max_workers = 2;
+  change(desc);
+  REQUIRE_THAT(Plan::Create(desc, &call.plan), IsOk());
+}
+
+TEST_CASE("Run refuses arguments that contradict each other", "[status]") {
+  const std::vector<Mistake<RunCall>> mistakes = {
+      {"empty plan", kInvalid, "plan", [](auto& c) { c.plan = Plan(); }},
+
+      {"out of another batch", kInvalid, "out", [](auto& c) { c.args.out.batch = 3; }},
+      {"out of another length", kInvalid, "out", [](auto& c) { c.args.out.length = 5; }},
+      {"v of another batch", kInvalid, "v", [](auto& c) { c.args.v.batch = 1; }},
+      {"v of another length", kInvalid, "v", [](auto& c) { c.args.v.length = 39; }},
+      {"batch not divisible", kInvalid, "q",
+       [](auto& c) { c.args.q.batch = c.args.out.batch = 3; }},
+      {"no K/V batch", kInvalid, "q", [](auto& c) { c.args.k.batch = c.args.v.batch = 0; }},
+
+      {"neither tensors nor memory nor cache", kInvalid, "memory",
+       [](auto& c) { c.args.k = c.args.v = ConstTensorView(); }},
+      {"k without v", kInvalid, "v", [](auto& c) { c.args.v = ConstTensorView(); }},
+      {"v without k", kInvalid, "k", [](auto& c) { c.args.k = ConstTensorView(); }},
+      {"tensors and memory", kInvalid, "memory", [](auto& c) { c.args.memory = &c.memory; }},
+      {"tensors and cache", kInvalid, "cache", [](auto& c) { c.args.cache = &c.cache; }},
+      {"k and memory", kInvalid, "memory",
+       [](auto& c) {
+         c.args.v = ConstTensorView();
+         c.args.memory = &c.memory;
+       }},
+      {"memory and cache", kInvalid, "memory",
+       [](auto& c) {
+         c.args.k = c.args.v = ConstTensorView();
+         c.args.memory = &c.memory;
+         c.args.cache = &c.cache;
+       }},
+      {"empty memory", kInvalid, "memory",
+       [](auto& c) {
+         c.args.k = c.args.v = ConstTensorView();
+         c.args.memory = &c.empty_memory;
+       }},
+      {"empty cache", kInvalid, "cache",
+       [](auto& c) {
+         c.args.k = c.args.v = ConstTensorView();
+         c.args.cache = &c.empty_cache;
+       }},
+
+      {"out on q", kInvalid, "out", [](auto& c) { c.args.q.data = c.args.out.data; }},
+      {"out on k", kInvalid, "out", [](auto& c) { c.args.k.data = c.args.out.data; }},
+      {"out on the last byte of v", kInvalid, "out",
+       [](auto& c) { c.args.v.data = Shifted(c.args.out.data, -2 * 40 * 2 * 12 * 4 + 4); }},
+      {"out's heads on each other", kInvalid, "out", [](auto& c) { c.args.out.head_stride = 0; }},
+      {"out's queries on each other", kInvalid, "out",
+       [](auto& c) { c.args.out.length_stride = 4; }},
+      {"out's sequences on each other", kInvalid, "out",
+       [](auto& c) { c.args.out.batch_stride = 5 * 4 * 12 * 4; }},
+      {"out's channels on each other", kInvalid, "out", [](auto& c) { c.args.out.dim_stride = 0; }},
+      {"out backwards onto itself", kInvalid, "out", [](auto& c) { c.args.out.head_stride = -4; }},
+
+      {"batch beyond the plan", kCapacity, "max_batch",
+       [](auto& c) { Replan(c, [](auto& d) { d.max_batch = 3; }); }},
+      {"q_len beyond the plan", kCapacity, "max_q_len",
+       [](auto& c) { Replan(c, [](auto& d) { d.max_q_len = 5; }); }},
+      {"kv_len beyond the plan", kCapacity, "max_kv_len",
+       [](auto& c) { Replan(c, [](auto& d) { d.max_kv_len = 39; }); }},
+      {"workers beyond the plan", kCapacity, "max_workers",
+       [](auto& c) { c.parallel = BackwardsOnThisThread(3); }},
+      {"no workers", kInvalid, "num_workers",
+       [](auto& c) { c.parallel = BackwardsOnThisThread(0); }},
+      {"workers that nobody runs", kInvalid, "run",
+       [](auto& c) {
+         c.parallel.num_workers = 2;
+         c.parallel.run = nullptr;
+       }},
+
+      {"workspace one byte short", kInvalid, "workspace", [](auto& c) { c.workspace.bytes -= 1; }},
+      {"workspace of no bytes", kInvalid, "workspace", [](auto& c) { c.workspace.bytes = 0; }},
+      {"workspace nowhere", kInvalid, "workspace", [](auto& c) { c.workspace.data = nullptr; }},
+      {"workspace misaligned", kInvalid, "workspace",
+       [](auto& c) { c.workspace.data = Shifted(c.workspace.data, 32); }},
+      {"no workspace, and the plan has none", kInvalid, "workspace",
+       [](auto& c) { c.workspace = {}; }},
+      {"workspace on q", kInvalid, "workspace", [](auto& c) { c.args.q.data = c.workspace.data; }},
+      {"workspace on k", kInvalid, "workspace", [](auto& c) { c.args.k.data = c.workspace.data; }},
+      {"workspace on v", kInvalid, "workspace", [](auto& c) { c.args.v.data = c.workspace.data; }},
+      {"workspace on out", kInvalid, "workspace",
+       [](auto& c) { c.args.out.data = c.workspace.data; }},
+  };
+  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
+    CheckRunRefuses({BestTier(), precision}, mistakes);
+  }
+}
+
+TEST_CASE("Run refuses memories and caches made for something else", "[status]") {
+  const struct {
+    Source source;
+    const char* name;
+  } sources[] = {{Source::kMemory, "memory"}, {Source::kCache, "cache"}};
+  for (const auto& source : sources) {
+    const char* name = source.name;
+    std::vector<Mistake<RunCall>> mistakes = {
+        {"other precision", kInvalid, "precision",
+         [](auto& c) { Replan(c, [](auto& d) { d.precision = Precision::kF16; }); }},
+        {"other kv heads", kInvalid, "num_kv_heads",
+         [](auto& c) { Replan(c, [](auto& d) { d.num_kv_heads = 4; }); }},
+        {"other head_dim", kInvalid, "head_dim",
+         [](auto& c) {
+           Replan(c, [](auto& d) { d.head_dim = 7; });
+           c.args.q.dim = 7;
+         }},
+        {"other v_head_dim", kInvalid, "v_head_dim",
+         [](auto& c) {
+           Replan(c, [](auto& d) { d.v_head_dim = 11; });
+           c.args.out.dim = 11;
+         }},
+        {"batch not divisible", kInvalid, "q",
+         [](auto& c) { c.args.q.batch = c.args.out.batch = 3; }},
+        {"workspace nowhere", kInvalid, "workspace",
+         [](auto& c) { c.workspace = {nullptr, 1 << 20}; }},
+    };
+    const Source kind = source.source;
+    mistakes.push_back({"out inside its storage", kInvalid, "out", [kind](RunCall& c) {
+                          const internal::PackedKv* packed = kind == Source::kMemory
+                                                                 ? KvAccess::Get(c.memory)
+                                                                 : KvAccess::Get(c.cache);
+                          unsigned char* block = packed->head(0, 0).base;
+                          c.args.out.data = block;
+                        }});
+    INFO(name);
+    for (const Precision precision : {Precision::kF32, Precision::kI8}) {
+      CheckRunRefuses({BestTier(), precision, source.source}, mistakes);
+    }
+  }
+}
+
+TEST_CASE("Run refuses the layout of another version", "[status]") {
+  CheckRunRefuses({BestTier(), Precision::kI8, Source::kMemory},
+                  {{"layout version", kUnsupported, "version", [](RunCall& c) {
+                      const Problem problem(ValidCase(), 1);
+                      // A memory of its own: the valid one must stay so.
+                      c.empty_memory = MemoryOf(problem, c.setup);
+                      KvAccess::Mutable(c.empty_memory)->header().layout_version =
+                          internal::kLayoutVersion + 1;
+                      c.args.memory = &c.empty_memory;
+                    }}});
+}
+
+// A layout is what counts, not the name of the tier that wrote it.
+TEST_CASE("tiers read each other's memories if the layout is theirs", "[status]") {
+  const Problem problem(ValidCase(), 2);
+  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
+    for (const char* reader : SupportedTiers()) {
+      const Setup setup = {reader, precision, Source::kMemory};
+      Plan plan;
+      AttentionDesc desc = DescOf(problem.c, setup);
+      desc.owns_workspace = true;
+      REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+      const CrossMemory own = MemoryOf(problem, setup);
+      const Tensor expected = Attend(problem, setup);
+      for (const char* writer : SupportedTiers()) {
+        INFO(Name(precision) << ", written by " << writer << ", read by " << reader);
+        const CrossMemory memory = MemoryOf(problem, {writer, precision});
+        Tensor out = problem.NewOut();
+        AttentionArgs args;
+        args.q = problem.q.view();
+        args.out = out.view();
+        args.memory = &memory;
+        const Status status = Run(plan, args);
+        if (KvAccess::Get(memory)->header().layout == KvAccess::Get(own)->header().layout) {
+          CHECK_THAT(status, IsOk());
+          CHECK_THAT(out, Equals(expected));
+        } else {
+          CHECK_THAT(status, IsError(kUnsupported, "layout"));
+          CHECK(out.IsWiped());
+        }
+      }
+    }
+  }
+}
+
+// ---- CrossMemory::Create ----------------------------------------------------------------------
+
+struct MemoryCall {
+  ConstTensorView k, v;
+  KvFormat format;
+  ParallelFor parallel;
+};
+
+TEST_CASE("CrossMemory::Create refuses", "[status]") {
+  const std::vector<Mistake<MemoryCall>> mistakes = {
+      {"null k", kInvalid, "k", [](auto& c) { c.k.data = nullptr; }},
+      {"null v", kInvalid, "v", [](auto& c) { c.v.data = nullptr; }},
+      {"nothing", kInvalid, "k", [](auto& c) { c.k = c.v = ConstTensorView(); }},
+      {"no such dtype of k", kInvalid, "k", [](auto& c) { c.k.dtype = kNoDType; }},
+      {"no such dtype of v", kInvalid, "v", [](auto& c) { c.v.dtype = kNoDType; }},
+      {"negative length", kInvalid, "k", [](auto& c) { c.k.length = c.v.length = -1; }},
+      {"no heads", kInvalid, "k", [](auto& c) { c.k.heads = c.v.heads = 0; }},
+      {"head_dim 0", kInvalid, "k", [](auto& c) { c.k.dim = 0; }},
+      {"head_dim 513", kInvalid, "k", [](auto& c) { c.k.dim = 513; }},
+      {"v_head_dim 0", kInvalid, "v", [](auto& c) { c.v.dim = 0; }},
+      {"v_head_dim 513", kInvalid, "v", [](auto& c) { c.v.dim = 513; }},
+      {"other batch", kInvalid, "v", [](auto& c) { c.v.batch = 1; }},
+      {"other length", kInvalid, "v", [](auto& c) { c.v.length = 39; }},
+      {"other heads", kInvalid, "v", [](auto& c) { c.v.heads = 1; }},
+      {"k stride between elements", kInvalid, "k", [](auto& c) { c.k.length_stride += 2; }},
+      {"v stride between elements", kInvalid, "v", [](auto& c) { c.v.dim_stride = 1; }},
+      {"k data between elements", kInvalid, "k", [](auto& c) { c.k.data = Shifted(c.k.data, 1); }},
+      {"v beyond the address space", kInvalid, "v", [](auto& c) { c.v.length_stride = kHuge; }},
+      {"no such precision", kInvalid, "precision",
+       [](auto& c) { c.format.precision = kNoPrecision; }},
+      {"bf16", kUnsupported, "precision", [](auto& c) { c.format.precision = Precision::kBF16; }},
+      {"no such tier", kInvalid, "tier", [](auto& c) { c.format.tier = "abacus"; }},
+      {"no workers", kInvalid, "num_workers", [](auto& c) { c.parallel.num_workers = 0; }},
+      {"workers that nobody runs", kInvalid, "run", [](auto& c) { c.parallel.num_workers = 2; }},
+      {"more memory than there is", kOutOfMemory, "bytes",
+       [](auto& c) {
+         // The same key again and again, 2^30 times for each of 2^14 sequences.
+         c.k.batch = c.v.batch = 1 << 14;
+         c.k.length = c.v.length = 1 << 30;
+         c.k.batch_stride = c.v.batch_stride = c.k.length_stride = c.v.length_stride = 0;
+       }},
+  };
+  const Problem problem(ValidCase(), 3);
+  const MemoryCall valid = {problem.k.view(), problem.v.view(), {Precision::kI8, BestTier()}, {}};
+  CrossMemory memory;
+  REQUIRE_THAT(CrossMemory::Create(valid.k, valid.v, valid.format, &memory), IsOk());
+  const internal::PackedKv* before = KvAccess::Get(memory);
+  for (const auto& mistake : mistakes) {
+    MemoryCall call = valid;
+    mistake.spoil(call);
+    INFO(mistake.what);
+    CHECK_THAT(CrossMemory::Create(call.k, call.v, call.format, &memory, call.parallel),
+               IsError(mistake.code, mistake.named));
+    CHECK(KvAccess::Get(memory) == before);
+  }
+  CHECK_THAT(CrossMemory::Create(valid.k, valid.v, valid.format, nullptr),
+             IsError(kInvalid, "memory"));
+}
+
+// ---- KvCache ----------------------------------------------------------------------------------
+
+KvCacheDesc ValidCacheDesc() {
+  const Case c = ValidCase();
+  KvCacheDesc desc;
+  desc.batch = c.kv_batch;
+  desc.num_kv_heads = c.kv_heads;
+  desc.head_dim = c.head_dim;
+  desc.v_head_dim = c.v_head_dim;
+  desc.capacity = 50;
+  desc.format = {Precision::kI8, BestTier()};
+  return desc;
+}
+
+TEST_CASE("KvCache::Create refuses", "[status]") {
+  const std::vector<Mistake<KvCacheDesc>> mistakes = {
+      {"no batch", kInvalid, "batch", [](auto& d) { d.batch = 0; }},
+      {"negative batch", kInvalid, "batch", [](auto& d) { d.batch = -1; }},
+      {"no kv heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = 0; }},
+      {"negative kv heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = -1; }},
+      {"head_dim 0", kInvalid, "head_dim", [](auto& d) { d.head_dim = 0; }},
+      {"head_dim 513", kInvalid, "head_dim", [](auto& d) { d.head_dim = 513; }},
+      {"v_head_dim -1", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = -1; }},
+      {"v_head_dim 513", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = 513; }},
+      {"negative capacity", kInvalid, "capacity", [](auto& d) { d.capacity = -1; }},
+      {"absurd capacity", kInvalid, "capacity", [](auto& d) { d.capacity = kHuge; }},
+      {"no such precision", kInvalid, "precision",
+       [](auto& d) { d.format.precision = kNoPrecision; }},
+      {"bf16", kUnsupported, "precision", [](auto& d) { d.format.precision = Precision::kBF16; }},
+      {"no such tier", kInvalid, "tier", [](auto& d) { d.format.tier = "abacus"; }},
+      {"more memory than there is", kOutOfMemory, "bytes",
+       [](auto& d) {
+         d.batch = 1 << 14;
+         d.capacity = 1 << 30;
+       }},
+  };
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(ValidCacheDesc(), &cache), IsOk());
+  const internal::PackedKv* before = KvAccess::Get(cache);
+  for (const auto& mistake : mistakes) {
+    KvCacheDesc desc = ValidCacheDesc();
+    mistake.spoil(desc);
+    INFO(mistake.what);
+    CHECK_THAT(KvCache::Create(desc, &cache), IsError(mistake.code, mistake.named));
+    CHECK(KvAccess::Get(cache) == before);
+  }
+  CHECK_THAT(KvCache::Create(ValidCacheDesc(), nullptr), IsError(kInvalid, "cache"));
+}
+
+TEST_CASE("KvCache::Append refuses and leaves the cache as it was", "[status]") {
+  const std::vector<Mistake<MemoryCall>> mistakes = {
+      {"beyond the capacity", kCapacity, "k", [](auto& c) { c.k.length = c.v.length = 21; }},
+      {"null k", kInvalid, "k", [](auto& c) { c.k.data = nullptr; }},
+      {"null v", kInvalid, "v", [](auto& c) { c.v.data = nullptr; }},
+      {"negative length", kInvalid, "k", [](auto& c) { c.k.length = c.v.length = -1; }},
+      {"other length", kInvalid, "v", [](auto& c) { c.v.length -= 1; }},
+      {"other batch", kInvalid, "k", [](auto& c) { c.k.batch = c.v.batch = 1; }},
+      {"no batch", kInvalid, "k", [](auto& c) { c.k.batch = c.v.batch = 0; }},
+      {"other heads", kInvalid, "k", [](auto& c) { c.k.heads = c.v.heads = 1; }},
+      {"other head_dim", kInvalid, "k", [](auto& c) { c.k.dim = 7; }},
+      {"other v_head_dim", kInvalid, "v", [](auto& c) { c.v.dim = 11; }},
+      {"no such dtype", kInvalid, "k", [](auto& c) { c.k.dtype = kNoDType; }},
+      {"stride between elements", kInvalid, "v", [](auto& c) { c.v.head_stride += 1; }},
+      {"data between elements", kInvalid, "k", [](auto& c) { c.k.data = Shifted(c.k.data, 1); }},
+      {"no workers", kInvalid, "num_workers", [](auto& c) { c.parallel.num_workers = 0; }},
+  };
+  const Problem problem(ValidCase(), 4);
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(ValidCacheDesc(), &cache), IsOk());
+  REQUIRE_THAT(cache.Append(problem.k.Slice(0, 30), problem.v.Slice(0, 30)), IsOk());
+  const internal::PackedKv* packed = KvAccess::Get(cache);
+  const std::vector<unsigned char> before(packed->block(), packed->block() + packed->bytes());
+  const MemoryCall valid = {problem.k.Slice(30, 40), problem.v.Slice(30, 40), {}, {}};
+  for (const auto& mistake : mistakes) {
+    MemoryCall call = valid;
+    mistake.spoil(call);
+    INFO(mistake.what);
+    CHECK_THAT(cache.Append(call.k, call.v, call.parallel), IsError(mistake.code, mistake.named));
+    CHECK(cache.length() == 30);
+    CHECK(memcmp(packed->block(), before.data(), before.size()) == 0);
+  }
+  CHECK_THAT(cache.Append(valid.k, valid.v), IsOk());
+  CHECK(cache.length() == 40);
+  CHECK_THAT(cache.Append(problem.k.Slice(0, 10), problem.v.Slice(0, 10)), IsOk());
+  CHECK(cache.length() == cache.capacity());
+  CHECK_THAT(cache.Append(problem.k.Slice(0, 0), problem.v.Slice(0, 0)), IsOk());
+  CHECK_THAT(cache.Append(problem.k.Slice(0, 1), problem.v.Slice(0, 1)), IsError(kCapacity, "k"));
+  CHECK(cache.length() == 50);
+
+  KvCache empty;
+  CHECK_THAT(empty.Append(valid.k, valid.v), IsError(kInvalid, "cache"));
+  CHECK(empty.length() == 0);
+  empty.Clear();
+  CHECK(empty.empty());
+}
+
+// ---- Status and views -------------------------------------------------------------------------
+
+TEST_CASE("a Status keeps code and message, and cuts long ones", "[status]") {
+  CHECK(Status().ok());
+  CHECK(Status().code() == StatusCode::kOk);
+  CHECK(std::string(Status().message()).empty());
+  const Status status = Status::Error(kUnsupported, "%s is %d", "answer", 42);
+  CHECK_FALSE(status.ok());
+  CHECK(status.code() == kUnsupported);
+  CHECK(std::string(status.message()) == "answer is 42");
+  const std::string longest(1000, 'x');
+  const Status cut = Status::Error(kInvalid, "%s", longest.c_str());
+  CHECK(std::string(cut.message()) ==
+        longest.substr(0, static_cast<size_t>(Status::kMaxMessageBytes) - 1));
+}
+
+TEST_CASE("names and sizes of element types", "[status]") {
+  CHECK(std::string(Name(DType::kF32)) == "f32");
+  CHECK(std::string(Name(DType::kF16)) == "f16");
+  CHECK(std::string(Name(DType::kBF16)) == "bf16");
+  CHECK(std::string(Name(kNoDType)) == "?");
+  CHECK(std::string(Name(Precision::kF32)) == "f32");
+  CHECK(std::string(Name(Precision::kF16)) == "f16");
+  CHECK(std::string(Name(Precision::kI8)) == "i8");
+  CHECK(std::string(Name(Precision::kBF16)) == "bf16");
+  CHECK(std::string(Name(kNoPrecision)) == "?");
+  CHECK(SizeBytes(DType::kF32) == 4);
+  CHECK(SizeBytes(DType::kF16) == 2);
+  CHECK(SizeBytes(DType::kBF16) == 2);
+  CHECK(SizeBytes(kNoDType) == 0);
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline

@@ -1,0 +1,142 @@
+#include "support/numeric.h"
+
+#include <math.h>
+#include <string.h>
+
+namespace sightline {
+namespace testing {
+namespace {
+
+// binary16: 10 fraction bits, exponents -14 to 15.
+constexpr int kF16FractionBits = 10;
+constexpr int kF16MinExponent = -14;
+constexpr int kF16MaxExponent = 15;
+constexpr uint16_t kF16Infinity = 0x7C00;
+
+uint32_t BitsOf(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+float FloatOf(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+}  // namespace
+
+uint16_t F16FromF32(float x) {
+  const uint16_t sign = signbit(x) ? 0x8000 : 0;
+  if (isnan(x)) return static_cast<uint16_t>(sign | kF16Infinity | 0x200);
+  const double magnitude = fabs(static_cast<double>(x));
+  if (isinf(magnitude)) return static_cast<uint16_t>(sign | kF16Infinity);
+  if (magnitude == 0.0) return sign;
+
+  int exponent = 0;
+  frexp(magnitude, &exponent);  // magnitude = f * 2^exponent with f in [0.5, 1)
+  exponent = exponent - 1 < kF16MinExponent ? kF16MinExponent : exponent - 1;
+  // Units in the last place; 2^11 of them carry into the next exponent by themselves below.
+  const double ulps = nearbyint(ldexp(magnitude, kF16FractionBits - exponent));
+  const double rounded = ldexp(ulps, exponent - kF16FractionBits);
+  if (rounded >= ldexp(1.0, kF16MaxExponent + 1)) return static_cast<uint16_t>(sign | kF16Infinity);
+  // Consecutive bit patterns are consecutive numbers, subnormals included.
+  const int biased = exponent - kF16MinExponent;  // 0 for subnormals and the first normal binade
+  const uint32_t bits = static_cast<uint32_t>(ulps) + (static_cast<uint32_t>(biased) << 10);
+  return static_cast<uint16_t>(sign | bits);
+}
+
+float F32FromF16(uint16_t bits) {
+  const double sign = (bits & 0x8000) != 0 ? -1.0 : 1.0;
+  const int exponent = (bits >> 10) & 31;
+  const int fraction = bits & 0x3FF;
+  if (exponent == 31) {
+    return fraction != 0 ? NAN : static_cast<float>(sign * HUGE_VAL);
+  }
+  const int ulps = exponent == 0 ? fraction : fraction + 1024;
+  const int scale = (exponent == 0 ? 1 : exponent) - 25;
+  return static_cast<float>(sign * ldexp(ulps, scale));
+}
+
+uint16_t BF16FromF32(float x) {
+  const uint32_t bits = BitsOf(x);
+  if (isnan(x)) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  const uint32_t low = bits & 0xFFFF;
+  const uint32_t high = bits >> 16;
+  const bool up = low > 0x8000 || (low == 0x8000 && (high & 1) != 0);
+  return static_cast<uint16_t>(high + (up ? 1 : 0));
+}
+
+float F32FromBF16(uint16_t bits) { return FloatOf(static_cast<uint32_t>(bits) << 16); }
+
+float RoundThrough(DType dtype, float x) {
+  switch (dtype) {
+    case DType::kF32:
+      return x;
+    case DType::kF16:
+      return F32FromF16(F16FromF32(x));
+    case DType::kBF16:
+      return F32FromBF16(BF16FromF32(x));
+  }
+  return NAN;
+}
+
+float RoundThrough(Precision precision, float x) {
+  return RoundThrough(precision == Precision::kF16 ? DType::kF16 : DType::kF32, x);
+}
+
+double StorageError(DType dtype, double magnitude) {
+  switch (dtype) {
+    case DType::kF32:
+      return kF32Unit * magnitude;
+    case DType::kF16:
+      return kF16Unit * magnitude + ldexp(1.0, -25);  // half a subnormal step
+    case DType::kBF16:
+      return kBF16Unit * magnitude;
+  }
+  return 0.0;
+}
+
+void StoreElement(DType dtype, void* to, float x) {
+  if (dtype == DType::kF32) {
+    memcpy(to, &x, sizeof(x));
+    return;
+  }
+  const uint16_t bits = dtype == DType::kF16 ? F16FromF32(x) : BF16FromF32(x);
+  memcpy(to, &bits, sizeof(bits));
+}
+
+float LoadElement(DType dtype, const void* from) {
+  if (dtype == DType::kF32) {
+    float x;
+    memcpy(&x, from, sizeof(x));
+    return x;
+  }
+  uint16_t bits;
+  memcpy(&bits, from, sizeof(bits));
+  return dtype == DType::kF16 ? F32FromF16(bits) : F32FromBF16(bits);
+}
+
+uint64_t Rng::Next() {
+  state_ += 0x9E3779B97F4A7C15u;
+  uint64_t z = state_;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+double Rng::Uniform() { return (static_cast<double>(Next() >> 11) + 0.5) * ldexp(1.0, -53); }
+
+double Rng::Normal() {
+  const double kTwoPi = 6.283185307179586;
+  const double radius = sqrt(-2.0 * log(Uniform()));
+  return radius * cos(kTwoPi * Uniform());
+}
+
+int64_t Rng::Below(int64_t exclusive) {
+  return static_cast<int64_t>(Next() % static_cast<uint64_t>(exclusive));
+}
+
+}  // namespace testing
+}  // namespace sightline

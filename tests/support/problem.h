@@ -1,0 +1,117 @@
+// One attention problem of a test: shapes, element types, strides and numbers; what it must give;
+// and how to have the library compute it.
+//
+//   Case c;
+//   c.q_len = 17; c.kv_len = 65; c.head_dim = 40;
+//   Problem problem(c, /*seed=*/1);
+//   CHECK_THAT(Attend(problem, {"avx2", Precision::kI8}), IsClose(Expect(problem,
+//   Precision::kI8)));
+#ifndef SIGHTLINE_TESTS_SUPPORT_PROBLEM_H_
+#define SIGHTLINE_TESTS_SUPPORT_PROBLEM_H_
+
+#include <stdint.h>
+
+#include <string>
+#include <vector>
+
+#include "sightline/attention.h"
+#include "support/numeric.h"
+#include "support/tensor.h"
+
+namespace sightline {
+namespace testing {
+
+// Where int8 and f16 lose most. The first seven are those of the error budget (accuracy_test.cc).
+enum class Distribution {
+  kGaussian,        // everything normal with variance 1
+  kKOutliers,       // four channels of K ten times larger
+  kKBias,           // K with a mean per channel, eight times larger in one channel of eight
+  kHeavyTail,       // one key takes half of the weight, all the others share the rest
+  kHeavyTailVMean,  // the same, and V has a mean per channel
+  kPeaky,           // Q four times larger: scores have a standard deviation of 4
+  kAllEqual,        // every key and every value the same: weights are all 1 / kv_len
+  kOneHot,          // query i meets its own key with a score 40 above the others
+};
+const char* Name(Distribution distribution);
+
+struct Case {
+  int64_t q_len = 1;
+  int64_t kv_len = 1;
+  int64_t head_dim = 16;
+  int64_t v_head_dim = 0;  // 0 = head_dim
+  int64_t heads = 1;
+  int64_t kv_heads = 1;
+  int64_t kv_batch = 1;
+  int64_t beams = 1;  // q's batch is kv_batch * beams
+  Mask mask = Mask::kNone;
+  float scale = 0.0f;
+  DType q_dtype = DType::kF32;
+  DType k_dtype = DType::kF32;
+  DType v_dtype = DType::kF32;
+  DType out_dtype = DType::kF32;
+  Layout q_layout = Layout::kDense;
+  Layout k_layout = Layout::kDense;
+  Layout v_layout = Layout::kDense;
+  Layout out_layout = Layout::kDense;
+  Placement placement = Placement::kAtEnd;  // of all buffers, the workspace included
+  Distribution distribution = Distribution::kGaussian;
+  float q_gain = 1.0f;  // Q is multiplied by it
+
+  int64_t batch() const { return kv_batch * beams; }
+  int64_t value_dim() const { return v_head_dim == 0 ? head_dim : v_head_dim; }
+  int64_t MultiplyAdds() const;
+  std::string ToString() const;
+};
+
+// The tensors of a case, filled.
+struct Problem {
+  Problem(const Case& description, uint64_t seed);
+
+  Tensor NewOut() const;
+
+  Case c;
+  Tensor q, k, v;
+};
+
+// How the library is asked to solve it.
+enum class Source { kTensors, kMemory, kCache };
+
+struct Setup {
+  const char* tier = nullptr;
+  Precision precision = Precision::kF32;
+  Source source = Source::kTensors;
+  ParallelFor parallel = {};
+};
+
+AttentionDesc DescOf(const Case& c, const Setup& setup);
+AttentionArgs TensorArgs(const Problem& problem, const Tensor& out);  // q, k, v and out
+CrossMemory MemoryOf(const Problem& problem, const Setup& setup);
+// A cache that got all tokens of the problem in one Append.
+KvCache CacheOf(const Problem& problem, const Setup& setup);
+
+// Creates a plan (and a memory or cache) and runs it with a workspace between guard pages that is
+// full of NaN. Fails the test if the library reports an error, runs another tier or writes into a
+// gap.
+Tensor Attend(const Problem& problem, const Setup& setup);
+
+// What comes out, and how far off it may be before it is stored as an element of the output.
+struct Expected {
+  Dims dims;
+  std::vector<double> value;      // in the order of Dims::Index
+  std::vector<double> tolerance;  // the same
+};
+
+// f32, f16: the oracle, with tolerances derived in problem.cc. i8: the simulation of the scheme.
+// center_keys: see QuantizeI8; negative = all keys.
+Expected Expect(const Problem& problem, Precision precision, int64_t center_keys = -1);
+
+// The oracle on what the element types left of the inputs, whatever the precision; no tolerance.
+std::vector<double> ExactOutput(const Problem& problem);
+
+// The centers' keys of a KvCache with so many tokens.
+int64_t CacheCenterKeys(int64_t length);
+
+}  // namespace testing
+}  // namespace sightline
+
+#endif  // SIGHTLINE_TESTS_SUPPORT_PROBLEM_H_

@@ -1,0 +1,121 @@
+// Tensors of the tests: any strides, any element type, in memory that faults right before or right
+// after the elements, so that a kernel which reads or writes one byte too many does not get away.
+//
+//   Tensor q(DType::kF16, {2, 77, 8, 64}, Layout::kFused, Placement::kAtEnd);
+//   q.Set(1, 76, 7, 63, 0.5f);
+//   args.q = q.view();
+#ifndef SIGHTLINE_TESTS_SUPPORT_TENSOR_H_
+#define SIGHTLINE_TESTS_SUPPORT_TENSOR_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <string>
+#include <vector>
+
+#include "sightline/tensor.h"
+
+namespace sightline {
+namespace testing {
+
+enum class Placement {
+  kAtEnd,    // the last byte is followed by a page that faults
+  kAtFront,  // the first byte is preceded by one
+};
+
+// `bytes` bytes between two pages that fault, all set to kFillByte.
+class GuardedBuffer {
+ public:
+  // An f32, f16 or bf16 made of these is finite and far from what the tests compute (-3e-16 as
+  // f32).
+  static constexpr unsigned char kFillByte = 0xA5;
+
+  GuardedBuffer() = default;
+  // `alignment` is a power of two up to a page; kAtEnd leaves up to alignment - 1 bytes before the
+  // guard.
+  GuardedBuffer(size_t bytes, Placement placement, size_t alignment = 1);
+  ~GuardedBuffer();
+  GuardedBuffer(GuardedBuffer&& other) noexcept;
+  GuardedBuffer& operator=(GuardedBuffer&& other) noexcept;
+
+  unsigned char* data() const { return data_; }
+  size_t size() const { return size_; }
+  void Fill(unsigned char byte);
+
+ private:
+  unsigned char* mapping_ = nullptr;
+  size_t mapping_bytes_ = 0;
+  unsigned char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct Dims {
+  int64_t batch = 1;
+  int64_t length = 1;
+  int64_t heads = 1;
+  int64_t dim = 1;
+
+  int64_t NumElements() const { return batch * length * heads * dim; }
+  // Index of an element in row-major [batch][length][heads][dim], the order of ToDoubles().
+  size_t Index(int64_t b, int64_t l, int64_t h, int64_t d) const {
+    return static_cast<size_t>(((b * length + l) * heads + h) * dim + d);
+  }
+};
+
+enum class Layout {
+  kDense,        // [batch][length][heads][dim]
+  kHeadsFirst,   // [batch][heads][length][dim]
+  kFused,        // one of the three parts of [batch][length][3][heads][dim]
+  kDimStrided,   // three elements from one channel to the next
+  kDimFirst,     // [batch][heads][dim][length]: the longest stride is the channel's
+  kReversed,     // dense, every stride negative
+  kPadded,       // odd gaps after every row, query and sequence
+  kSharedHeads,  // head stride 0: every head is the same; inputs only
+};
+const char* Name(Layout layout);
+
+class Tensor {
+ public:
+  Tensor() = default;
+  Tensor(DType dtype, const Dims& dims, Layout layout = Layout::kDense,
+         Placement placement = Placement::kAtEnd);
+
+  const Dims& dims() const { return dims_; }
+  DType dtype() const { return dtype_; }
+  TensorView view() const { return view_; }
+
+  void Set(int64_t b, int64_t l, int64_t h, int64_t d, float x);
+  float Get(int64_t b, int64_t l, int64_t h, int64_t d) const;
+
+  // All elements as stored, in the order of Dims::Index.
+  std::vector<double> ToDoubles() const;
+  // Elements l in [begin, end) of every sequence, as a view of this tensor.
+  TensorView Slice(int64_t begin, int64_t end) const;
+
+  // Sets every byte, gaps included, to GuardedBuffer::kFillByte.
+  void Wipe();
+  // No byte was written since Wipe(): neither element nor gap.
+  bool IsWiped() const;
+  // No byte between the elements was written since Wipe().
+  bool GapsAreWiped() const;
+
+  // "f16 [1, 77, 8, 64] padded"
+  std::string ToString() const;
+
+ private:
+  unsigned char* At(int64_t b, int64_t l, int64_t h, int64_t d) const;
+
+  Dims dims_;
+  DType dtype_ = DType::kF32;
+  Layout layout_ = Layout::kDense;
+  GuardedBuffer buffer_;
+  TensorView view_;
+};
+
+// Same shape and type, and every element the same bits (NaN equals the same NaN).
+bool SameBits(const Tensor& a, const Tensor& b);
+
+}  // namespace testing
+}  // namespace sightline
+
+#endif  // SIGHTLINE_TESTS_SUPPORT_TENSOR_H_

@@ -1,0 +1,31 @@
+// Which tiers the tests run on, and a record of those that really ran.
+#ifndef SIGHTLINE_TESTS_SUPPORT_TIERS_H_
+#define SIGHTLINE_TESTS_SUPPORT_TIERS_H_
+
+#include <string>
+#include <vector>
+
+#include "support/problem.h"
+
+namespace sightline {
+namespace testing {
+
+// Tiers this CPU can run, from the plainest to the best.
+std::vector<const char*> SupportedTiers();
+// The best of them.
+const char* BestTier();
+
+// Notes that a Plan of this tier computed something. A listener prints the record after the last
+// test.
+void RecordTierRun(const char* tier);
+
+// False for a shape so large that a slow tier (scalar code, or any code in an emulator) would take
+// seconds. Remainders and dimensions are covered by small shapes, which are always affordable.
+bool IsAffordable(const Case& c, const char* tier);
+// The tests run in an emulator, some thirty times slower.
+bool IsEmulated();
+
+}  // namespace testing
+}  // namespace sightline
+
+#endif  // SIGHTLINE_TESTS_SUPPORT_TIERS_H_

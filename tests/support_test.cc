@@ -1,0 +1,186 @@
+// The tests' own tools: conversions, guard pages, the oracle. A tool that errs hides errors.
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <vector>
+
+#include "support/check.h"
+#include "support/i8_simulation.h"
+#include "support/numeric.h"
+#include "support/oracle.h"
+#include "support/problem.h"
+#include "support/tensor.h"
+
+#if __has_include(<unistd.h>)
+#include <fcntl.h>
+#include <unistd.h>
+#endif
+
+namespace sightline {
+namespace testing {
+namespace {
+
+TEST_CASE("every f16 survives the way to f32 and back", "[support]") {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float x = F32FromF16(static_cast<uint16_t>(bits));
+    if (isnan(x)) {
+      if (!isnan(F32FromF16(F16FromF32(x)))) FAIL("NaN " << bits);
+    } else if (F16FromF32(x) != bits) {
+      FAIL(bits << " became " << F16FromF32(x));
+    }
+  }
+  CHECK(F32FromF16(0x3C00) == 1.0f);
+  CHECK(F32FromF16(0x0001) == ldexpf(1.0f, -24));
+  CHECK(F32FromF16(0x7BFF) == 65504.0f);
+}
+
+TEST_CASE("rounding is to nearest, ties to even", "[support]") {
+  CHECK(F16FromF32(1.0f + ldexpf(1.0f, -11)) == 0x3C00);
+  CHECK(F16FromF32(1.0f + 3.0f * ldexpf(1.0f, -11)) == 0x3C02);
+  CHECK(F16FromF32(65519.0f) == 0x7BFF);
+  CHECK(F16FromF32(65520.0f) == 0x7C00);
+  CHECK(F16FromF32(ldexpf(1.0f, -25)) == 0x0000);
+  CHECK(F16FromF32(3.0f * ldexpf(1.0f, -25)) == 0x0002);
+  CHECK(F16FromF32(-0.0f) == 0x8000);
+  CHECK(BF16FromF32(1.0f) == 0x3F80);
+  CHECK(BF16FromF32(1.0f + ldexpf(1.0f, -8)) == 0x3F80);
+  CHECK(BF16FromF32(1.0f + 3.0f * ldexpf(1.0f, -8)) == 0x3F82);
+  CHECK(isnan(F32FromBF16(BF16FromF32(NAN))));
+}
+
+#if __has_include(<unistd.h>)
+// The kernel reads the byte for us: EFAULT instead of a signal.
+bool IsReadable(int pipe_end, const unsigned char* byte) {
+  return write(pipe_end, byte, 1) == 1 || errno != EFAULT;
+}
+
+TEST_CASE("buffers lie between pages that fault", "[support]") {
+  int ends[2];
+  REQUIRE(pipe(ends) == 0);
+  for (const size_t bytes : {size_t{1}, size_t{4095}, size_t{4096}, size_t{4097}}) {
+    const GuardedBuffer at_end(bytes, Placement::kAtEnd);
+    CHECK(IsReadable(ends[1], at_end.data()));
+    CHECK(IsReadable(ends[1], at_end.data() + bytes - 1));
+    CHECK_FALSE(IsReadable(ends[1], at_end.data() + bytes));
+    const GuardedBuffer at_front(bytes, Placement::kAtFront);
+    CHECK(IsReadable(ends[1], at_front.data()));
+    CHECK(IsReadable(ends[1], at_front.data() + bytes - 1));
+    CHECK_FALSE(IsReadable(ends[1], at_front.data() - 1));
+  }
+  close(ends[0]);
+  close(ends[1]);
+}
+#endif
+
+TEST_CASE("tensors of every layout keep their elements apart", "[support]") {
+  for (const Layout layout :
+       {Layout::kDense, Layout::kHeadsFirst, Layout::kFused, Layout::kDimStrided, Layout::kDimFirst,
+        Layout::kReversed, Layout::kPadded}) {
+    INFO(Name(layout));
+    const Dims n = {2, 3, 4, 5};
+    Tensor t(DType::kF32, n, layout);
+    CHECK(t.IsWiped());
+    std::vector<double> expected;
+    for (int64_t b = 0; b < n.batch; ++b) {
+      for (int64_t l = 0; l < n.length; ++l) {
+        for (int64_t h = 0; h < n.heads; ++h) {
+          for (int64_t d = 0; d < n.dim; ++d) {
+            expected.push_back(static_cast<double>(expected.size()));
+            t.Set(b, l, h, d, static_cast<float>(expected.back()));
+          }
+        }
+      }
+    }
+    CHECK(t.ToDoubles() == expected);
+    CHECK(t.GapsAreWiped());
+    CHECK_FALSE(t.IsWiped());
+  }
+}
+
+TEST_CASE("the oracle on a case done by hand", "[support]") {
+  // Two queries, two keys, causal; weights of query 1: 1/4 and 3/4.
+  OracleInput in;
+  in.q_dims = {1, 2, 1, 1};
+  in.k_dims = {1, 2, 1, 1};
+  in.v_dims = {1, 2, 1, 2};
+  in.q = {5.0, 2.0};
+  in.k = {0.0, log(3.0)};
+  in.v = {1.0, -8.0, 5.0, 4.0};
+  in.scale = 0.5;
+  in.mask = Mask::kCausal;
+  const OracleOutput result = ComputeOracle(in);
+  CHECK(result.out[0] == 1.0);
+  CHECK(result.out[1] == -8.0);
+  CHECK(fabs(result.out[2] - 4.0) < 1e-15);
+  CHECK(fabs(result.out[3] - 1.0) < 1e-15);
+  CHECK(fabs(result.abs_out[3] - 5.0) < 1e-15);
+  CHECK(fabs(result.score_bound[1] - log(3.0)) < 1e-15);
+}
+
+TEST_CASE("the causal mask is aligned bottom-right", "[support]") {
+  CHECK(VisibleKeys(Mask::kNone, 3, 5, 0) == 5);
+  CHECK(VisibleKeys(Mask::kCausal, 3, 5, 0) == 3);
+  CHECK(VisibleKeys(Mask::kCausal, 3, 5, 2) == 5);
+  CHECK(VisibleKeys(Mask::kCausal, 5, 3, 1) == 0);
+  CHECK(VisibleKeys(Mask::kCausal, 5, 3, 2) == 1);
+}
+
+TEST_CASE("the int8 simulation is near the oracle", "[support]") {
+  for (const Distribution distribution : {Distribution::kGaussian, Distribution::kKBias}) {
+    Case c;
+    c.q_len = 20;
+    c.kv_len = 300;
+    c.head_dim = 64;
+    c.heads = 2;
+    c.mask = Mask::kCausal;
+    c.distribution = distribution;
+    const Problem problem(c, 1);
+    const Expected simulated = Expect(problem, Precision::kI8);
+    const std::vector<double> exact = ExactOutput(problem);
+    double difference = 0.0, norm = 0.0;
+    for (size_t i = 0; i < exact.size(); ++i) {
+      difference += (simulated.value[i] - exact[i]) * (simulated.value[i] - exact[i]);
+      norm += exact[i] * exact[i];
+      // Tight enough to tell a wrong rounding from a right one almost everywhere.
+      CHECK(simulated.tolerance[i] < 2e-3);
+    }
+    CHECK(sqrt(difference / norm) < 0.02);
+    CHECK(sqrt(difference / norm) > 1e-4);
+  }
+}
+
+TEST_CASE("checks fail when they should", "[support]") {
+  Case c;
+  c.q_len = 2;
+  c.kv_len = 3;
+  c.head_dim = 4;
+  const Problem problem(c, 1);
+  const Expected expected = Expect(problem, Precision::kF32);
+  Tensor out = problem.NewOut();
+  const auto store = [&] {
+    for (int64_t l = 0; l < 2; ++l) {
+      for (int64_t d = 0; d < 4; ++d) {
+        out.Set(0, l, 0, d, static_cast<float>(expected.value[expected.dims.Index(0, l, 0, d)]));
+      }
+    }
+  };
+  store();
+  CHECK(IsClose(expected).match(out));
+  out.Set(0, 1, 0, 2, out.Get(0, 1, 0, 2) + 2e-5f);
+  CHECK_FALSE(IsClose(expected).match(out));
+  store();
+  out.Set(0, 1, 0, 2, NAN);
+  CHECK_FALSE(IsClose(expected).match(out));
+
+  const Status status = Status::Error(StatusCode::kInvalidArgument, "q.dim is %d", 3);
+  CHECK(IsError(StatusCode::kInvalidArgument, "q").match(status));
+  CHECK(IsError(StatusCode::kInvalidArgument, "dim").match(status));
+  CHECK_FALSE(IsError(StatusCode::kInvalidArgument, "im").match(status));
+  CHECK_FALSE(IsError(StatusCode::kUnsupported, "q").match(status));
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline
