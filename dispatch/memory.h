@@ -3,7 +3,6 @@
 #define SIGHTLINE_DISPATCH_MEMORY_H_
 
 #include <stddef.h>
-#include <string.h>
 
 #include <memory>
 #include <new>
@@ -13,11 +12,11 @@
 namespace sightline {
 namespace internal {
 
-// Zeroed memory aligned to kPackedAlignBytes; null if there is none. Free with FreeAligned.
+// Memory aligned to kPackedAlignBytes, of undefined contents; null if there is none. Free with
+// FreeAligned.
 inline unsigned char* AllocateAligned(size_t bytes) {
-  void* block = ::operator new(bytes, std::align_val_t{kPackedAlignBytes}, std::nothrow);
-  if (block != nullptr) memset(block, 0, bytes);
-  return static_cast<unsigned char*>(block);
+  return static_cast<unsigned char*>(
+      ::operator new(bytes, std::align_val_t{kPackedAlignBytes}, std::nothrow));
 }
 inline void FreeAligned(unsigned char* block) {
   ::operator delete(block, std::align_val_t{kPackedAlignBytes});

@@ -5,9 +5,10 @@
 //     softmax     per row
 //     O += P·V    lanes are channels: each vector of V is loaded once, likewise
 //
-// Traffic: K and V once for all rows, nothing else of size; with one row it is what bounds the time.
-// Work per score: (head_dim + v_head_dim) / kLanes vector products, against one for each query vector in
-// prefill, most of whose lanes would be empty here. From kLanes / 2 rows on prefill takes over.
+// Traffic: K and V once for all rows, nothing else of size; with one row it is what bounds the
+// time. Work per score: (head_dim + v_head_dim) / kLanes vector products, against one for each
+// query vector in prefill, most of whose lanes would be empty here. From kLanes / 2 rows on prefill
+// takes over.
 #ifndef SIGHTLINE_KERNELS_DECODE_INL_H_
 #define SIGHTLINE_KERNELS_DECODE_INL_H_
 
@@ -29,11 +30,9 @@ constexpr size_t kRowBlock = 4;
 // Rows that decode takes; beyond, prefill's vectors of queries are at least half full.
 constexpr size_t kDecodeRows = MaxOf(kRowBlock, kLanes / 2);
 
-// Vectors of keys or channels side by side. With one row four chains hide the latency of the product;
-// with four rows 16 registers hold no more than two.
-constexpr size_t VectorsPerBlock(size_t rows) {
-  return kNumRegisters == 32 || rows <= 2 ? 4 : 2;
-}
+// Vectors of keys or channels side by side. With one row four chains hide the latency of the
+// product; with four rows 16 registers hold no more than two.
+constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || rows <= 2 ? 4 : 2; }
 
 // What a row keeps while the tiles pass by.
 struct DecodeRow {
@@ -78,14 +77,14 @@ template <typename Stored>
 HWY_INLINE VI32 LoadLanes(const uint8_t* p) {
   if constexpr (sizeof(Stored) == 2) {
     const hn::Rebind<Stored, DF> d;
-    return hn::BitCast(di32, hn::PromoteTo(df, hn::Load(d, reinterpret_cast<const Stored*>(p))));
+    return hn::BitCast(di32, ToF32(hn::Load(d, reinterpret_cast<const Stored*>(p))));
   } else {
     return hn::BitCast(di32, hn::Load(du8, p));
   }
 }
 
-// acc[r][v] += B[step][v] * A[r][step]: vectors of packed K or V times one broadcast lane for each row.
-// a_rows[r] points to row r's lanes.
+// acc[r][v] += B[step][v] * A[r][step]: vectors of packed K or V times one broadcast lane for each
+// row. a_rows[r] points to row r's lanes.
 template <class Product, class Scheme, size_t kVectors, size_t kRows>
 HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
                               const uint8_t* const (&a_rows)[kRows], size_t num_steps,
@@ -114,7 +113,8 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
 
 // Scores of keys [key, key + kVectors * kLanes) of the tile.
 template <class Scheme, size_t kVectors, size_t kRows>
-HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps, size_t key) {
+HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps,
+                             size_t key) {
   using Acc = typename Scheme::QkProduct::Acc;
   Acc acc[kRows][kVectors];
   const uint8_t* q[kRows];
@@ -186,9 +186,8 @@ HWY_INLINE void DecodeSoftmax(DecodeRow& row, size_t num_keys) {
     const float weight = hn::GetLane(Exp2NonPositive(hn::Sub(tile_m, reference)));
     tile_d *= weight;
     row.weight = weight * (1.0f / kMaxP);
-    row.p_init = Scheme::kLayout == LayoutId::kI8BiasedV
-                     ? -kBias * hn::ReduceSum(di32, sum_of_p)
-                     : 0;
+    row.p_init =
+        Scheme::kLayout == LayoutId::kI8BiasedV ? -kBias * hn::ReduceSum(di32, sum_of_p) : 0;
   }
   row.d = row.d * row.rescale + tile_d;
 }
@@ -208,28 +207,29 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const KvTile& kv, size_t pad
       if constexpr (Scheme::kI8) {
         acc[r][v] = hn::Set(di32, rows[r].p_init);
       } else {
-        acc[r][v] = hn::Mul(hn::Load(df, rows[r].o + channel + v * kLanes),
-                            hn::Set(df, rows[r].rescale));
+        acc[r][v] = hn::Zero(df);
       }
     }
   }
   const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
   VectorProduct<typename Scheme::PvProduct, Scheme, kVectors, kRows>(
-      columns.data, columns.stride_bytes, p,
-      RoundUp(num_keys, kDepth<Scheme>) / kDepth<Scheme>, acc);
+      columns.data, columns.stride_bytes, p, RoundUp(num_keys, kDepth<Scheme>) / kDepth<Scheme>,
+      acc);
 
   HWY_UNROLL(4)
   for (size_t r = 0; r < kRows; ++r) {
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
       float* o = rows[r].o + channel + v * kLanes;
+      const VF old_o = hn::Load(df, o);
+      const VF rescale = hn::Set(df, rows[r].rescale);
       if constexpr (Scheme::kI8) {
         const VF unit = hn::Mul(hn::Set(df, rows[r].weight),
                                 hn::Load(df, kv.v_scale + channel + v * kLanes));
-        const VF rescaled = hn::Mul(hn::Load(df, o), hn::Set(df, rows[r].rescale));
-        hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[r][v]), unit, rescaled), df, o);
+        const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), unit);
+        hn::Store(hn::MulAdd(old_o, rescale, product), df, o);
       } else {
-        hn::Store(acc[r][v], df, o);
+        hn::Store(hn::MulAdd(old_o, rescale, acc[r][v]), df, o);
       }
     }
   }
@@ -333,8 +333,8 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
     const size_t num_keys = MinOf(kKvTile, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, num_keys, WideTile());
     for (size_t r = 0; r < num_rows; r += kRowBlock) {
-      DecodeTile<Scheme, kRowBlock>(task.head.shape, scratch.rows + r, MinOf(kRowBlock, num_rows - r),
-                                    kv, num_keys);
+      DecodeTile<Scheme, kRowBlock>(task.head.shape, scratch.rows + r,
+                                    MinOf(kRowBlock, num_rows - r), kv, num_keys);
     }
   }
 

@@ -1,5 +1,5 @@
-// A K/V tile as the products read it: where K's blocks and V's panels begin, and how far apart they are.
-// The layout itself is described in kv/layout.h.
+// A K/V tile as the products read it: where K's blocks and V's panels begin, and how far apart they
+// are. The layout itself is described in kv/layout.h.
 #ifndef SIGHTLINE_KERNELS_KV_TILE_INL_H_
 #define SIGHTLINE_KERNELS_KV_TILE_INL_H_
 
@@ -12,18 +12,19 @@ namespace {
 
 // A K/V tile: keys [key_begin, key_begin + kKvTile) of one head.
 struct KvTile {
-  const uint8_t* k;        // block of 64 keys after block, k_block_bytes apart
+  const uint8_t* k;  // block of 64 keys after block, k_block_bytes apart
   size_t k_block_bytes;
-  const uint8_t* v;        // first panel of the V tile that these keys are part of
-  size_t v_panel_bytes;    // from a panel to the next
-  size_t v_key;            // keys of the V tile before these
-  const float* k_scale;    // int8: [kKvTile]
-  const float* v_scale;    // int8: [PaddedVHeadDim]
-  bool v_special;          // a NaN or an infinity is among V
+  const uint8_t* v;      // first panel of the V tile that these keys are part of
+  size_t v_panel_bytes;  // from a panel to the next
+  size_t v_key;          // keys of the V tile before these
+  const float* k_scale;  // int8: [kKvTile]
+  const float* v_scale;  // int8: [PaddedVHeadDim]
+  bool v_special;        // a NaN or an infinity is among V
   size_t key_begin;
 };
 
-// K of `key` onwards, counted from the tile's beginning; a step along head_dim is a row of the block.
+// K of `key` onwards, counted from the tile's beginning; a step along head_dim is a row of the
+// block.
 template <class Scheme>
 HWY_INLINE const uint8_t* KeyColumns(const KvTile& kv, size_t key) {
   return kv.k + key / kKeyBlock * kv.k_block_bytes + key % kKeyBlock * kTileLaneBytes<Scheme>;
@@ -68,7 +69,7 @@ HWY_INLINE WideTile TakeWideTile(const PackedShape& shape, ScratchArena& arena) 
 HWY_INLINE void Widen(const hwy::float16_t* HWY_RESTRICT from, size_t n, float* HWY_RESTRICT to) {
   const hn::Rebind<hwy::float16_t, DF> d16;
   for (size_t i = 0; i < n; i += kLanes) {
-    hn::Store(hn::PromoteTo(df, hn::Load(d16, from + i)), df, to + i);
+    hn::Store(ToF32(hn::Load(d16, from + i)), df, to + i);
   }
 }
 
@@ -80,8 +81,8 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
   using Stored = typename Scheme::Stored;
   const PackedShape& shape = head.shape;
   const size_t channels = PaddedVHeadDim(shape);
-  const Stored* k = reinterpret_cast<const Stored*>(head.base + head.offsets.k) +
-                    KBlockOffset(shape, key);
+  const Stored* k =
+      reinterpret_cast<const Stored*>(head.base + head.offsets.k) + KBlockOffset(shape, key);
   const Stored* v = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
   const VPanel first_panel = VPanelAt(shape, key, 0);
 
@@ -111,8 +112,8 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
   }
   if constexpr (Scheme::kI8) {
     tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
-    tile.v_scale = reinterpret_cast<const float*>(head.base + head.offsets.v_scale) +
-                   key / kKvTile * channels;
+    tile.v_scale =
+        reinterpret_cast<const float*>(head.base + head.offsets.v_scale) + key / kKvTile * channels;
   } else {
     tile.v_special = head.base[head.offsets.v_special + key / kKvTile] != 0;
   }

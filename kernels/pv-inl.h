@@ -1,4 +1,5 @@
-// O = rescale * O + P·V for one pair of tiles.
+// O = rescale * O + P·V for one pair of tiles. The tile's product is summed on its own before it meets O:
+// rounding errors then grow with the tile's length and the number of tiles, not with the keys.
 //
 // Cost per kStep channels: num_keys / depth steps of BlockProduct, then for each of the kStep * kQV
 // vectors a load, a multiplication and a store of O; int8 converts and multiplies twice more.
@@ -25,8 +26,7 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, size_t padd
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
       if constexpr (!Scheme::kI8) {
-        acc[n][v] = hn::Mul(hn::Load(df, o + (n * kQV + v) * kLanes),
-                            hn::Load(df, scratch.rescale + v * kLanes));
+        acc[n][v] = hn::Zero(df);
       } else if constexpr (Scheme::kLayout == LayoutId::kI8BiasedV) {
         acc[n][v] = hn::Load(di32, scratch.p_init + v * kLanes);
       } else {
@@ -46,13 +46,15 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, size_t padd
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
       float* out = o + (n * kQV + v) * kLanes;
+      const VF old_o = hn::Load(df, out);
+      const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
       if constexpr (Scheme::kI8) {
         const VF unit = hn::Mul(hn::Load(df, scratch.weight + v * kLanes),
                                 hn::Set(df, kv.v_scale[channel + n]));
-        const VF rescaled = hn::Mul(hn::Load(df, out), hn::Load(df, scratch.rescale + v * kLanes));
-        hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[n][v]), unit, rescaled), df, out);
+        const VF product = hn::Mul(hn::ConvertTo(df, acc[n][v]), unit);
+        hn::Store(hn::MulAdd(old_o, rescale, product), df, out);
       } else {
-        hn::Store(acc[n][v], df, out);
+        hn::Store(hn::MulAdd(old_o, rescale, acc[n][v]), df, out);
       }
     }
   }
@@ -68,14 +70,15 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t
     for (size_t v = 0; v < kQV; ++v) {
       float* out = q.o + (channel * kQV + v) * kLanes;
       const VI32 limit = hn::Load(di32, q.limit + v * kLanes);
-      VF acc = hn::Mul(hn::Load(df, out), hn::Load(df, scratch.rescale + v * kLanes));
+      VF acc = hn::Zero(df);
       for (size_t key = 0; key < num_keys; ++key) {
         const VF p = hn::Load(df, scratch.s + (key * kQV + v) * kLanes);
         const VF value = hn::BitCast(df, Broadcast32(columns.data + key * columns.stride_bytes));
         const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
         acc = hn::IfThenElse(Visible(index, limit), hn::MulAdd(p, value, acc), acc);
       }
-      hn::Store(acc, df, out);
+      const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
+      hn::Store(hn::MulAdd(hn::Load(df, out), rescale, acc), df, out);
     }
   }
 }

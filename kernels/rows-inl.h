@@ -11,17 +11,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-HWY_INLINE VF ToF32(VF v) { return v; }
-template <class V>
-HWY_INLINE VF ToF32(V v) {
-  return hn::PromoteTo(df, v);
-}
-HWY_INLINE VF FromF32(hn::Rebind<float, DF>, VF v) { return v; }
-template <class D>
-HWY_INLINE hn::VFromD<D> FromF32(D d, VF v) {
-  return hn::DemoteTo(d, v);
-}
-
 // One element between memory of any alignment and a buffer.
 template <typename T>
 HWY_INLINE void CopyElement(const void* from, void* to) {

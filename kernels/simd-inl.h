@@ -63,8 +63,12 @@ HWY_INLINE VF NegInf() { return hn::Set(df, -hwy::HighestValue<float>() * 2.0f);
 // 2^x for x <= 0, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
 // Cost: 6 FMA-port and 4 other instructions.
 HWY_INLINE VF Exp2NonPositive(VF x) {
-  // The constant is the first operand, since x86's max returns the second when either is NaN.
-  x = hn::Max(hn::Set(df, -127.0f), x);
+  const VF floor = hn::Set(df, -127.0f);
+#if HWY_ARCH_X86
+  x = hn::Max(floor, x);  // x86's max returns the second operand when either is NaN
+#else
+  x = hn::IfThenElse(hn::Lt(x, floor), floor, x);  // others may return the number
+#endif
   // 1.5 * 2^23 makes the sum's low mantissa bits the nearest integer; 127 is the exponent's bias,
   // so that k = -127 shifts to the bits of 0.0f.
   const VF magic = hn::Set(df, 12582912.0f + 127.0f);
@@ -80,6 +84,30 @@ HWY_INLINE VF Exp2NonPositive(VF x) {
   p = hn::MulAdd(p, f, hn::Set(df, 6.93146978e-1f));
   p = hn::MulAdd(p, f, hn::Set(df, 1.0f));
   return hn::Mul(p, power);
+}
+
+// Stored elements to f32 and back; f32 itself passes through.
+HWY_INLINE VF ToF32(VF v) { return v; }
+HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<hwy::bfloat16_t, DF>> v) { return hn::PromoteTo(df, v); }
+HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<hwy::float16_t, DF>> v) {
+  const VF x = hn::PromoteTo(df, v);
+#if HWY_ARCH_X86 && !defined(__F16C__)
+  // Highway's emulation takes infinities and NaN for numbers of 2^16 and more.
+  const hn::RebindToUnsigned<DF> du32;
+  const hn::Rebind<uint16_t, DF> du16;
+  const auto bits = hn::PromoteTo(du32, hn::BitCast(du16, v));
+  const auto exponent = hn::Set(du32, 0x7c00);
+  const auto special = hn::Eq(hn::And(bits, exponent), exponent);
+  const auto fixed = hn::Or(hn::BitCast(du32, x), hn::Set(du32, 0x7f800000));
+  return hn::IfThenElse(hn::RebindMask(df, special), hn::BitCast(df, fixed), x);
+#else
+  return x;
+#endif
+}
+HWY_INLINE VF FromF32(DF, VF v) { return v; }
+template <class D>
+HWY_INLINE hn::VFromD<D> FromF32(D d, VF v) {
+  return hn::DemoteTo(d, v);
 }
 
 // Rows on their way into and out of panels are cut into chunks of 16 bytes: four 32-bit elements.

@@ -51,6 +51,7 @@ Status PackedKv::Create(PackedHeader geometry, Precision precision, const Precis
   if (created == nullptr || created->block_ == nullptr) {
     return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for packed K and V", bytes);
   }
+  memset(created->block_, 0, bytes);  // padding included: equal contents are equal bytes
   memcpy(geometry.magic, kMagic, sizeof(kMagic));
   geometry.layout_version = kLayoutVersion;
   geometry.layout = kernels.layout;

@@ -26,7 +26,7 @@ HWY_INLINE void StoreElements(const float* HWY_RESTRICT row, size_t n,
                               hwy::float16_t* HWY_RESTRICT out) {
   const hn::Rebind<hwy::float16_t, DF> d16;
   for (size_t i = 0; i < n; i += kLanes) {
-    hn::StoreU(hn::DemoteTo(d16, hn::Load(df, row + i)), d16, out + i);
+    hn::StoreU(FromF32(d16, hn::Load(df, row + i)), d16, out + i);
   }
 }
 
@@ -56,13 +56,14 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
       StoreElements(row + c, panel.width, v_out + panel.offset + key % kVTileKeys * panel.width);
     }
 
-    // x - x is 0 unless x is an infinity or NaN; what f16 cannot hold has become an infinity.
+    // x - x is 0 unless x is an infinity or NaN; what f16 cannot hold has become an infinity. Not
+    // Eq, since Ne is false for NaN on some targets.
     StoreElements(row, v_elements, stored);
     auto special = hn::MaskFalse(df);
     for (size_t c = 0; c < v_elements; c += kLanes) {
       const hn::Rebind<Stored, DF> d_stored;
       const VF x = ToF32(hn::LoadU(d_stored, stored + c));
-      special = hn::Or(special, hn::Ne(hn::Sub(x, x), hn::Zero(df)));
+      special = hn::Or(special, hn::Not(hn::Eq(hn::Sub(x, x), hn::Zero(df))));
     }
     uint8_t* flag = task.head.base + offsets.v_special + key / kKvTile;
     if (key % kKvTile == 0) *flag = 0;
