@@ -224,8 +224,8 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const KvTile& kv, size_t pad
       const VF old_o = hn::Load(df, o);
       const VF rescale = hn::Set(df, rows[r].rescale);
       if constexpr (Scheme::kI8) {
-        const VF unit = hn::Mul(hn::Set(df, rows[r].weight),
-                                hn::Load(df, kv.v_scale + channel + v * kLanes));
+        const VF unit =
+            hn::Mul(hn::Set(df, rows[r].weight), hn::Load(df, kv.v_scale + channel + v * kLanes));
         const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), unit);
         hn::Store(hn::MulAdd(old_o, rescale, product), df, o);
       } else {

@@ -1,5 +1,6 @@
-// O = rescale * O + P·V for one pair of tiles. The tile's product is summed on its own before it meets O:
-// rounding errors then grow with the tile's length and the number of tiles, not with the keys.
+// O = rescale * O + P·V for one pair of tiles. The tile's product is summed on its own before it
+// meets O: rounding errors then grow with the tile's length and the number of tiles, not with the
+// keys.
 //
 // Cost per kStep channels: num_keys / depth steps of BlockProduct, then for each of the kStep * kQV
 // vectors a load, a multiplication and a store of O; int8 converts and multiplies twice more.

@@ -110,6 +110,22 @@ HWY_INLINE hn::VFromD<D> FromF32(D d, VF v) {
   return hn::DemoteTo(d, v);
 }
 
+#if defined(__AVX512BF16__)
+// vcvtneps2bf16 flushes subnormals to zero.
+HWY_INLINE hn::VFromD<hn::Rebind<hwy::bfloat16_t, DF>> FromF32(hn::Rebind<hwy::bfloat16_t, DF> d,
+                                                               VF v) {
+  const hn::RebindToUnsigned<DF> du32;
+  const hn::Rebind<uint16_t, DF> du16;
+  const auto bits = hn::BitCast(du32, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du32, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du32, 0x7fff)));
+  const auto quiet = hn::Or(bits, hn::Set(du32, 0x400000));
+  const auto is_nan = hn::RebindMask(du32, hn::IsNaN(v));
+  const auto chosen = hn::IfThenElse(is_nan, quiet, rounded);
+  return hn::BitCast(d, hn::TruncateTo(du16, hn::ShiftRight<16>(chosen)));
+}
+#endif
+
 // Rows on their way into and out of panels are cut into chunks of 16 bytes: four 32-bit elements.
 // The order of the chunks makes a transpose of kLanes rows out of 4x4 transposes inside 128-bit
 // blocks, which is all that interleaving instructions can do: vector i of a group of four holds, in

@@ -1,6 +1,7 @@
 #include "support/tiers.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <catch2/catch_test_case_info.hpp>
@@ -25,13 +26,26 @@ std::mutex* TiersRunMutex() {
   return &mutex;
 }
 
+// SIGHTLINE_TESTS_TIER, or null.
+const char* RequestedTier() {
+  const char* name = getenv("SIGHTLINE_TESTS_TIER");
+  return name != nullptr && *name != '\0' ? name : nullptr;
+}
+
 class TierReport : public Catch::EventListenerBase {
  public:
   using EventListenerBase::EventListenerBase;
 
+  void testRunStarting(const Catch::TestRunInfo&) override {
+    if (RequestedTier() == nullptr || !SupportedTiers().empty()) return;
+    fprintf(stderr, "tiers: [%s: no such tier, or not on this CPU]\n", RequestedTier());
+    constexpr int kAllSkipped = 4;
+    _Exit(kAllSkipped);
+  }
+
   void testRunEnded(const Catch::TestRunStats&) override {
     std::lock_guard<std::mutex> lock(*TiersRunMutex());
-    if (TiersRun()->empty()) return;
+    if (TiersRun()->empty() && RequestedTier() == nullptr) return;
     fprintf(stderr, "tiers:");
     for (size_t i = 0; i < NumTiers(); ++i) {
       const TierInfo tier = GetTier(i);
@@ -43,6 +57,10 @@ class TierReport : public Catch::EventListenerBase {
       }
     }
     fprintf(stderr, "\n");
+    if (RequestedTier() != nullptr && TiersRun()->count(RequestedTier()) == 0) {
+      fprintf(stderr, "tier %s passed without having run\n", RequestedTier());
+      _Exit(EXIT_FAILURE);
+    }
   }
 };
 
@@ -53,7 +71,9 @@ CATCH_REGISTER_LISTENER(TierReport)
 std::vector<const char*> SupportedTiers() {
   std::vector<const char*> names;
   for (size_t i = 0; i < NumTiers(); ++i) {
-    if (GetTier(i).supported) names.push_back(GetTier(i).name);
+    const TierInfo tier = GetTier(i);
+    const bool wanted = RequestedTier() == nullptr || strcmp(RequestedTier(), tier.name) == 0;
+    if (tier.supported && wanted) names.push_back(tier.name);
   }
   return names;
 }

@@ -10,7 +10,9 @@
 namespace sightline {
 namespace testing {
 
-// Tiers this CPU can run, from the plainest to the best.
+// Tiers this CPU can run, from the plainest to the best; only the one that the environment variable
+// SIGHTLINE_TESTS_TIER names, if it is set. If the CPU lacks that one the program ends with exit
+// code 4, Catch2's for "all skipped", and if it never computed anything the program fails.
 std::vector<const char*> SupportedTiers();
 // The best of them.
 const char* BestTier();
