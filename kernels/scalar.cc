@@ -4,12 +4,11 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #include <algorithm>
 
 #include "dispatch/kernel_table.h"
-#include "quant/half.h"
+#include "quant/elements.h"
 
 namespace sightline {
 namespace scalar {
@@ -21,26 +20,6 @@ constexpr LayoutId kI8Layout = LayoutId::kI8BiasedK;
 constexpr int kBias = 128;
 constexpr float kLargestFinite = 1e30f;  // see quant/quantize-inl.h
 constexpr float kSmallestRange = 1e-30f;
-
-float LoadElement(const unsigned char* p, DType dtype) {
-  if (dtype == DType::kF32) {
-    float x;
-    memcpy(&x, p, sizeof(x));
-    return x;
-  }
-  uint16_t bits;
-  memcpy(&bits, p, sizeof(bits));
-  return dtype == DType::kF16 ? F32FromF16(bits) : F32FromBF16(bits);
-}
-
-void StoreElement(float x, DType dtype, unsigned char* p) {
-  if (dtype == DType::kF32) {
-    memcpy(p, &x, sizeof(x));
-    return;
-  }
-  const uint16_t bits = dtype == DType::kF16 ? F16FromF32(x) : BF16FromF32(x);
-  memcpy(p, &bits, sizeof(bits));
-}
 
 float LoadSource(const SourceRows& rows, size_t i, size_t d) {
   return LoadElement(rows.data + static_cast<int64_t>(i) * rows.length_stride +

@@ -5,8 +5,6 @@
 // append: at most 128 rows, and closed tiles never change. The centres of K and V have to be the
 // same for all keys: they are the means of the first tile, settled when it closes. All of this
 // depends on the tokens alone, not on how they were grouped into appends.
-#include <string.h>
-
 #include <algorithm>
 
 #include "dispatch/parallel.h"
@@ -14,7 +12,7 @@
 #include "dispatch/validate.h"
 #include "kv/packed_kv.h"
 #include "kv/prepare.h"
-#include "quant/half.h"
+#include "quant/elements.h"
 #include "sightline/kv.h"
 
 namespace sightline {
@@ -26,22 +24,11 @@ SourceRows Skip(SourceRows rows, size_t count) {
   return rows;
 }
 
-float ElementAsF32(const unsigned char* p, DType dtype) {
-  if (dtype == DType::kF32) {
-    float x;
-    memcpy(&x, p, sizeof(x));
-    return x;
-  }
-  uint16_t bits;
-  memcpy(&bits, p, sizeof(bits));
-  return dtype == DType::kF16 ? F32FromF16(bits) : F32FromBF16(bits);
-}
-
 void CopyRowsToF32(const SourceRows& rows, size_t num_rows, size_t dim, float* out) {
   for (size_t i = 0; i < num_rows; ++i) {
     const unsigned char* row = rows.data + static_cast<int64_t>(i) * rows.length_stride;
     for (size_t d = 0; d < dim; ++d) {
-      *out++ = ElementAsF32(row + static_cast<int64_t>(d) * rows.dim_stride, rows.dtype);
+      *out++ = LoadElement(row + static_cast<int64_t>(d) * rows.dim_stride, rows.dtype);
     }
   }
 }

@@ -22,7 +22,7 @@ enum class StatusCode {
 class [[nodiscard]] Status {
  public:
   // Longest message kept, including the terminating zero; longer ones are cut.
-  static constexpr int kMaxMessageBytes = 256;
+  static constexpr int kMaxMessageBytes = 512;
 
   Status() = default;
   // Formats the message as printf does.

@@ -1,10 +1,13 @@
-// IEEE binary16 and bfloat16 to and from f32 in plain C++: rounding to nearest even, subnormals,
-// infinities and NaN included.
-#ifndef SIGHTLINE_QUANT_HALF_H_
-#define SIGHTLINE_QUANT_HALF_H_
+// Elements of the caller's tensors in plain C++, one at a time: binary16 and bfloat16 to and from
+// f32, rounded to nearest even, subnormals, infinities and NaN included. The kernels have their own
+// way.
+#ifndef SIGHTLINE_QUANT_ELEMENTS_H_
+#define SIGHTLINE_QUANT_ELEMENTS_H_
 
 #include <stdint.h>
 #include <string.h>
+
+#include "sightline/tensor.h"
 
 namespace sightline {
 namespace internal {
@@ -56,7 +59,27 @@ inline uint16_t BF16FromF32(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+inline float LoadElement(const unsigned char* p, DType dtype) {
+  if (dtype == DType::kF32) {
+    float x;
+    memcpy(&x, p, sizeof(x));
+    return x;
+  }
+  uint16_t bits;
+  memcpy(&bits, p, sizeof(bits));
+  return dtype == DType::kF16 ? F32FromF16(bits) : F32FromBF16(bits);
+}
+
+inline void StoreElement(float x, DType dtype, unsigned char* p) {
+  if (dtype == DType::kF32) {
+    memcpy(p, &x, sizeof(x));
+    return;
+  }
+  const uint16_t bits = dtype == DType::kF16 ? F16FromF32(x) : BF16FromF32(x);
+  memcpy(p, &bits, sizeof(bits));
+}
+
 }  // namespace internal
 }  // namespace sightline
 
-#endif  // SIGHTLINE_QUANT_HALF_H_
+#endif  // SIGHTLINE_QUANT_ELEMENTS_H_
