@@ -1,11 +1,11 @@
-// How fast this build is on this CPU: prefill of 2048 tokens and one decoding step over 1500 keys, in every
-// precision, full and causal, on one thread.
+// How fast this build is on this CPU: prefill of 2048 tokens and one decoding step over 1500 keys,
+// in every precision, full and causal, on one thread.
 //
-//   cmake --preset release -DSIGHTLINE_BUILD_BENCH=ON && cmake --build build/release --target sightline_speed
-//   taskset -c 1 build/release/bench/sightline_speed
+//   cmake --preset release -DSIGHTLINE_BUILD_BENCH=ON && cmake --build build/release --target
+//   sightline_speed taskset -c 1 build/release/bench/sightline_speed
 //
-// Prints the median of the CPU time over repetitions, and operations (a multiplication and an addition are
-// two; half of them for causal) per second. K and V are packed beforehand.
+// Prints the median of the CPU time over repetitions, and operations (a multiplication and an
+// addition are two; half of them for causal) per second. K and V are packed beforehand.
 #include <stdint.h>
 #include <stdio.h>
 #include <time.h>
@@ -71,8 +71,7 @@ Status Measure(const Case& c, Precision precision) {
   sightline::AttentionArgs args;
   args.q = ConstTensorView::Dense(q.data(), DType::kF32, 1, c.q_len, kHeads, c.head_dim);
   args.memory = &memory;
-  args.out =
-      sightline::TensorView::Dense(out.data(), DType::kF32, 1, c.q_len, kHeads, c.head_dim);
+  args.out = sightline::TensorView::Dense(out.data(), DType::kF32, 1, c.q_len, kHeads, c.head_dim);
   std::vector<double> seconds;
   const double start = CpuSeconds();
   while (CpuSeconds() - start < kSecondsPerCase || seconds.size() < kMinRuns) {
@@ -85,8 +84,8 @@ Status Measure(const Case& c, Precision precision) {
                    seconds.end());
   const double median = seconds[seconds.size() / 2];
   const bool halved = c.mask == Mask::kCausal && c.q_len > 1;
-  const double operations = (halved ? 2.0 : 4.0) *
-                            static_cast<double>(c.q_len * c.kv_len * c.head_dim * kHeads);
+  const double operations =
+      (halved ? 2.0 : 4.0) * static_cast<double>(c.q_len * c.kv_len * c.head_dim * kHeads);
   printf("%-4s %4lld x %-4lld  D %-3lld  %-6s  %8.1f GOP/s  %10.1f us\n", Name(precision),
          static_cast<long long>(c.q_len), static_cast<long long>(c.kv_len),
          static_cast<long long>(c.head_dim), c.mask == Mask::kCausal ? "causal" : "full",

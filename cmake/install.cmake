@@ -3,6 +3,11 @@
 
 include(CMakePackageConfigHelpers)
 
+get_target_property(type sightline TYPE)
+if(type STREQUAL "SHARED_LIBRARY")
+  set(SIGHTLINE_BUNDLED_TARGETS "")  # linked into it
+endif()
+
 install(TARGETS sightline ${SIGHTLINE_BUNDLED_TARGETS} EXPORT sightline-targets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}

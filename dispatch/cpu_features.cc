@@ -99,21 +99,23 @@ CpuFeatures Detect() {
   return set.bits();
 }
 
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__)
 
 // Bits of AT_HWCAP, as in the kernel's Documentation/arch/arm64/elf_hwcaps.rst.
 CpuFeatures Detect() {
   using F = CpuFeature;
   FeatureSet set;
+  set.AddIf(true, F::asimd);  // part of the architecture
+#if defined(__linux__)
   const unsigned long hwcap = getauxval(AT_HWCAP);
   const auto has = [hwcap](int bit) { return (hwcap >> bit & 1u) != 0; };
-  set.AddIf(has(1), F::asimd);
   set.AddIf(has(7), F::crc32);
   set.AddIf(has(8), F::atomics);
   set.AddIf(has(9), F::fphp);
   set.AddIf(has(10), F::asimdhp);
   set.AddIf(has(12), F::asimdrdm);
   set.AddIf(has(20), F::asimddp);
+#endif  // elsewhere nothing more is known yet
   return set.bits();
 }
 

@@ -21,7 +21,8 @@ namespace internal {
   X(avx512vbmi) X(avx512_vbmi2) X(avx512_bitalg) X(avx512_vpopcntdq) X(avx512_bf16)          \
   X(gfni) X(vaes) X(vpclmulqdq) X(aes) X(pclmulqdq)
 #elif defined(__aarch64__) || defined(_M_ARM64)
-#define SIGHTLINE_CPU_FEATURES(X) X(asimd) X(asimddp) X(asimdhp) X(fphp) X(atomics) X(asimdrdm) X(crc32)
+#define SIGHTLINE_CPU_FEATURES(X)                                                            \
+  X(asimd) X(asimddp) X(asimdhp) X(fphp) X(atomics) X(asimdrdm) X(crc32)
 #else
 #define SIGHTLINE_CPU_FEATURES(X) X(none)
 #endif

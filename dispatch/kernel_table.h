@@ -3,7 +3,9 @@
 // Kernels take what is here and nothing else: no tensors, threads, allocation or errors. Everything
 // was validated above (dispatch/validate.h); pointers are non-null, sizes fit, scratch is aligned.
 //
-// Included by tier code: no standard library, no inline function with external linkage.
+// Included by tier code: functions are `static`, and nothing of the standard library is used. (The
+// views of sightline/tensor.h come along and are not used; the build checks that no tier exports
+// them.)
 #ifndef SIGHTLINE_DISPATCH_KERNEL_TABLE_H_
 #define SIGHTLINE_DISPATCH_KERNEL_TABLE_H_
 
@@ -30,6 +32,16 @@ struct Rows {
   size_t group;
 };
 
+static inline unsigned char* RowAt(const Rows& rows, size_t r) {
+  const size_t sharing = rows.beams * rows.group;
+  const size_t query = r / sharing;
+  const size_t beam = r % sharing / rows.group;
+  const size_t head = r % rows.group;
+  return rows.data + static_cast<int64_t>(query) * rows.length_stride +
+         static_cast<int64_t>(beam) * rows.beam_stride +
+         static_cast<int64_t>(head) * rows.head_stride;
+}
+
 // K or V rows of one (batch, kv head), as the caller stores them.
 struct SourceRows {
   const unsigned char* data;
@@ -37,6 +49,11 @@ struct SourceRows {
   int64_t length_stride;
   int64_t dim_stride;
 };
+
+static inline SourceRows Skip(SourceRows rows, size_t count) {
+  rows.data += static_cast<int64_t>(count) * rows.length_stride;
+  return rows;
+}
 
 // One packed head; offsets are computed once per plan or memory, not per head.
 struct PackedHead {
@@ -53,6 +70,9 @@ struct PackTask {
   SourceRows v;
   size_t key_begin;
   size_t num_keys;
+  // int8: the first rows whose K is packed already and stays, while their V still depends on the
+  // rest.
+  size_t num_keys_done;
 };
 
 // Attention of rows [row_begin, row_end) with one packed head.
@@ -68,25 +88,40 @@ struct AttendTask {
   float scale_log2e;  // softmax scale * log2(e): kernels work with powers of two
 };
 
+// Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all
+// keys.
+static inline size_t KeyLimit(const AttendTask& task, size_t r) {
+  if (!task.causal) return task.kv_len;
+  const size_t query = r / (task.q.beams * task.q.group);
+  const size_t hidden = task.q_len - 1 - query;  // keys that only later queries see
+  return task.kv_len > hidden ? task.kv_len - hidden : 0;
+}
+
 // Rows one task covers: the K/V tile that f16 converts serves this many rows, and the state of all
 // of them (Q, O) stays in L2. Every tier's q_tile divides it.
 constexpr size_t kTaskRows = 192;
+
+using AttendFunction = void (*)(const AttendTask& task, unsigned char* scratch);
+using PackFunction = void (*)(const PackTask& task, unsigned char* scratch);
 
 // What a tier offers for one precision.
 struct PrecisionKernels {
   LayoutId layout;
   // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
   size_t (*scratch_bytes)(const PackedShape& shape);
-  void (*prefill)(const AttendTask& task, unsigned char* scratch);  // up to kTaskRows rows
-  void (*decode)(const AttendTask& task, unsigned char* scratch);   // up to decode_rows rows
+  AttendFunction prefill;  // up to kTaskRows rows
+  AttendFunction decode;   // up to decode_rows rows
   size_t decode_rows;
   // Mean over the rows of k and v, written to k_center and v_center; null where there are none.
-  void (*center)(const PackTask& task, unsigned char* scratch);
-  void (*pack)(const PackTask& task, unsigned char* scratch);
+  PackFunction center;
+  PackFunction pack;
 };
 
-// Bytes of scratch that `center` and `pack` need, in every tier.
-constexpr size_t kPackScratchBytes = 4 * (2 * kMaxHeadDim + 3 * kMaxHeadDim);
+// Scratch that `center` and `pack` need, in every tier: kPackScratchRows rows in f32.
+constexpr size_t kPackScratchRows = 6;
+struct PackScratch {
+  alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchRows * kMaxHeadDim * sizeof(float)];
+};
 
 constexpr size_t kNumPrecisions = 3;  // f32, f16, i8: the values of Precision, in its order
 

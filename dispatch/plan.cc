@@ -17,10 +17,8 @@ PlanImpl::~PlanImpl() { FreeAligned(own_workspace); }
 PackedHeads PlanImpl::PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const {
   PackedHeads heads = {};
   heads.base = workspace;
-  heads.shape.layout = kernels->layout;
-  heads.shape.head_dim = static_cast<size_t>(desc.head_dim);
-  heads.shape.v_head_dim = static_cast<size_t>(desc.v_head_dim);
-  heads.shape.capacity = RoundUp(static_cast<size_t>(kv_len), kKeyBlock);
+  heads.shape = ShapeOf(kernels->layout, static_cast<size_t>(desc.head_dim),
+                        static_cast<size_t>(desc.v_head_dim), static_cast<size_t>(kv_len));
   heads.offsets = OffsetsOf(heads.shape);
   heads.num_kv_heads = static_cast<size_t>(desc.num_kv_heads);
   return heads;

@@ -110,7 +110,8 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
 
   Workspace workspace = given;
   internal::OwnWorkspace own(impl);
-  if (given.data == nullptr && given.bytes == 0) {
+  const bool none_given = given.data == nullptr && given.bytes == 0;
+  if (none_given && impl.workspace_bytes > 0) {
     status = own.Take(&workspace);
   } else {
     status = internal::ValidateWorkspace(given, impl.workspace_bytes, args);

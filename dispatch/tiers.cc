@@ -126,7 +126,8 @@ Status FindActiveTier(size_t* index) {
 
 Status FindKernels(const char* name, const KernelTable** table) {
   size_t index = 0;
-  Status status = name == nullptr ? FindActiveTier(&index) : FindTier(name, "tier", &index);
+  const bool any = name == nullptr || name[0] == '\0';
+  Status status = any ? FindActiveTier(&index) : FindTier(name, "tier", &index);
   if (status.ok()) *table = &kTiers[index].get_table();
   return status;
 }

@@ -8,9 +8,9 @@
 namespace sightline {
 namespace internal {
 
-// The kernels of the tier called `name`, or of the active tier if name is null. Fails for tiers
-// that do not exist or that this CPU cannot run: a table is only reachable through here, so that no
-// code of a tier runs before its features have been checked.
+// The kernels of the tier called `name`, or of the active tier if name is null or empty. Fails for
+// tiers that do not exist or that this CPU cannot run: a table is only reachable through here, so
+// that no code of a tier runs before its features have been checked.
 Status FindKernels(const char* name, const KernelTable** table);
 
 }  // namespace internal

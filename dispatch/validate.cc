@@ -13,6 +13,12 @@ using LL = long long;  // what %lld prints
 
 constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
 
+// Times log2(e) it is still an f32.
+constexpr float kMaxScale = 1e38f;
+
+// Extents are checked in 64 bits; on a 32-bit machine they would have to fit 32.
+static_assert(sizeof(size_t) == 8, "32-bit address spaces are not supported yet");
+
 Status ValidateRange(const char* name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return Status();
   return Status::Error(kInvalid, "%s is %lld, must be %lld to %lld", name, LL{value}, LL{min},
@@ -101,6 +107,7 @@ class ViewCheck {
   // Outputs: no two elements share memory. Checked as nesting: every axis steps over all that the
   // axes with smaller strides span.
   Status ValidateDistinct() const {
+    if (axes_[0].count == 0 || axes_[1].count == 0) return Status();
     Axis sorted[4] = {axes_[0], axes_[1], axes_[2], axes_[3]};
     std::sort(sorted, sorted + 4, [](const Axis& a, const Axis& b) {
       return Magnitude(a.stride) < Magnitude(b.stride);
@@ -216,8 +223,10 @@ Status ValidateDesc(const AttentionDesc& desc) {
     return Status::Error(kInvalid, "mask is %d, must be kNone or kCausal",
                          static_cast<int>(desc.mask));
   }
-  if (!isfinite(desc.scale))
-    return Status::Error(kInvalid, "scale is %f, must be finite", double{desc.scale});
+  if (!(fabsf(desc.scale) <= kMaxScale)) {
+    return Status::Error(kInvalid, "scale is %g, its magnitude must be at most %g",
+                         double{desc.scale}, double{kMaxScale});
+  }
   return ValidatePrecision("precision", desc.precision);
 }
 
@@ -338,7 +347,8 @@ Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes,
     return Status::Error(kInvalid, "workspace.bytes is %zu, the plan needs %zu", workspace.bytes,
                          needed_bytes);
   }
-  const Span span = {address, address + workspace.bytes};
+  // Only what is needed is used: the rest of a large arena may hold anything.
+  const Span span = {address, address + needed_bytes};
   const struct {
     const char* name;
     const ConstTensorView view;

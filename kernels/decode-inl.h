@@ -7,7 +7,7 @@
 //
 // Traffic: K and V once for all rows, nothing else of size; with one row it is what bounds the
 // time. Work per score: (head_dim + v_head_dim) / kLanes vector products, against one for each
-// query vector in prefill, most of whose lanes would be empty here. From kLanes / 2 rows on prefill
+// query vector in prefill, most of whose lanes would be empty here. Beyond kDecodeRows prefill
 // takes over.
 #ifndef SIGHTLINE_KERNELS_DECODE_INL_H_
 #define SIGHTLINE_KERNELS_DECODE_INL_H_
@@ -291,7 +291,7 @@ HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_REST
   row.row_scale = scale.row_scale;
   row.acc_init = scale.acc_init;
   row.limit = KeyLimit(task, r);
-  row.m = -hwy::HighestValue<float>() * 2.0f;
+  row.m = kNegInf;
   row.d = 0.0f;
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     hn::Store(hn::Zero(df), df, row.o + c);
@@ -338,7 +338,7 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
     }
   }
 
-  const float* v_center = VCenter<Scheme>(task.head);
+  const float* v_center = VCenter<Scheme>(task);
   for (size_t r = 0; r < num_rows; ++r) {
     EndDecodeRow(task, task.row_begin + r, v_center, scratch.rows[r]);
   }

@@ -45,11 +45,12 @@ HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t 
           stride_bytes};
 }
 
-// V's centre, which has to be added to the output; null where V is not centred.
+// V's centre, which has to be added to the output; null where V is not centred or there are no
+// keys.
 template <class Scheme>
-HWY_INLINE const float* VCenter(const PackedHead& head) {
-  if constexpr (!Scheme::kI8) return nullptr;
-  return reinterpret_cast<const float*>(head.base + head.offsets.v_center);
+HWY_INLINE const float* VCenter(const AttendTask& task) {
+  if (!Scheme::kI8 || task.kv_len == 0) return nullptr;
+  return reinterpret_cast<const float*>(task.head.base + task.head.offsets.v_center);
 }
 
 // Where schemes with kWidensKv put the f32 form of a tile.

@@ -84,7 +84,7 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
   q.max_limit = KeyLimit(task, first_row + q.num_rows - 1);
   for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
     q.limit[r] = static_cast<int32_t>(KeyLimit(task, first_row + MinOf(r, q.num_rows - 1)));
-    q.m[r] = -hwy::HighestValue<float>() * 2.0f;
+    q.m[r] = kNegInf;
     q.d[r] = 0.0f;
   }
   const size_t channels = PaddedVHeadDim(task.head.shape);
@@ -130,7 +130,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
     }
   }
 
-  const float* v_center = VCenter<Scheme>(task.head);
+  const float* v_center = VCenter<Scheme>(task);
   for (size_t t = 0; t < num_tiles; ++t) {
     StoreOutput(task, scratch.tiles[t], v_center, scratch.chunks, scratch.row);
   }

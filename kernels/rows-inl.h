@@ -90,17 +90,6 @@ HWY_INLINE void StoreRow(const float* row, size_t n, DType dtype, int64_t stride
   }
 }
 
-// Address of row r; see Rows.
-HWY_INLINE uint8_t* RowAt(const Rows& rows, size_t r) {
-  const size_t sharing = rows.beams * rows.group;
-  const size_t query = r / sharing;
-  const size_t beam = r % sharing / rows.group;
-  const size_t head = r % rows.group;
-  return rows.data + static_cast<int64_t>(query) * rows.length_stride +
-         static_cast<int64_t>(beam) * rows.beam_stride +
-         static_cast<int64_t>(head) * rows.head_stride;
-}
-
 }  // namespace
 }  // namespace SIGHTLINE_TIER
 }  // namespace sightline

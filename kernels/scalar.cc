@@ -17,9 +17,6 @@ namespace {
 using namespace internal;  // NOLINT: the plain structs of the border
 
 constexpr LayoutId kI8Layout = LayoutId::kI8BiasedK;
-constexpr int kBias = 128;
-constexpr float kLargestFinite = 1e30f;  // see quant/quantize-inl.h
-constexpr float kSmallestRange = 1e-30f;
 
 float LoadSource(const SourceRows& rows, size_t i, size_t d) {
   return LoadElement(rows.data + static_cast<int64_t>(i) * rows.length_stride +
@@ -35,7 +32,7 @@ struct QuantStep {
 };
 QuantStep StepForRange(float range) {
   if (range < kSmallestRange) return {0.0f, 0.0f};
-  return {range * (1.0f / 127.0f), 127.0f / range};
+  return {range * (1.0f / kMaxQuantum), kMaxQuantum / range};
 }
 
 int Quantize(float x, QuantStep step) { return static_cast<int>(lrintf(x * step.inverse)); }
@@ -107,7 +104,7 @@ void PackI8(const PackTask& task, unsigned char*) {
   const float* v_center = reinterpret_cast<const float*>(base + o.v_center);
 
   float row[kMaxHeadDim];
-  for (size_t i = 0; i < task.num_keys; ++i) {
+  for (size_t i = task.num_keys_done; i < task.num_keys; ++i) {
     const size_t key = task.key_begin + i;
     float range = 0.0f;
     for (size_t d = 0; d < s.head_dim; ++d) {
@@ -194,10 +191,10 @@ class I8Row {
   float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
     int32_t sum = 0;
     for (size_t key = begin; key < end; ++key) {
-      sum += static_cast<int32_t>(lrintf(255.0f * p[key - begin])) * v_[VIndex(shape_, key, c)];
+      sum += static_cast<int32_t>(lrintf(kMaxP * p[key - begin])) * v_[VIndex(shape_, key, c)];
     }
     const float scale = v_scale_[begin / kKvTile * PaddedVHeadDim(shape_) + c];
-    return static_cast<float>(sum) * (scale * (1.0f / 255.0f));
+    return static_cast<float>(sum) * (scale * (1.0f / kMaxP));
   }
   float Center(size_t c) const { return v_center_[c]; }
 
@@ -217,21 +214,15 @@ size_t ScratchBytes(const PackedShape&) { return 0; }
 template <class Row>
 void AttendRow(const AttendTask& task, size_t r) {
   const PackedShape& shape = task.head.shape;
-  const size_t sharing = task.q.beams * task.q.group;
-  const size_t query = r / sharing;
-  const auto row_of = [&](const Rows& rows) {
-    return rows.data + static_cast<int64_t>(query) * rows.length_stride +
-           static_cast<int64_t>(r % sharing / rows.group) * rows.beam_stride +
-           static_cast<int64_t>(r % rows.group) * rows.head_stride;
-  };
+  const unsigned char* q_row = RowAt(task.q, r);
+  unsigned char* out_row = RowAt(task.out, r);
   float q[kMaxHeadDim];
   for (size_t d = 0; d < shape.head_dim; ++d) {
-    q[d] = LoadElement(row_of(task.q) + static_cast<int64_t>(d) * task.q.dim_stride, task.q.dtype);
+    q[d] = LoadElement(q_row + static_cast<int64_t>(d) * task.q.dim_stride, task.q.dtype);
   }
   const Row row(task, q);
 
-  const size_t hidden = task.causal ? task.q_len - 1 - query : 0;
-  const size_t limit = task.kv_len > hidden ? task.kv_len - hidden : 0;
+  const size_t limit = KeyLimit(task, r);
   float m = -INFINITY;
   float denominator = 0.0f;
   float o[kMaxHeadDim] = {};
@@ -261,8 +252,7 @@ void AttendRow(const AttendTask& task, size_t r) {
   }
   for (size_t c = 0; c < shape.v_head_dim; ++c) {
     const float out = denominator == 0.0f ? 0.0f : o[c] / denominator + row.Center(c);
-    StoreElement(out, task.out.dtype,
-                 row_of(task.out) + static_cast<int64_t>(c) * task.out.dim_stride);
+    StoreElement(out, task.out.dtype, out_row + static_cast<int64_t>(c) * task.out.dim_stride);
   }
 }
 
@@ -270,8 +260,6 @@ template <class Row>
 void Attend(const AttendTask& task, unsigned char*) {
   for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<Row>(task, r);
 }
-
-using PackFunction = void (*)(const PackTask& task, unsigned char* scratch);
 
 // Rows are taken one by one: one driver serves any number of them.
 template <class Row>

@@ -45,10 +45,6 @@ struct I8Scheme {
   using PvProduct = I8PvProduct;
 };
 
-// What the biased operand adds to each product and its accumulator therefore starts without.
-constexpr int32_t kBias = 128;
-constexpr float kMaxP = 255.0f;
-
 // Elements of a 32-bit lane.
 template <class Scheme>
 constexpr size_t kDepth = Scheme::kI8 ? 4 : 1;

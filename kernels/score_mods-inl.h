@@ -10,15 +10,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all
-// keys.
-HWY_INLINE size_t KeyLimit(const AttendTask& task, size_t row) {
-  if (!task.causal) return task.kv_len;
-  const size_t query = row / (task.q.beams * task.q.group);
-  const size_t hidden = task.q_len - 1 - query;  // keys that only later queries see
-  return task.kv_len > hidden ? task.kv_len - hidden : 0;
-}
-
 // Lanes whose key index is below their row's limit.
 HWY_INLINE hn::Mask<DF> Visible(VI32 index, VI32 limit) {
   return hn::RebindMask(df, hn::Gt(limit, index));

@@ -58,7 +58,8 @@ constexpr size_t kLanes = hn::MaxLanes(DF());
 constexpr size_t MinOf(size_t a, size_t b) { return a < b ? a : b; }
 constexpr size_t MaxOf(size_t a, size_t b) { return a > b ? a : b; }
 
-HWY_INLINE VF NegInf() { return hn::Set(df, -hwy::HighestValue<float>() * 2.0f); }
+constexpr float kNegInf = -__builtin_huge_valf();
+HWY_INLINE VF NegInf() { return hn::Set(df, kNegInf); }
 
 // 2^x for x <= 0, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
 // Cost: 6 FMA-port and 4 other instructions.

@@ -26,8 +26,6 @@ size_t ScratchBytes(const PackedShape& shape) {
   return MaxOf(PrefillScratchBytes<PrefillScheme>(shape), DecodeScratchBytes<DecodeScheme>(shape));
 }
 
-using PackFunction = void (*)(const PackTask& task, unsigned char* scratch);
-
 // Both schemes read one layout.
 template <class PrefillScheme, class DecodeScheme>
 constexpr PrecisionKernels KernelsOf(PackFunction center, PackFunction pack) {

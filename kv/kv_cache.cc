@@ -5,6 +5,9 @@
 // append: at most 128 rows, and closed tiles never change. The centres of K and V have to be the
 // same for all keys: they are the means of the first tile, settled when it closes. All of this
 // depends on the tokens alone, not on how they were grouped into appends.
+//
+// Cost of appending one token: floats store it; int8 quantises its K and up to 128 rows of V, and
+// in the first tile, whose centres still move, up to 128 rows of K as well.
 #include <algorithm>
 
 #include "dispatch/parallel.h"
@@ -18,11 +21,6 @@
 namespace sightline {
 namespace internal {
 namespace {
-
-SourceRows Skip(SourceRows rows, size_t count) {
-  rows.data += static_cast<int64_t>(count) * rows.length_stride;
-  return rows;
-}
 
 void CopyRowsToF32(const SourceRows& rows, size_t num_rows, size_t dim, float* out) {
   for (size_t i = 0; i < num_rows; ++i) {
@@ -39,28 +37,30 @@ SourceRows DenseRows(const float* data, size_t dim) {
 }
 
 // Tokens for one int8 head that already holds `length`.
-void AppendI8(const PrecisionKernels& kernels, const PackedHead& head, float* tail, size_t length,
-              const SourceRows& k, const SourceRows& v, size_t num_tokens) {
-  alignas(kPackedAlignBytes) unsigned char scratch[kPackScratchBytes];
+void AppendI8(const PrecisionKernels& kernels, const PackedHead& head, const PackedTail& tail,
+              size_t length, const SourceRows& k, const SourceRows& v, size_t num_tokens) {
+  PackScratch scratch;
   const size_t head_dim = head.shape.head_dim;
   const size_t v_head_dim = head.shape.v_head_dim;
-  float* k_tail = tail;
-  float* v_tail = tail + kKvTile * head_dim;
   for (size_t done = 0; done < num_tokens;) {
     const size_t in_tile = (length + done) % kKvTile;
     const size_t tile_begin = length + done - in_tile;
     const size_t count = std::min(kKvTile - in_tile, num_tokens - done);
-    PackTask task = {head, Skip(k, done), Skip(v, done), tile_begin, count};
+    PackTask task = {head, Skip(k, done), Skip(v, done), tile_begin, count, 0};
     const bool whole_tile = count == kKvTile;
     if (!whole_tile || tile_begin == 0) {
-      CopyRowsToF32(task.k, count, head_dim, k_tail + in_tile * head_dim);
-      CopyRowsToF32(task.v, count, v_head_dim, v_tail + in_tile * v_head_dim);
-      task.k = DenseRows(k_tail, head_dim);
-      task.v = DenseRows(v_tail, v_head_dim);
+      CopyRowsToF32(task.k, count, head_dim, tail.k + in_tile * head_dim);
+      CopyRowsToF32(task.v, count, v_head_dim, tail.v + in_tile * v_head_dim);
+      task.k = DenseRows(tail.k, head_dim);
+      task.v = DenseRows(tail.v, v_head_dim);
       task.num_keys = in_tile + count;
-      if (tile_begin == 0) kernels.center(task, scratch);
+      if (tile_begin == 0) {
+        kernels.center(task, scratch.bytes);
+      } else {
+        task.num_keys_done = in_tile;
+      }
     }
-    kernels.pack(task, scratch);
+    kernels.pack(task, scratch.bytes);
     done += count;
   }
 }
@@ -88,7 +88,11 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
   geometry.v_head_dim = desc.v_head_dim;
   geometry.capacity = desc.capacity;
   const PrecisionKernels& kernels = table->kernels[static_cast<size_t>(desc.format.precision)];
-  const size_t tail_rows = internal::IsI8(kernels.layout) ? internal::kKvTile : 0;
+  size_t tail_rows = 0;
+  if (internal::IsI8(kernels.layout)) {
+    tail_rows = std::min(internal::kKvTile, internal::RoundUp(static_cast<size_t>(desc.capacity),
+                                                              internal::kKeyBlock));
+  }
   std::shared_ptr<PackedKv> packed;
   status = PackedKv::Create(geometry, desc.format.precision, kernels, tail_rows, &packed);
   if (status.ok()) cache->packed_ = std::move(packed);
@@ -135,8 +139,8 @@ Status KvCache::Append(const ConstTensorView& k, const ConstTensorView& v,
           internal::AppendI8(kernels, head, packed.tail(batch, kv_head), length, k_rows, v_rows,
                              num_tokens);
         } else {
-          alignas(internal::kPackedAlignBytes) unsigned char scratch[internal::kPackScratchBytes];
-          kernels.pack({head, k_rows, v_rows, length, num_tokens}, scratch);
+          internal::PackScratch scratch;
+          kernels.pack({head, k_rows, v_rows, length, num_tokens, 0}, scratch.bytes);
         }
       });
   header.length += k.length;

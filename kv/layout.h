@@ -3,10 +3,10 @@
 // One layout serves prefill, where lanes are queries and K/V elements are broadcast, and decode,
 // where lanes are keys (K·Q) and channels (P·V):
 //
-//   K  [key / 64][dim / depth][64 keys][depth]        a key block is 64 keys, the last one padded
-//   V  [key / 1024][channel / 64][key / depth][panel width][depth]   width 64, the last panel
-//   narrower
+//   K  [key / 64][dim / depth][64 keys][depth]
+//   V  [key / 1024][channel / 64][key / depth][width][depth]
 //
+// The last block of keys is padded; a panel of V has width 64, the last one what is left.
 // depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 1 for floats. 64-key
 // blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key blocks and 256-key
 // tiles at 10 to 15: the runs are long enough for the prefetchers, and prefill does not care.
@@ -35,18 +35,27 @@ enum class LayoutId : uint32_t {
   kI8BiasedV = 4,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
 };
 
-constexpr size_t kKeyBlock = 64;     // keys interleaved in K
-constexpr size_t kVTileKeys = 1024;  // keys of a V tile
-constexpr size_t kPanelWidth = 64;   // channels of a V panel
-constexpr size_t kChannelAlign =
-    16;  // the widest f32 vector: decode loads whole vectors of channels
+constexpr size_t kKeyBlock = 64;      // keys interleaved in K
+constexpr size_t kVTileKeys = 1024;   // keys of a V tile
+constexpr size_t kPanelWidth = 64;    // channels of a V panel
+constexpr size_t kChannelAlign = 16;  // lanes of the widest vector: decode loads whole ones
 
 // Keys that share one V scale per channel, and the tile over which softmax is taken. Small enough
-// for a local maximum and range to keep int8 precise, large enough that rescaling O once per tile
-// is below 3 % of the work, and 24 KiB of scores at 48 rows stay in a 32 KiB L1.
+// for a local maximum and range to keep int8 precise, and for the scores of 48 rows (24 KiB) to
+// stay in a 32 KiB L1; large enough that rescaling O is one multiplication for every 128 / depth.
 constexpr size_t kKvTile = 128;
 
 constexpr size_t kMaxHeadDim = 512;
+
+// The int8 format: quanta reach +-127, biased ones are stored with 128 added, P's quanta reach 255.
+constexpr float kMaxQuantum = 127.0f;
+constexpr int kBias = 128;
+constexpr float kMaxP = 255.0f;
+// int8 has no infinity, and one wild element would flatten its whole row: magnitudes end here.
+// Small enough that the sum over 10^8 keys is still finite.
+constexpr float kLargestFinite = 1e30f;
+// Rows whose largest magnitude is below this are zero: 127 / magnitude stays finite.
+constexpr float kSmallestRange = 1e-30f;
 
 // Every pointer handed to a kernel inside a packed head is aligned to this: a cache line.
 constexpr size_t kPackedAlignBytes = 64;
@@ -74,6 +83,17 @@ struct PackedShape {
   size_t v_head_dim;
   size_t capacity;  // keys, a multiple of kKeyBlock
 };
+
+// For at least num_keys keys.
+static inline PackedShape ShapeOf(LayoutId layout, size_t head_dim, size_t v_head_dim,
+                                  size_t num_keys) {
+  PackedShape s = {};
+  s.layout = layout;
+  s.head_dim = head_dim;
+  s.v_head_dim = v_head_dim;
+  s.capacity = RoundUp(num_keys, kKeyBlock);
+  return s;
+}
 
 static inline size_t PaddedHeadDim(const PackedShape& s) {
   return RoundUp(s.head_dim, Depth(s.layout));

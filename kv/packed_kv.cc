@@ -23,11 +23,8 @@ Status PackedKv::Create(PackedHeader geometry, Precision precision, const Precis
                         size_t tail_rows, std::shared_ptr<PackedKv>* packed) {
   const size_t head_dim = static_cast<size_t>(geometry.head_dim);
   const size_t v_head_dim = static_cast<size_t>(geometry.v_head_dim);
-  PackedShape shape = {};
-  shape.layout = kernels.layout;
-  shape.head_dim = head_dim;
-  shape.v_head_dim = v_head_dim;
-  shape.capacity = RoundUp(static_cast<size_t>(geometry.capacity), kKeyBlock);
+  const PackedShape shape =
+      ShapeOf(kernels.layout, head_dim, v_head_dim, static_cast<size_t>(geometry.capacity));
   const PackedOffsets offsets = OffsetsOf(shape);
   const size_t tail_bytes =
       RoundUp(tail_rows * (head_dim + v_head_dim) * sizeof(float), kPackedAlignBytes);
@@ -61,6 +58,7 @@ Status PackedKv::Create(PackedHeader geometry, Precision precision, const Precis
   created->kernels_ = &kernels;
   created->heads_ = {created->block_ + sizeof(PackedHeader), shape, offsets,
                      static_cast<size_t>(geometry.num_kv_heads)};
+  created->tail_rows_ = tail_rows;
   created->tail_offset_ = tail_offset;
   created->tail_bytes_ = tail_bytes;
   *packed = std::move(created);
@@ -69,9 +67,11 @@ Status PackedKv::Create(PackedHeader geometry, Precision precision, const Precis
 
 PackedKv::~PackedKv() { FreeAligned(block_); }
 
-float* PackedKv::tail(size_t batch, size_t kv_head) const {
-  return reinterpret_cast<float*>(block_ + tail_offset_ +
-                                  (batch * heads_.num_kv_heads + kv_head) * tail_bytes_);
+PackedTail PackedKv::tail(size_t batch, size_t kv_head) const {
+  unsigned char* begin =
+      block_ + tail_offset_ + (batch * heads_.num_kv_heads + kv_head) * tail_bytes_;
+  float* k = reinterpret_cast<float*>(begin);
+  return {k, k + tail_rows_ * heads_.shape.head_dim};
 }
 
 }  // namespace internal

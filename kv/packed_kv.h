@@ -28,9 +28,9 @@ struct PackedHeads {
   }
 };
 
-// First bytes of the block: enough to refuse what these kernels cannot read.
+// First bytes of the block: what it holds, and in which layout.
 struct PackedHeader {
-  char magic[8];  // "SIGHTKV\0"
+  char magic[8];  // "SIGHTKV\0": tells a memory from other data once it is in a file
   uint32_t layout_version;
   LayoutId layout;
   int64_t batch;
@@ -41,6 +41,12 @@ struct PackedHeader {
   int64_t length;    // keys in use
 };
 static_assert(sizeof(PackedHeader) == kPackedAlignBytes, "heads follow the header at once");
+
+// Tokens of an int8 cache's open tile, in f32; see kv_cache.cc.
+struct PackedTail {
+  float* k;  // [tail_rows][head_dim]
+  float* v;  // [tail_rows][v_head_dim]
+};
 
 class PackedKv {
  public:
@@ -59,8 +65,7 @@ class PackedKv {
 
   const PackedHeads& heads() const { return heads_; }
   PackedHead head(size_t batch, size_t kv_head) const { return heads_.at(batch, kv_head); }
-  // K rows of the tail [tail_rows][head_dim], then V rows [tail_rows][v_head_dim].
-  float* tail(size_t batch, size_t kv_head) const;
+  PackedTail tail(size_t batch, size_t kv_head) const;
 
   const unsigned char* block() const { return block_; }
   size_t bytes() const { return bytes_; }
@@ -73,6 +78,7 @@ class PackedKv {
   Precision precision_ = Precision::kF32;
   const PrecisionKernels* kernels_ = nullptr;
   PackedHeads heads_ = {};
+  size_t tail_rows_ = 0;
   size_t tail_offset_ = 0;
   size_t tail_bytes_ = 0;  // per head
 };

@@ -29,26 +29,28 @@ void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
   const auto task_for = [&](size_t head, size_t key_begin, size_t count) {
     const size_t batch = head / heads.num_kv_heads;
     const size_t kv_head = head % heads.num_kv_heads;
-    PackTask task = {heads.at(batch, kv_head), SourceRowsOf(k, batch, kv_head),
-                     SourceRowsOf(v, batch, kv_head), key_begin, count};
-    task.k.data += static_cast<int64_t>(key_begin) * task.k.length_stride;
-    task.v.data += static_cast<int64_t>(key_begin) * task.v.length_stride;
-    return task;
+    return PackTask{heads.at(batch, kv_head),
+                    Skip(SourceRowsOf(k, batch, kv_head), key_begin),
+                    Skip(SourceRowsOf(v, batch, kv_head), key_begin),
+                    key_begin,
+                    count,
+                    0};
   };
 
   if (kernels.center != nullptr) {
     ForEachTask(parallel, num_heads, [&](size_t head, size_t) {
-      alignas(kPackedAlignBytes) unsigned char scratch[kPackScratchBytes];
-      kernels.center(task_for(head, 0, num_keys), scratch);
+      PackScratch scratch;
+      kernels.center(task_for(head, 0, num_keys), scratch.bytes);
     });
   }
   const size_t tasks_per_head = (num_keys + kTaskKeys - 1) / kTaskKeys;
   ForEachTask(parallel, num_heads * tasks_per_head, [&](size_t index, size_t) {
-    alignas(kPackedAlignBytes) unsigned char scratch[kPackScratchBytes];
+    PackScratch scratch;
     const size_t begin = index % tasks_per_head * kTaskKeys;
     const size_t end = std::min(begin + kTaskKeys, num_keys);
     for (size_t key = begin; key < end; key += kKvTile) {
-      kernels.pack(task_for(index / tasks_per_head, key, std::min(kKvTile, end - key)), scratch);
+      kernels.pack(task_for(index / tasks_per_head, key, std::min(kKvTile, end - key)),
+                   scratch.bytes);
     }
   });
 }

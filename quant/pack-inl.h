@@ -1,8 +1,9 @@
 // Packs K and V rows into the layout of kv/layout.h.
 //
-// Cost: each element is read once, converted and stored once; int8 reads a tile of V twice (range,
-// then quanta) from a cached copy. K is interleaved by 64 keys, so a row of K becomes head_dim /
-// depth stores kKeyBlock lanes apart; a row of V stays a row within each panel.
+// Cost: floats are read, converted and stored once; int8 reads K twice (mean, quanta) and V three
+// times (mean, range, quanta). K is interleaved by 64 keys, so a row of K becomes head_dim / depth
+// stores kKeyBlock lanes apart; a row of V stays a row within each panel, int8 stores four of them
+// together.
 #ifndef SIGHTLINE_QUANT_PACK_INL_H_
 #define SIGHTLINE_QUANT_PACK_INL_H_
 
@@ -56,8 +57,8 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
       StoreElements(row + c, panel.width, v_out + panel.offset + key % kVTileKeys * panel.width);
     }
 
-    // x - x is 0 unless x is an infinity or NaN; what f16 cannot hold has become an infinity. Not
-    // Eq, since Ne is false for NaN on some targets.
+    // x - x is 0 unless x is an infinity or NaN; what f16 cannot hold has become an infinity.
+    // Not(Eq) rather than Ne, which is false for NaN on some targets.
     StoreElements(row, v_elements, stored);
     auto special = hn::MaskFalse(df);
     for (size_t c = 0; c < v_elements; c += kLanes) {
@@ -113,49 +114,56 @@ HWY_INLINE void LoadCentered(const SourceRows& rows, size_t index, size_t n,
   }
 }
 
-// One tile of up to kKvTile keys, from its first.
-void PackI8(const PackTask& task, unsigned char* scratch) {
+// K of one tile, per token.
+HWY_INLINE void PackKeysI8(const PackTask& task, float* HWY_RESTRICT scratch) {
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
-  uint8_t* base = task.head.base;
-  uint8_t* k_out = base + offsets.k;
-  uint8_t* v_out = base + offsets.v;
-  float* k_scale = reinterpret_cast<float*>(base + offsets.k_scale);
-  float* v_scale = reinterpret_cast<float*>(base + offsets.v_scale) +
-                   task.key_begin / kKvTile * PaddedVHeadDim(shape);
-  const float* k_center = reinterpret_cast<const float*>(base + offsets.k_center);
-  const float* v_center = reinterpret_cast<const float*>(base + offsets.v_center);
-  float* row = reinterpret_cast<float*>(scratch);
-  float* center = row + kMaxHeadDim;
-  float* inverse = center + kMaxHeadDim;
-  int8_t* quanta = reinterpret_cast<int8_t*>(inverse + kMaxHeadDim);
-  constexpr uint8_t kKFlip = I8Ops::kLayout == LayoutId::kI8BiasedK ? 0x80 : 0;
-  constexpr uint8_t kVFlip = I8Ops::kLayout == LayoutId::kI8BiasedV ? 0x80 : 0;
+  uint8_t* k_out = task.head.base + offsets.k;
+  float* k_scale = reinterpret_cast<float*>(task.head.base + offsets.k_scale);
+  const float* k_center = reinterpret_cast<const float*>(task.head.base + offsets.k_center);
+  const size_t elements = RowBufferElements(shape.head_dim);
+  float* row = scratch;
+  float* center = scratch + kMaxHeadDim;
+  int8_t* quanta = reinterpret_cast<int8_t*>(scratch + 2 * kMaxHeadDim);
+  // Adding 128 to four bytes is flipping their sign bits.
+  constexpr uint32_t kFlip = I8Ops::kLayout == LayoutId::kI8BiasedK ? 0x80808080u : 0;
 
-  // K, per token. The centre is copied to where whole vectors of it can be read.
-  for (size_t d = 0; d < RowBufferElements(shape.head_dim); ++d) {
-    center[d] = d < shape.head_dim ? k_center[d] : 0.0f;
-  }
-  for (size_t i = 0; i < task.num_keys; ++i) {
+  // Copied to where whole vectors of it can be read.
+  for (size_t d = 0; d < elements; ++d) center[d] = d < shape.head_dim ? k_center[d] : 0.0f;
+  for (size_t i = task.num_keys_done; i < task.num_keys; ++i) {
     const size_t key = task.key_begin + i;
     LoadCentered(task.k, i, shape.head_dim, center, row);
     int32_t sum;
-    k_scale[key] = QuantizeRow(row, RowBufferElements(shape.head_dim), quanta, &sum);
-    // Adding 128 is flipping the sign bit.
-    uint8_t* block = k_out + KBlockOffset(shape, key) + key % kKeyBlock * 4;
-    for (size_t d = 0; d < PaddedHeadDim(shape); ++d) {
-      block[d / 4 * kKeyBlock * 4 + d % 4] =
-          static_cast<uint8_t>(static_cast<uint8_t>(quanta[d]) ^ kKFlip);
+    k_scale[key] = QuantizeRow(row, elements, quanta, &sum);
+    uint8_t* lane = k_out + KBlockOffset(shape, key) + key % kKeyBlock * 4;
+    for (size_t d = 0; d < PaddedHeadDim(shape); d += 4) {
+      uint32_t four;
+      __builtin_memcpy(&four, quanta + d, sizeof(four));
+      four ^= kFlip;
+      __builtin_memcpy(lane + d * kKeyBlock, &four, sizeof(four));
     }
   }
+}
 
-  // V, per channel: the range over the tile, then the quanta.
+// V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane.
+HWY_INLINE void PackValuesI8(const PackTask& task, float* HWY_RESTRICT scratch) {
+  const PackedShape& shape = task.head.shape;
+  const PackedOffsets& offsets = task.head.offsets;
   const size_t channels = PaddedVHeadDim(shape);
+  uint8_t* v_out = task.head.base + offsets.v;
+  float* v_scale = reinterpret_cast<float*>(task.head.base + offsets.v_scale) +
+                   task.key_begin / kKvTile * channels;
+  const float* v_center = reinterpret_cast<const float*>(task.head.base + offsets.v_center);
+  float* inverse = scratch;
+  float* rows = scratch + kMaxHeadDim;  // four of them
+  constexpr int32_t kFlip =
+      I8Ops::kLayout == LayoutId::kI8BiasedV ? static_cast<int32_t>(0x80808080u) : 0;
+
   for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, inverse + c);
   for (size_t i = 0; i < task.num_keys; ++i) {
-    LoadCentered(task.v, i, shape.v_head_dim, v_center, row);
+    LoadCentered(task.v, i, shape.v_head_dim, v_center, rows);
     for (size_t c = 0; c < channels; c += kLanes) {
-      const VF x = hn::Abs(hn::Load(df, row + c));
+      const VF x = hn::Abs(hn::Load(df, rows + c));
       hn::Store(hn::Max(hn::Load(df, inverse + c), x), df, inverse + c);
     }
   }
@@ -164,22 +172,38 @@ void PackI8(const PackTask& task, unsigned char* scratch) {
     hn::Store(step.scale, df, v_scale + c);
     hn::Store(step.inverse, df, inverse + c);
   }
-  const hn::Rebind<int8_t, DF> d8;
-  for (size_t i = 0; i < task.num_keys; ++i) {
-    const size_t key = task.key_begin + i;
-    LoadCentered(task.v, i, shape.v_head_dim, v_center, row);
-    for (size_t c = 0; c < channels; c += kLanes) {
-      const VF x = hn::Mul(hn::Load(df, row + c), hn::Load(df, inverse + c));
-      hn::StoreU(hn::DemoteTo(d8, hn::NearestInt(x)), d8, quanta + c);
-    }
-    for (size_t c = 0; c < channels; c += kPanelWidth) {
-      const VPanel panel = VPanelAt(shape, key, c);
-      uint8_t* quad = v_out + panel.offset + key % kVTileKeys / 4 * panel.width * 4 + key % 4;
-      for (size_t j = 0; j < panel.width; ++j) {
-        quad[j * 4] = static_cast<uint8_t>(static_cast<uint8_t>(quanta[c + j]) ^ kVFlip);
+
+  for (size_t i = 0; i < task.num_keys; i += 4) {
+    for (size_t j = 0; j < 4; ++j) {
+      float* row = rows + j * kMaxHeadDim;
+      if (i + j < task.num_keys) {
+        LoadCentered(task.v, i + j, shape.v_head_dim, v_center, row);
+      } else {
+        for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, row + c);
       }
     }
+    const size_t key = task.key_begin + i;
+    for (size_t c = 0; c < channels; c += kLanes) {
+      VI32 packed = hn::Zero(di32);
+      for (size_t j = 0; j < 4; ++j) {
+        const VF x = hn::Load(df, rows + j * kMaxHeadDim + c);
+        const VI32 q = hn::NearestInt(hn::Mul(x, hn::Load(df, inverse + c)));
+        const VI32 byte = hn::And(q, hn::Set(di32, 0xff));
+        packed = hn::Or(packed, hn::ShiftLeftSame(byte, static_cast<int>(8 * j)));
+      }
+      packed = hn::Xor(packed, hn::Set(di32, kFlip));
+      const VPanel panel = VPanelAt(shape, key, c);
+      uint8_t* quad = v_out + panel.offset + key % kVTileKeys * panel.width + c % kPanelWidth * 4;
+      hn::Store(hn::BitCast(du8, packed), du8, quad);
+    }
   }
+}
+
+// One tile of up to kKvTile keys, from its first.
+void PackI8(const PackTask& task, unsigned char* scratch) {
+  static_assert(kPackScratchRows >= 5, "a range and four rows of V");
+  PackKeysI8(task, reinterpret_cast<float*>(scratch));
+  PackValuesI8(task, reinterpret_cast<float*>(scratch));
 }
 
 }  // namespace

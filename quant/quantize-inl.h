@@ -1,8 +1,8 @@
 // Symmetric int8 quantisation of one row: x ≈ scale * q with q = round(x * 127 / max|x|).
 //
 // Shared by Q (quantised at each call) and K (quantised once); V, whose scale is per channel, uses
-// the same rules across rows. int8 has no NaN and no infinity, and one wild element would flatten
-// its whole row: elements are made finite first.
+// the same rules across rows. int8 has no NaN and no infinity: elements are made finite first. The
+// format's constants are in kv/layout.h.
 #ifndef SIGHTLINE_QUANT_QUANTIZE_INL_H_
 #define SIGHTLINE_QUANT_QUANTIZE_INL_H_
 
@@ -11,12 +11,6 @@
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
-
-constexpr float kMaxQuantum = 127.0f;
-// Infinities become this. Small enough that the sum over 10^8 keys is still finite.
-constexpr float kLargestFinite = 1e30f;
-// Rows whose largest magnitude is below this are zero: 127 / amax stays finite.
-constexpr float kSmallestRange = 1e-30f;
 
 // NaN becomes 0, infinities +-kLargestFinite.
 HWY_INLINE VF Sanitize(VF x) {

@@ -86,7 +86,6 @@ TEST_CASE("Plan::Create refuses", "[status]") {
       {"no such precision", kInvalid, "precision", [](auto& d) { d.precision = kNoPrecision; }},
       {"bf16 K/V", kUnsupported, "precision", [](auto& d) { d.precision = Precision::kBF16; }},
       {"no such tier", kInvalid, "tier", [](auto& d) { d.tier = "abacus"; }},
-      {"empty tier name", kInvalid, "tier", [](auto& d) { d.tier = ""; }},
       {"more memory than there is", kOutOfMemory, "workspace",
        [](auto& d) {
          // 2^44 keys of 1 KiB: it fits an address, not a machine.

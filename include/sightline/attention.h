@@ -61,7 +61,7 @@ struct AttentionDesc {
   Precision precision = Precision::kF32;
 
   int64_t max_workers = 1;     // most ParallelFor::num_workers a Run will bring
-  const char* tier = nullptr;  // nullptr = the active tier; see sightline/tier.h
+  const char* tier = nullptr;  // nullptr or "" = the active tier; see sightline/tier.h
   bool owns_workspace = true;  // false: each Run must bring its own
 };
 

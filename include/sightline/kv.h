@@ -3,12 +3,12 @@
 // (append-only).
 //
 //   CrossMemory memory;                    // once per encoder output
-//   CrossMemory::Create(k, v, {Precision::kI8}, &memory);
+//   Status status = CrossMemory::Create(k, v, {Precision::kI8}, &memory);
 //   args.memory = &memory;                 // at every step, for every beam, from any thread
 //
 //   KvCache cache;                         // once per sequence
-//   KvCache::Create(desc, &cache);
-//   cache.Append(k_step, v_step);          // at every step
+//   status = KvCache::Create(desc, &cache);
+//   status = cache.Append(k_step, v_step); // at every step
 //   args.cache = &cache;
 //
 // Both hold K and V packed and quantised the way the kernels read them. Formats: docs/contract.md.
@@ -29,7 +29,7 @@ namespace sightline {
 // What is stored, and for which kernels.
 struct KvFormat {
   Precision precision = Precision::kF32;
-  const char* tier = nullptr;  // nullptr = the active tier; see sightline/tier.h
+  const char* tier = nullptr;  // nullptr or "" = the active tier; see sightline/tier.h
 };
 
 namespace internal {
@@ -74,13 +74,18 @@ struct KvCacheDesc {
   KvFormat format;
 };
 
-// Self-attention cache. Memory is allocated once, in Create; Append neither allocates nor moves
-// what is stored. How tokens are grouped into appends does not change a bit of any later result.
-// Not thread-safe while appending; any number of threads may read between appends.
+// Self-attention cache. Memory is allocated, and touched, once, in Create; Append neither allocates
+// nor moves what is stored. How tokens are grouped into appends does not change a bit of any later
+// result. Not thread-safe while appending; any number of threads may read between appends.
+//
+// int8 also keeps the tokens of the open tile, up to 128, in f32, and quantises their values anew
+// at each append: below about 550 tokens of capacity that is more memory than f16 takes.
 class KvCache {
  public:
-  // An empty cache, which Run and Append refuse.
+  // An empty cache, which Run and Append refuse. Caches are moved, not copied.
   KvCache() = default;
+  KvCache(KvCache&&) = default;
+  KvCache& operator=(KvCache&&) = default;
 
   // On error *cache is unchanged: kInvalidArgument, kUnsupported (precision, tier), kOutOfMemory.
   static Status Create(const KvCacheDesc& desc, KvCache* cache);

@@ -35,7 +35,9 @@ struct ParallelFor {
 };
 
 // Threads of a pthreadpool (github.com/google/pthreadpool), which must outlive the call that uses
-// it. A null pool, and a build without SIGHTLINE_PTHREADPOOL, run on the calling thread.
+// it. A null pool, and a build without SIGHTLINE_PTHREADPOOL, run on the calling thread. Not from
+// inside a task of the same pool, which would wait for itself. An installed Sightline carries the
+// pool's library but not its header: take that of the same version (THIRD_PARTY.md).
 ParallelFor ParallelForOn(pthreadpool* pool);
 
 }  // namespace sightline
