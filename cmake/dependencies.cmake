@@ -41,6 +41,7 @@ function(sightline_add_pthreadpool)
   set(CMAKE_WARN_DEPRECATED OFF)
   set(CMAKE_COMPILE_WARNING_AS_ERROR OFF)
   set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+  set(BUILD_SHARED_LIBS OFF)
   set(FXDIV_SOURCE_DIR ${fxdiv_SOURCE_DIR})
   add_subdirectory(${pthreadpool_SOURCE_DIR} ${pthreadpool_BINARY_DIR} EXCLUDE_FROM_ALL)
 

@@ -45,10 +45,10 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
 endif()
 
 # Adds the tiers that the compiler can build to `target` as objects, and writes sightline_tiers.inc:
-# SIGHTLINE_TIER(name, required features), worst to best, for dispatch/tiers.cc.
+# SIGHTLINE_TIER_ROW(name, required features), worst to best, for dispatch/tiers.cc.
 function(sightline_add_tiers target)
   include(CheckCXXCompilerFlag)
-  set(rows "SIGHTLINE_TIER(scalar, 0)\n")
+  set(rows "SIGHTLINE_TIER_ROW(scalar, 0)\n")
   foreach(tier IN LISTS SIGHTLINE_TIERS)
     list(JOIN SIGHTLINE_${tier}_FLAGS " " flags)
     check_cxx_compiler_flag("${flags}" SIGHTLINE_COMPILER_HAS_${tier})
@@ -81,7 +81,7 @@ function(sightline_add_tiers target)
     list(TRANSFORM SIGHTLINE_${tier}_NEEDS REPLACE "(.+)" "Bit(CpuFeature::\\1)"
          OUTPUT_VARIABLE needs)
     list(JOIN needs " | " needs)
-    string(APPEND rows "SIGHTLINE_TIER(${tier}, ${needs})\n")
+    string(APPEND rows "SIGHTLINE_TIER_ROW(${tier}, ${needs})\n")
   endforeach()
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/sightline_tiers.inc CONTENT "${rows}")
   target_include_directories(${target} PRIVATE ${PROJECT_BINARY_DIR}/generated)

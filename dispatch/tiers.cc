@@ -11,12 +11,12 @@
 namespace sightline {
 
 // Declares every tier's getter; defined in kernels/tier.cc and kernels/scalar.cc.
-#define SIGHTLINE_TIER(tier, needs)        \
+#define SIGHTLINE_TIER_ROW(tier, needs)    \
   namespace tier {                         \
   const internal::KernelTable& GetTable(); \
   }
 #include "sightline_tiers.inc"
-#undef SIGHTLINE_TIER
+#undef SIGHTLINE_TIER_ROW
 
 namespace internal {
 namespace {
@@ -29,9 +29,9 @@ struct Tier {
 
 // Worst to best, as in cmake/tiers.cmake.
 constexpr Tier kTiers[] = {
-#define SIGHTLINE_TIER(tier, needs) {#tier, needs, &::sightline::tier::GetTable},
+#define SIGHTLINE_TIER_ROW(tier, needs) {#tier, needs, &::sightline::tier::GetTable},
 #include "sightline_tiers.inc"
-#undef SIGHTLINE_TIER
+#undef SIGHTLINE_TIER_ROW
 };
 constexpr size_t kNumTiers = sizeof(kTiers) / sizeof(kTiers[0]);
 

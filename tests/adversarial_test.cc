@@ -258,6 +258,85 @@ TEST_CASE("no keys at all give 0", "[adversarial]") {
   }
 }
 
+// A plan for no keys has no room in its workspace for packed ones: not even for the centers and
+// scales of so many heads.
+TEST_CASE("tensors of length 0 need no memory", "[adversarial]") {
+  constexpr struct {
+    int64_t q_len, kv_batch, heads, v_head_dim;
+  } kShapes[] = {{17, 1, 1, 8}, {17, 4, 64, 512}, {1, 64, 256, 512}};
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  for (const auto& shape : kShapes) {
+    Case c;
+    c.q_len = shape.q_len;
+    c.kv_len = 0;
+    c.kv_batch = shape.kv_batch;
+    c.heads = c.kv_heads = shape.heads;
+    c.head_dim = 2;
+    c.v_head_dim = shape.v_head_dim;
+    if (IsEmulated() && c.batch() > 4) continue;
+    const Problem problem(c, 11);
+    for (const char* tier : SupportedTiers()) {
+      const Setup setup = {tier, precision};
+      REQUIRE(DescOf(c, setup).max_kv_len == 0);
+      INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+      CHECK(AllZero(Attend(problem, setup)));
+    }
+  }
+}
+
+// Whatever the other sizes are, and whatever the strides: there is nothing that they lead to.
+TEST_CASE("calls without queries do nothing", "[adversarial]") {
+  constexpr struct {
+    const char* what;
+    int64_t batch, length;
+    bool strange_strides;
+  } kShapes[] = {{"no queries", 2, 0, false},
+                 {"no queries, many sequences", 64, 0, false},
+                 {"no queries, strange strides", 2, 0, true},
+                 {"no batch", 0, 3, false},
+                 {"no batch, strange strides", 0, 3, true},
+                 {"neither", 0, 0, false},
+                 {"neither, strange strides", 0, 0, true}};
+  Case c = CausalCase(3, 20);
+  c.kv_batch = 2;
+  c.beams = 32;
+  const Problem problem(c, 9);
+  for (const Source source : {Source::kTensors, Source::kMemory, Source::kCache}) {
+    for (const Precision precision : kPrecisions) {
+      for (const char* tier : SupportedTiers()) {
+        const Setup setup = {tier, precision, source};
+        AttentionDesc desc = DescOf(c, setup);
+        desc.owns_workspace = true;
+        Plan plan;
+        REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+        const CrossMemory memory = MemoryOf(problem, setup);
+        const KvCache cache = CacheOf(problem, setup);
+        const Tensor out = problem.NewOut();
+        for (const auto& shape : kShapes) {
+          AttentionArgs args = TensorArgs(problem, out);
+          args.q = ConstTensorView::Dense(args.q.data, DType::kF32, shape.batch, shape.length,
+                                          c.heads, c.head_dim);
+          args.out = TensorView::Dense(args.out.data, DType::kF32, shape.batch, shape.length,
+                                       c.heads, c.value_dim());
+          if (shape.strange_strides) {
+            args.q.batch_stride = args.out.batch_stride = INT64_MIN;
+            args.q.length_stride = args.out.length_stride = INT64_MAX - 3;
+            args.q.head_stride = args.out.head_stride = 0;
+            args.q.dim_stride = args.out.dim_stride = -4;
+          }
+          if (source != Source::kTensors) args.k = args.v = ConstTensorView();
+          if (source == Source::kMemory) args.memory = &memory;
+          if (source == Source::kCache) args.cache = &cache;
+          INFO(shape.what << ", " << Name(precision) << " on " << tier << ", source "
+                          << static_cast<int>(source));
+          CHECK_THAT(Run(plan, args), IsOk());
+          CHECK(out.IsWiped());
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("no queries and no batch are no error", "[adversarial]") {
   for (const Precision precision : kPrecisions) {
     for (const char* tier : SupportedTiers()) {

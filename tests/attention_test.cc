@@ -1,5 +1,7 @@
 // Attention over tensors against the oracle (f32, f16) and the simulation (i8): every tier this CPU
 // has, every remainder of every tile size, head counts, element types, strides and scales.
+#include <math.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -301,6 +303,53 @@ TEST_CASE("buffers right after a guard page", "[attention][guard]") {
         c.mask = kMasks[seed / 3 % 2];
         CheckCase(c, seed);
       }
+    }
+  }
+}
+
+// Every product as large as it gets, its neighbours of the same sign: pairs of them do not fit 16
+// bits (2 * 255 * 127), which is what some instructions keep. K is +127 quanta in the first tile
+// and -127 in the second, Q +-127, P 255 for every key, V +-127: first the same sign through a
+// tile, then in groups of four keys, which one 32-bit lane adds up.
+TEST_CASE("int8 products that 16 bits cannot hold", "[attention][i8_extremes]") {
+  const float q_sign = GENERATE(1.0f, -1.0f);
+  const Source source = GENERATE(Source::kTensors, Source::kMemory);
+  constexpr struct {
+    int64_t q_len, head_dim, v_head_dim, v_run;
+    Mask mask;
+  } kCases[] = {{1, 512, 16, 128, Mask::kNone},   {1, 512, 16, 4, Mask::kNone},
+                {5, 512, 80, 128, Mask::kCausal}, {5, 64, 80, 4, Mask::kCausal},
+                {49, 512, 16, 128, Mask::kNone},  {49, 512, 33, 4, Mask::kCausal},
+                {256, 64, 16, 128, Mask::kCausal}};
+  constexpr int64_t kTile = 128;
+  for (const auto& row : kCases) {
+    Case c;
+    c.q_len = row.q_len;
+    c.kv_len = 2 * kTile;
+    c.head_dim = row.head_dim;
+    c.v_head_dim = row.v_head_dim;
+    c.mask = row.mask;
+    c.scale = 1.0f / static_cast<float>(row.head_dim);
+    Problem problem(c, 1);
+    for (int64_t i = 0; i < c.q_len; ++i) {
+      for (int64_t d = 0; d < c.head_dim; ++d) problem.q.Set(0, i, 0, d, q_sign);
+    }
+    for (int64_t key = 0; key < c.kv_len; ++key) {
+      const float k = key < kTile ? 0.5f : -0.5f;
+      const float v = key / row.v_run % 2 == 0 ? 1.0f : -1.0f;
+      for (int64_t d = 0; d < c.head_dim; ++d) problem.k.Set(0, key, 0, d, k);
+      for (int64_t d = 0; d < c.v_head_dim; ++d) problem.v.Set(0, key, 0, d, d % 2 == 0 ? v : -v);
+    }
+    const Expected expected = Expect(problem, Precision::kI8);
+    if (row.mask == Mask::kNone && row.v_run == kTile) {
+      // In closed form: weights e^0.5 and e^-0.5, values 1 and -1.
+      REQUIRE(fabs(expected.value[0] - q_sign * tanh(0.5)) < 1e-5);
+    }
+    for (const char* tier : SupportedTiers()) {
+      if (!IsAffordable(c, tier)) continue;
+      INFO(c.ToString() << ", Q " << q_sign << ", V alternates every " << row.v_run << " keys on "
+                        << tier << ", source " << static_cast<int>(source));
+      CHECK_THAT(Attend(problem, {tier, Precision::kI8, source}), IsClose(expected));
     }
   }
 }

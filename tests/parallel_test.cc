@@ -204,6 +204,51 @@ TEST_CASE("a plan's own workspace serves one Run at a time", "[parallel]") {
   }
 }
 
+TEST_CASE("threads that race for a plan's own workspace", "[parallel]") {
+  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  constexpr int kThreads = 4;
+  const int repeats = IsEmulated() ? 5 : 50;
+  const Problem problem(ParallelCases().front(), 350);
+  const Setup setup = {BestTier(), precision};
+  const Tensor expected = Attend(problem, setup);
+
+  AttentionDesc desc = DescOf(problem.c, setup);
+  desc.owns_workspace = true;
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+  std::vector<Tensor> outs;
+  for (int t = 0; t < kThreads; ++t) outs.push_back(problem.NewOut());
+  std::atomic<int> num_ready{0};
+  std::atomic<int> num_served{0};
+  std::atomic<int> num_busy{0};
+  std::atomic<int> num_differences{0};  // served with other bits, or refused and written to
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      Tensor& out = outs[static_cast<size_t>(t)];
+      const AttentionArgs args = TensorArgs(problem, out);
+      ++num_ready;
+      while (num_ready < kThreads) std::this_thread::yield();
+      for (int i = 0; i < repeats; ++i) {
+        out.Wipe();
+        const Status status = Run(plan, args);
+        if (status.ok()) {
+          ++num_served;
+          if (!SameBits(out, expected)) ++num_differences;
+        } else if (status.code() == StatusCode::kBusy) {
+          ++num_busy;
+          if (!out.IsWiped()) ++num_differences;
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  INFO(Name(precision));
+  CHECK(num_served + num_busy == kThreads * repeats);
+  CHECK(num_served >= 1);
+  CHECK(num_differences == 0);
+}
+
 TEST_CASE("memories and caches are packed alike by any number of workers", "[parallel]") {
   const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
   const Source source = GENERATE(Source::kMemory, Source::kCache);

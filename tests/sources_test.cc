@@ -2,12 +2,17 @@
 // bits.
 #include <math.h>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <numeric>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "kv/layout.h"
+#include "kv/packed_kv.h"
 #include "support/check.h"
 #include "support/problem.h"
 #include "support/threads.h"
@@ -295,6 +300,119 @@ TEST_CASE("one plan serves every shape up to its maxima", "[plan]") {
         INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
         CHECK_THAT(out, Equals(Attend(problem, setup)));
       }
+    }
+  }
+}
+
+// What the scalar kernels need beside a memory or cache.
+TEST_CASE("a plan that needs no workspace runs without one", "[plan]") {
+  const Source source = GENERATE(Source::kMemory, Source::kCache);
+  const Problem problem(CrossCase(5, 70, Mask::kCausal), 850);
+  for (const Precision precision : kPrecisions) {
+    for (const char* tier : SupportedTiers()) {
+      const Setup setup = {tier, precision, source};
+      Plan plan;
+      REQUIRE_THAT(Plan::Create(DescOf(problem.c, setup), &plan), IsOk());
+      const CrossMemory memory = MemoryOf(problem, setup);
+      const KvCache cache = CacheOf(problem, setup);
+      const Tensor out = problem.NewOut();
+      AttentionArgs args;
+      args.q = problem.q.view();
+      args.out = out.view();
+      if (source == Source::kMemory) args.memory = &memory;
+      if (source == Source::kCache) args.cache = &cache;
+      INFO(Name(precision) << " on " << tier << ", source " << static_cast<int>(source));
+      CHECK((plan.workspace_bytes() == 0) == (std::string(tier) == "scalar"));
+      const Status status = Run(plan, args, Workspace{});
+      if (plan.workspace_bytes() == 0) {
+        CHECK_THAT(status, IsOk());
+        CHECK_THAT(out, Equals(Attend(problem, setup)));
+      } else {
+        CHECK_THAT(status, IsError(StatusCode::kInvalidArgument, "workspace"));
+        CHECK(out.IsWiped());
+      }
+    }
+  }
+}
+
+static_assert(!std::is_copy_constructible_v<KvCache> && !std::is_copy_assignable_v<KvCache>);
+static_assert(std::is_nothrow_move_constructible_v<KvCache> &&
+              std::is_nothrow_move_assignable_v<KvCache>);
+
+TEST_CASE("a moved cache takes its tokens along", "[cache]") {
+  const Problem problem(CrossCase(2, 70, Mask::kCausal), 870);
+  const Setup setup = {BestTier(), Precision::kI8, Source::kCache};
+  KvCache from = CacheOf(problem, setup);
+  const size_t bytes = from.bytes();
+  KvCache to;
+  to = std::move(from);
+  CHECK(from.empty());  // NOLINT(bugprone-use-after-move): which is what is promised
+  CHECK(from.length() == 0);
+  CHECK(to.length() == 70);
+  CHECK(to.bytes() == bytes);
+  CHECK_THAT(AttendCache(problem, setup, to), Equals(Attend(problem, setup)));
+}
+
+size_t CacheBytes(int64_t capacity, const Case& c, const char* tier, Precision precision) {
+  return NewCache(c, capacity, {precision, tier}).bytes();
+}
+
+// A header, the packed heads and, in int8, the open tile: up to 128 tokens in f32.
+TEST_CASE("a cache takes what its tokens take, and int8's open tile", "[cache]") {
+  constexpr struct {
+    int64_t head_dim, v_head_dim;
+  } kDims[] = {{64, 64}, {1, 1}, {20, 33}, {512, 512}};
+  constexpr int64_t kHeads = 2 * 2;  // batch times kv heads
+  for (const auto& dims : kDims) {
+    Case c = CrossCase(1, 0, Mask::kNone);
+    c.head_dim = dims.head_dim;
+    c.v_head_dim = dims.v_head_dim;
+    REQUIRE(c.kv_batch * c.kv_heads == kHeads);
+    for (const int64_t capacity : {0, 1, 63, 64, 65, 128, 129, 640, 1500}) {
+      const size_t tail_rows = static_cast<size_t>(
+          std::min<int64_t>(128, static_cast<int64_t>(internal::RoundUp(
+                                     static_cast<size_t>(capacity), internal::kKeyBlock))));
+      const size_t tail_bytes =
+          tail_rows * sizeof(float) * static_cast<size_t>(dims.head_dim + dims.v_head_dim);
+      for (const char* tier : SupportedTiers()) {
+        INFO(c.ToString() << ", capacity " << capacity << " on " << tier);
+        for (const Precision precision : kPrecisions) {
+          const KvCache cache = NewCache(c, capacity, {precision, tier});
+          const internal::PackedShape shape = internal::ShapeOf(
+              KvAccess::Get(cache)->header().layout, static_cast<size_t>(dims.head_dim),
+              static_cast<size_t>(dims.v_head_dim), static_cast<size_t>(capacity));
+          size_t head_bytes = internal::OffsetsOf(shape).bytes;
+          if (precision == Precision::kI8) {
+            head_bytes += internal::RoundUp(tail_bytes, internal::kPackedAlignBytes);
+          }
+          CHECK(cache.bytes() ==
+                sizeof(internal::PackedHeader) + static_cast<size_t>(kHeads) * head_bytes);
+        }
+        // The promise, without a look at the layout. Per head: scales, centers, alignment.
+        constexpr size_t kSlackBytes = 4096 + 64;
+        CHECK(CacheBytes(capacity, c, tier, Precision::kI8) <=
+              CacheBytes(capacity, c, tier, Precision::kF16) +
+                  static_cast<size_t>(kHeads) * (tail_bytes + kSlackBytes));
+      }
+    }
+  }
+}
+
+// kv.h: below about 550 tokens int8 takes more memory than f16.
+TEST_CASE("an int8 cache is smaller than an f16 one from 550 tokens on", "[cache]") {
+  constexpr struct {
+    int64_t capacity;
+    double min, max;  // bytes of int8 to bytes of f16
+  } kCases[] = {{64, 1.0, 2.75}, {512, 1.0, 1.1}, {576, 0.9, 1.0}, {4096, 0.5, 0.6}};
+  Case c = CrossCase(1, 0, Mask::kNone);
+  c.head_dim = c.v_head_dim = 64;
+  for (const auto& row : kCases) {
+    for (const char* tier : SupportedTiers()) {
+      const double i8 = static_cast<double>(CacheBytes(row.capacity, c, tier, Precision::kI8));
+      const double f16 = static_cast<double>(CacheBytes(row.capacity, c, tier, Precision::kF16));
+      INFO("capacity " << row.capacity << " on " << tier);
+      CHECK(i8 > row.min * f16);
+      CHECK(i8 < row.max * f16);
     }
   }
 }

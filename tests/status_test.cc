@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <functional>
 #include <string>
@@ -357,6 +358,64 @@ TEST_CASE("Run refuses arguments that contradict each other", "[status]") {
   };
   for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
     CheckRunRefuses({BestTier(), precision}, mistakes);
+  }
+}
+
+// Of the bytes that the caller lends, workspace_bytes() are used; `out` may lie in the rest.
+TEST_CASE("out may lie in what the plan leaves of an arena", "[status]") {
+  const Problem problem(ValidCase(), 5);
+  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
+    const Setup setup = {BestTier(), precision};
+    const Tensor expected = Attend(problem, setup);
+    Plan plan;
+    REQUIRE_THAT(Plan::Create(DescOf(problem.c, setup), &plan), IsOk());
+    const int64_t needed = static_cast<int64_t>(plan.workspace_bytes());
+    REQUIRE(needed > 0);
+    REQUIRE(needed % 4 == 0);
+    const int64_t out_bytes = expected.dims().NumElements() * 4;
+    const int64_t before = static_cast<int64_t>(
+        internal::RoundUp(static_cast<size_t>(out_bytes), Workspace::kAlignmentBytes));
+    GuardedBuffer arena(static_cast<size_t>(before + needed + out_bytes), Placement::kAtFront);
+
+    const size_t exactly = plan.workspace_bytes();
+    const size_t to_the_end = static_cast<size_t>(needed + out_bytes);
+    const struct {
+      const char* what;
+      int64_t out_at;  // bytes from the workspace's begin
+      size_t bytes;
+      bool ok;
+    } cases[] = {
+        {"at the first byte", 0, exactly, false},
+        {"at the first byte of all memory", 0, SIZE_MAX, false},
+        {"inside the arena's first bytes", 64, to_the_end, false},
+        {"at the last element", needed - 4, exactly, false},
+        {"at the last element of an arena's part", needed - 4, to_the_end, false},
+        {"at the last element of all memory's part", needed - 4, SIZE_MAX, false},
+        {"onto the first element", 4 - out_bytes, exactly, false},
+        {"onto the first element of all memory", 4 - out_bytes, SIZE_MAX, false},
+        {"right behind", needed, exactly, true},
+        {"in the rest of an arena", needed, to_the_end, true},
+        {"in the rest of all memory", needed, SIZE_MAX, true},
+        {"right before", -out_bytes, exactly, true},
+        {"right before all memory", -out_bytes, SIZE_MAX, true},
+    };
+    for (const auto& c : cases) {
+      arena.Fill(GuardedBuffer::kFillByte);
+      unsigned char* const workspace = arena.data() + before;
+      AttentionArgs args = TensorArgs(problem, expected);
+      args.out.data = workspace + c.out_at;
+      const Status status = Run(plan, args, {workspace, c.bytes});
+      INFO("out " << c.what << ", " << Name(precision));
+      if (c.ok) {
+        CHECK_THAT(status, IsOk());
+        CHECK(memcmp(args.out.data, expected.view().data, static_cast<size_t>(out_bytes)) == 0);
+      } else {
+        CHECK_THAT(status, IsError(kInvalid, "out"));
+        CHECK_THAT(status, IsError(kInvalid, "workspace"));
+        CHECK(std::all_of(arena.data(), arena.data() + arena.size(),
+                          [](unsigned char byte) { return byte == GuardedBuffer::kFillByte; }));
+      }
+    }
   }
 }
 

@@ -3,9 +3,10 @@
 // these calls, or the environment variable SIGHTLINE_TIER (for example SIGHTLINE_TIER=avx2),
 // restrict it.
 //
-//   for (size_t i = 0; i < NumTiers(); ++i)
-//     printf("%s%s%s\n", GetTier(i).name, GetTier(i).supported ? "" : " lacks ",
-//     GetTier(i).missing);
+//   for (size_t i = 0; i < NumTiers(); ++i) {
+//     const TierInfo tier = GetTier(i);
+//     printf("%s%s%s\n", tier.name, tier.supported ? "" : " lacks ", tier.missing);
+//   }
 //
 // All calls are thread-safe.
 #ifndef SIGHTLINE_TIER_H_

@@ -1,7 +1,12 @@
 # cmake -DWAY=find_package ... -P consumer_test.cmake: installs the build tree into a prefix of its
 # own, then configures, builds and runs the consumer with nothing but that prefix.
-# WAY=add_subdirectory only configures it, around the source tree: compiling the library a second
-# time would show nothing new.
+#
+# The other ways only configure it, around the source tree: compiling the library a second time
+# would show nothing new.
+#
+#   add_subdirectory
+#   add_subdirectory_with_pthreadpool   the project has a target pthreadpool already
+#   add_subdirectory_shared             as a shared library that is installed with the project
 
 function(run)
   execute_process(COMMAND ${ARGN} COMMAND_ERROR_IS_FATAL ANY)
@@ -16,7 +21,13 @@ if(SANITIZE)
     -DCMAKE_CXX_FLAGS=-fsanitize=${SANITIZE} -DCMAKE_C_FLAGS=-fsanitize=${SANITIZE})
 endif()
 
-if(WAY STREQUAL "add_subdirectory")
+if(WAY MATCHES "^add_subdirectory")
+  if(WAY STREQUAL "add_subdirectory_with_pthreadpool")
+    set(PTHREADPOOL ON)
+    list(APPEND configure -DCONSUMER_PTHREADPOOL=ON)
+  elseif(WAY STREQUAL "add_subdirectory_shared")
+    list(APPEND configure -DBUILD_SHARED_LIBS=ON -DSIGHTLINE_INSTALL=ON)
+  endif()
   list(APPEND configure -DSIGHTLINE_SOURCE_DIR=${SOURCE_DIR} -DSIGHTLINE_PTHREADPOOL=${PTHREADPOOL})
   foreach(name IN ITEMS HIGHWAY PTHREADPOOL FXDIV)
     if(${name}_DIR)
@@ -28,6 +39,10 @@ if(WAY STREQUAL "add_subdirectory")
 endif()
 
 run(${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${WORK_DIR}/prefix --config ${CONFIG})
+# The package has pthreadpool's library but not its header.
+if(PTHREADPOOL AND EXISTS ${PTHREADPOOL_DIR}/include/pthreadpool.h)
+  list(APPEND configure -DPTHREADPOOL_HEADER_DIR=${PTHREADPOOL_DIR}/include)
+endif()
 run(${configure} -DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix -DCMAKE_FIND_PACKAGE_NO_PACKAGE_REGISTRY=ON)
 run(${CMAKE_COMMAND} --build ${WORK_DIR}/build --config ${CONFIG})
 find_program(consumer consumer REQUIRED NO_DEFAULT_PATH

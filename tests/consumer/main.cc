@@ -1,5 +1,5 @@
 // Every public header, and one attention whose result is known: all weights equal, the output is
-// V's mean.
+// V's mean. On two threads of a pthreadpool, if there is one.
 #include <sightline/attention.h>
 #include <sightline/kv.h>
 #include <sightline/parallel.h>
@@ -8,6 +8,9 @@
 #include <sightline/tier.h>
 #include <sightline/version.h>
 #include <stdio.h>
+#if defined(CONSUMER_HAS_POOL)
+#include <pthreadpool.h>
+#endif
 
 namespace {
 
@@ -33,6 +36,7 @@ int main() {
   sightline::AttentionDesc desc;
   desc.num_heads = desc.num_kv_heads = 1;
   desc.head_dim = kDim;
+  desc.max_workers = 2;
   sightline::Plan plan;
   if (Status status = sightline::Plan::Create(desc, &plan); !status.ok())
     return Fail("plan", status);
@@ -48,10 +52,23 @@ int main() {
   args.q = ConstTensorView::Dense(q, DType::kF32, 1, 1, 1, kDim);
   args.memory = &memory;
   args.out = sightline::TensorView::Dense(out, DType::kF32, 1, 1, 1, kDim);
-  if (Status status = sightline::Run(plan, args, {}, sightline::ParallelForOn(nullptr));
-      !status.ok()) {
+#if defined(CONSUMER_HAS_POOL)
+  pthreadpool_t pool = pthreadpool_create(2);
+#else
+  pthreadpool* pool = nullptr;
+#endif
+  const sightline::ParallelFor parallel = sightline::ParallelForOn(pool);
+  const size_t num_workers = pool != nullptr ? 2 : 1;
+  if (parallel.num_workers != num_workers) {
+    fprintf(stderr, "%zu workers, not %zu\n", parallel.num_workers, num_workers);
+    return 1;
+  }
+  if (Status status = sightline::Run(plan, args, {}, parallel); !status.ok()) {
     return Fail("run", status);
   }
+#if defined(CONSUMER_HAS_POOL)
+  pthreadpool_destroy(pool);
+#endif
   for (int d = 0; d < kDim; ++d) {
     const float error = out[d] - static_cast<float>(3 + d);
     if (error < -1e-5f || error > 1e-5f) {
@@ -59,7 +76,7 @@ int main() {
       return 1;
     }
   }
-  printf("Sightline %d.%d.%d on %s\n", SIGHTLINE_VERSION_MAJOR, SIGHTLINE_VERSION_MINOR,
-         SIGHTLINE_VERSION_PATCH, plan.tier());
+  printf("Sightline %d.%d.%d on %s, %zu workers\n", SIGHTLINE_VERSION_MAJOR,
+         SIGHTLINE_VERSION_MINOR, SIGHTLINE_VERSION_PATCH, plan.tier(), num_workers);
   return 0;
 }

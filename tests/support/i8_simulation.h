@@ -3,14 +3,23 @@
 // steps that decide about a rounding are done in f32, in the kernels' order; all the rest is
 // double.
 //
-//   element   NaN -> 0, then clamped to +-1e30
-//   center    per channel: f32 sum over the keys in ascending order / their number
-//   K         per token:                 x = k - center, q = round(x * (127 / max|x|)), scale
-//   max|x|/127 V         per channel, per 128 keys: the same Q         per row: the same without a
-//   center score     S = (float(q . k) * (q_scale * scale * log2 e)) * k_scale            in powers
-//   of two tile      of 128 keys: m = max S, p = 2^(S - m), P = round(255 p) as u8 output    sum
-//   over tiles of 2^(m - max m) * v_scale * (P . V) / 255, divided by the same sum of
-//             the unrounded p, + v's center
+//  - Element: NaN -> 0, then clamped to +-1e30.
+//
+//  - Center, per channel: f32 sum over the keys in ascending order / their number.
+//
+//  - K, per token: x = k - center, q = round(x * (127 / max|x|)), scale = max|x| / 127.
+//
+//  - V, per channel and 128 keys: the same.
+//
+//  - Q, per row: the same without a center.
+//
+//  - Score, in powers of two: S = (float(q . k) * (q_scale * scale * log2 e)) * k_scale.
+//
+//  - Tile of 128 keys: m = max S, p = 2^(S - m), P = round(255 p) as u8.
+//
+//  - Output: sum over tiles of 2^(m - max m) * v_scale * (P . V) / 255, divided by the same sum of
+//    the unrounded p, + v's center.
+//
 // Rounding is to nearest, ties to even.
 #ifndef SIGHTLINE_TESTS_SUPPORT_I8_SIMULATION_H_
 #define SIGHTLINE_TESTS_SUPPORT_I8_SIMULATION_H_
@@ -46,11 +55,13 @@ I8Head QuantizeI8(const std::vector<float>& k, const std::vector<float>& v, size
 // One query over the first `visible` keys. q is [head_dim], value and tolerance are [v_head_dim].
 //
 // tolerance bounds |kernel - value| before the output is stored:
-// - 2^x of the kernels is good to about 2e-7. Where 255 p is so close to a half that this decides
-// the
-//   rounding, P may differ by one; each such key may move the output by its |V| * v_scale / 255.
-// - Sums of p run over up to `visible` f32 terms of one sign, products over one term per tile, and
-//   every rescaling rounds once: (visible + 8 tiles + 16) u on the sum of magnitudes.
+//
+//  - 2^x of the kernels is good to about 2e-7. Where 255 p is so close to a half that this decides
+//    the rounding, P may differ by one; each such key may move the output by its
+//    |V| * v_scale / 255.
+//
+//  - Sums of p run over up to `visible` f32 terms of one sign, products over one term per tile, and
+//    every rescaling rounds once: (visible + 8 tiles + 16) u on the sum of magnitudes.
 void AttendI8(const I8Head& head, const float* q, size_t visible, float scale_log2e, double* value,
               double* tolerance);
 

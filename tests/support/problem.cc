@@ -153,15 +153,20 @@ OracleInput OracleInputOf(const Problem& p) {
 
 // Tolerance of the f32 and f16 kernels, u = 2^-24. Their K and V are exact copies of the oracle's,
 // all arithmetic is f32:
-// - A score is a sum of head_dim products in any order, times the scale, minus a maximum:
-//   |ds| <= (head_dim + 4) u * sum |scale q k|, plus 2 u |s| for the subtraction and the change of
-//   base, which the same sum bounds. It enters p as a relative error: exp(ds) - 1. We take the
-//   row's largest bound for all of its keys.
-// - 2^x itself: a polynomial good to 4 u, and one rescaling by such a factor per 128 keys at most.
-// - P V and the sum of p run over n = visible keys in any order: n u each, on sums of magnitudes.
-// - Numerator and denominator each carry all of this: a factor 2, on sum_j p |v|. 4 u: the
-// division.
-// - What underflows: the kernels may take 2^x as 0 below 2^-100.
+//
+//  - A score is a sum of head_dim products in any order, times the scale, minus a maximum:
+//    |ds| <= (head_dim + 4) u * sum |scale q k|, plus 2 u |s| for the subtraction and the change of
+//    base, which the same sum bounds. It enters p as a relative error: exp(ds) - 1. We take the
+//    row's largest bound for all of its keys.
+//
+//  - 2^x itself: a polynomial good to 4 u, and one rescaling by such a factor per 128 keys at most.
+//
+//  - P V and the sum of p run over n = visible keys in any order: n u each, on sums of magnitudes.
+//
+//  - Numerator and denominator each carry all of this: a factor 2, on sum_j p |v|. The division
+//    adds 4 u.
+//
+//  - What underflows: the kernels may take 2^x as 0 below 2^-100.
 Expected ExpectFloat(const Problem& p, Precision precision) {
   OracleInput in = OracleInputOf(p);
   for (std::vector<double>* x : {&in.k, &in.v}) {

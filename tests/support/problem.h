@@ -4,8 +4,8 @@
 //   Case c;
 //   c.q_len = 17; c.kv_len = 65; c.head_dim = 40;
 //   Problem problem(c, /*seed=*/1);
-//   CHECK_THAT(Attend(problem, {"avx2", Precision::kI8}), IsClose(Expect(problem,
-//   Precision::kI8)));
+//   const Expected expected = Expect(problem, Precision::kI8);
+//   CHECK_THAT(Attend(problem, {"avx2", Precision::kI8}), IsClose(expected));
 #ifndef SIGHTLINE_TESTS_SUPPORT_PROBLEM_H_
 #define SIGHTLINE_TESTS_SUPPORT_PROBLEM_H_
 
