@@ -37,7 +37,21 @@ void CheckCase(const Case& c, uint64_t seed) {
   }
 }
 
-TEST_CASE("every remainder of q_len and kv_len", "[attention][lengths]") {
+// Every residue modulo every vector, block and tile but the V tile's.
+TEST_CASE("every q_len to 200 beside every kv_len to 260", "[attention][lengths]") {
+  for (int64_t length = 1; length <= 260; ++length) {
+    for (const Mask mask : kMasks) {
+      Case c;
+      c.q_len = 1 + (length * 77) % 200;  // 77 and 200 have no common factor: all are met
+      c.kv_len = length;
+      c.head_dim = 4;
+      c.mask = mask;
+      CheckCase(c, static_cast<uint64_t>(length));
+    }
+  }
+}
+
+TEST_CASE("lengths around every tile size", "[attention][lengths]") {
   constexpr int64_t kHeadDims[] = {8, 20, 64, 33, 16};
   uint64_t seed = 0;
   for (size_t i = 0; i < kNumLengths; ++i) {
