@@ -28,11 +28,13 @@ namespace internal {
 #endif
 // clang-format on
 
+// NOLINTBEGIN(readability-identifier-naming): the names are the kernel's.
 enum class CpuFeature : uint8_t {
 #define SIGHTLINE_ENUMERATOR(name) name,
   SIGHTLINE_CPU_FEATURES(SIGHTLINE_ENUMERATOR)
 #undef SIGHTLINE_ENUMERATOR
 };
+// NOLINTEND(readability-identifier-naming)
 
 const char* Name(CpuFeature feature);
 

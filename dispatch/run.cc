@@ -47,7 +47,7 @@ template <class View>
 Rows RowsOf(const View& view, size_t kv_batch, size_t kv_head, size_t beams, size_t group) {
   Rows rows = {};
   // Inputs are only read: kernels take both through one type.
-  rows.data = static_cast<unsigned char*>(const_cast<void*>(view.data)) +
+  rows.data = const_cast<unsigned char*>(static_cast<const unsigned char*>(view.data)) +
               static_cast<int64_t>(kv_batch * beams) * view.batch_stride +
               static_cast<int64_t>(kv_head * group) * view.head_stride;
   rows.dtype = view.dtype;

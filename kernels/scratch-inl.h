@@ -11,18 +11,18 @@ namespace {
 // Every piece is aligned to a cache line. With a null base it only counts.
 class ScratchArena {
  public:
-  explicit ScratchArena(uint8_t* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
+  explicit ScratchArena(uint8_t* base) : base_(base) {}
 
   template <typename T>
   T* Take(size_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
+    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
     used_ = RoundUp(used_ + count * sizeof(T), kPackedAlignBytes);
     return piece;
   }
   size_t used() const { return used_; }
 
  private:
-  uintptr_t base_;  // an integer, since null plus an offset is undefined for pointers
+  uint8_t* base_;
   size_t used_ = 0;
 };
 

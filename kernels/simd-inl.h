@@ -35,10 +35,13 @@ using VI32 = hn::Vec<DI32>;
 using VI8 = hn::Vec<DI8>;
 using VU8 = hn::Vec<DU8>;
 
+// Tags are named as in Highway's own sources.
+// NOLINTBEGIN(readability-identifier-naming)
 constexpr DF df;
 constexpr DI32 di32;
 constexpr DI8 di8;
 constexpr DU8 du8;
+// NOLINTEND(readability-identifier-naming)
 
 constexpr size_t kLanes = hn::MaxLanes(DF());
 
