@@ -1,14 +1,15 @@
 // The driver for few rows: one decoding step, times the heads and beams that share K and V.
 //
 //   for each K/V tile of 128 keys
-//     S = K·Q     lanes are keys: each vector of K is loaded once, and multiplied for every row
-//     softmax     per row
-//     O += P·V    lanes are channels: each vector of V is loaded once, likewise
+//     for each block of up to four rows
+//       S = K·Q     lanes are keys: a vector of K is loaded once and multiplied for each row
+//       softmax     row by row
+//       O += P·V    lanes are channels: a vector of V is loaded once, likewise
 //
-// Traffic: K and V once for all rows, nothing else of size; with one row it is what bounds the
-// time. Work per score: (head_dim + v_head_dim) / kLanes vector products, against one for each
-// query vector in prefill, most of whose lanes would be empty here. Beyond kDecodeRows prefill
-// takes over.
+// Traffic: K and V come from memory once for all rows, from cache once for each block; with one row
+// it is what bounds the time. Work per score: (head_dim + v_head_dim) / kLanes vector products,
+// against one for each query vector in prefill, most of whose lanes would be empty here. Beyond
+// kDecodeRows prefill takes over.
 #ifndef SIGHTLINE_KERNELS_DECODE_INL_H_
 #define SIGHTLINE_KERNELS_DECODE_INL_H_
 
