@@ -127,7 +127,6 @@ constexpr size_t kNumPrecisions = 3;  // f32, f16, i8: the values of Precision, 
 
 struct KernelTable {
   const char* tier;
-  int64_t highway_target;  // 0 for the scalar tier
   PrecisionKernels kernels[kNumPrecisions];
 };
 

@@ -36,21 +36,24 @@ constexpr Tier kTiers[] = {
 constexpr size_t kNumTiers = sizeof(kTiers) / sizeof(kTiers[0]);
 
 // All features of x86-64 together need 220.
-constexpr size_t kMaxMissingBytes = 320;
+constexpr size_t kMaxListBytes = 320;
+
+// Appends a word to a list of words, as far as there is room.
+void AppendWord(const char* word, char (&list)[kMaxListBytes]) {
+  if (list[0] != '\0') strncat(list, " ", sizeof(list) - strlen(list) - 1);
+  strncat(list, word, sizeof(list) - strlen(list) - 1);
+}
 
 // Names of the features that `tier` needs and the CPU lacks, for all tiers, computed once.
 struct MissingFeatures {
-  char text[kNumTiers][kMaxMissingBytes];
+  char text[kNumTiers][kMaxListBytes];
 
   MissingFeatures() {
     for (size_t i = 0; i < kNumTiers; ++i) {
       text[i][0] = '\0';
       CpuFeatures missing = kTiers[i].needs & ~SupportedCpuFeatures();
       for (unsigned bit = 0; missing != 0; ++bit, missing >>= 1) {
-        if ((missing & 1) == 0) continue;
-        if (text[i][0] != '\0') strncat(text[i], " ", kMaxMissingBytes - strlen(text[i]) - 1);
-        strncat(text[i], Name(static_cast<CpuFeature>(bit)),
-                kMaxMissingBytes - strlen(text[i]) - 1);
+        if ((missing & 1) != 0) AppendWord(Name(static_cast<CpuFeature>(bit)), text[i]);
       }
     }
   }
@@ -63,12 +66,10 @@ const char* Missing(size_t index) {
 
 // What to write after "tiers are": "scalar sse4 avx2".
 struct TierList {
-  char text[kMaxMissingBytes] = "";
+  char text[kMaxListBytes] = "";
+
   TierList() {
-    for (const Tier& tier : kTiers) {
-      if (text[0] != '\0') strncat(text, " ", sizeof(text) - strlen(text) - 1);
-      strncat(text, tier.name, sizeof(text) - strlen(text) - 1);
-    }
+    for (const Tier& tier : kTiers) AppendWord(tier.name, text);
   }
 };
 

@@ -51,15 +51,14 @@ struct DecodeRow {
   float weight;      // int8, likewise
 };
 
-template <class Scheme>
 struct DecodeScratch {
   DecodeRow rows[kDecodeRows];
-  float* row;
+  float* query;  // one row of Q at a time
 };
 
 template <class Scheme>
 HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
-                                      DecodeScratch<Scheme>& scratch) {
+                                      DecodeScratch& scratch) {
   const size_t dims = RowBufferElements(shape.head_dim);
   const size_t channels = PaddedVHeadDim(shape);
   ScratchArena arena(base);
@@ -69,7 +68,7 @@ HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
     row.p = arena.Take<uint8_t>(Scheme::kI8 ? kKvTile : 0);
     row.o = arena.Take<float>(channels);
   }
-  scratch.row = arena.Take<float>(MaxOf(dims, channels));
+  scratch.query = arena.Take<float>(dims);
   return arena.used();
 }
 
@@ -315,18 +314,18 @@ HWY_INLINE void EndDecodeRow(const AttendTask& task, size_t r, const float* v_ce
 
 template <class Scheme>
 size_t DecodeScratchBytes(const PackedShape& shape) {
-  DecodeScratch<Scheme> scratch;
+  DecodeScratch scratch;
   return LayOutDecodeScratch<Scheme>(shape, nullptr, scratch);
 }
 
 // The task has at most kDecodeRows rows.
 template <class Scheme>
 void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
-  DecodeScratch<Scheme> scratch;
+  DecodeScratch scratch;
   LayOutDecodeScratch<Scheme>(task.head.shape, scratch_bytes, scratch);
   const size_t num_rows = task.row_end - task.row_begin;
   for (size_t r = 0; r < num_rows; ++r) {
-    BeginDecodeRow<Scheme>(task, task.row_begin + r, scratch.row, scratch.rows[r]);
+    BeginDecodeRow<Scheme>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
   }
 
   const size_t visible = scratch.rows[num_rows - 1].limit;  // limits never fall from row to row

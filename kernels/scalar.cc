@@ -274,7 +274,6 @@ const internal::KernelTable& GetTable();  // dispatch/tiers.cc declares it for e
 const internal::KernelTable& GetTable() {
   static constexpr internal::KernelTable kTable = {
       "scalar",
-      0,
       {
           KernelsOf<FloatRow<float>>(LayoutId::kF32, nullptr, &PackFloat<float>),
           KernelsOf<FloatRow<uint16_t>>(LayoutId::kF16, nullptr, &PackFloat<uint16_t>),

@@ -46,7 +46,6 @@ const internal::KernelTable& GetTable();  // dispatch/tiers.cc declares it for e
 const internal::KernelTable& GetTable() {
   static constexpr internal::KernelTable kTable = {
       HWY_STR(SIGHTLINE_TIER),
-      static_cast<int64_t>(HWY_TARGET),
       {
           KernelsOf<F32Scheme, F32Scheme>(nullptr, &PackFloat<float>),
           KernelsOf<F16Scheme, F16LoadScheme>(nullptr, &PackFloat<hwy::float16_t>),

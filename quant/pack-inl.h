@@ -52,14 +52,15 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
     for (size_t d = 0; d < shape.head_dim; ++d) block[d * kKeyBlock] = stored[d];
 
     LoadSourceRow(task.v, i, shape.v_head_dim, row);
+    StoreElements(row, v_elements, stored);
     for (size_t c = 0; c < v_elements; c += kPanelWidth) {
       const VPanel panel = VPanelAt(shape, key, c);
-      StoreElements(row + c, panel.width, v_out + panel.offset + key % kVTileKeys * panel.width);
+      __builtin_memcpy(v_out + panel.offset + key % kVTileKeys * panel.width, stored + c,
+                       panel.width * sizeof(Stored));
     }
 
     // x - x is 0 unless x is an infinity or NaN; what f16 cannot hold has become an infinity.
     // Not(Eq) rather than Ne, which is false for NaN on some targets.
-    StoreElements(row, v_elements, stored);
     auto special = hn::MaskFalse(df);
     for (size_t c = 0; c < v_elements; c += kLanes) {
       const hn::Rebind<Stored, DF> d_stored;
