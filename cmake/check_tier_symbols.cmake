@@ -1,10 +1,11 @@
 # Fails when a tier's object offers the linker anything but its getter: a weak copy of an inline function,
 # compiled with wide ISA flags, could be kept for the whole program.
 #
-#   cmake -DNM=nm -DTIER=avx2 "-DOBJECTS=a.o;b.o" -P check_tier_symbols.cmake
+#   cmake -DNM=nm -DTIER=avx2 -DGETTER=GetTable "-DOBJECTS=a.o;b.o" -P check_tier_symbols.cmake
 
 string(LENGTH "${TIER}" length)
-set(getter "_?_ZN9sightline${length}${TIER}8GetTableEv")
+string(LENGTH "${GETTER}" getter_length)
+set(getter "_?_ZN9sightline${length}${TIER}${getter_length}${GETTER}Ev")
 # Weak symbols whose name carries the tier cannot coincide with anyone else's.
 math(EXPR hwy_length "${length} + 4")
 set(own "${hwy_length}hwy_${TIER}|9sightline${length}${TIER}")
@@ -30,6 +31,6 @@ foreach(object IN LISTS OBJECTS)
     endif()
   endforeach()
   if(NOT has_getter)
-    message(FATAL_ERROR "Tier ${TIER}: no GetTable() in ${object}")
+    message(FATAL_ERROR "Tier ${TIER}: no ${GETTER}() in ${object}")
   endif()
 endforeach()

@@ -3,10 +3,11 @@
 #   SIGHTLINE_HIGHWAY_INCLUDE_DIR  folder of hwy/highway.h, for the kernels;
 #   pthreadpool                    target, with SIGHTLINE_PTHREADPOOL;
 #   SIGHTLINE_BUNDLED_TARGETS      targets that were built here and must be installed beside a static Sightline;
-#   Catch2::Catch2WithMain, catch_discover_tests()    with SIGHTLINE_BUILD_TESTS.
+#   Catch2::Catch2WithMain, catch_discover_tests()    with SIGHTLINE_BUILD_TESTS;
+#   benchmark::benchmark           with SIGHTLINE_BUILD_BENCH. Its peers are bench/peers/CMakeLists.txt's business.
 #
 # Each dependency is taken from the first of
-#   1. FETCHCONTENT_SOURCE_DIR_{HIGHWAY,PTHREADPOOL,FXDIV,CATCH2}: an unpacked source (`./run` sets these);
+#   1. FETCHCONTENT_SOURCE_DIR_{HIGHWAY,PTHREADPOOL,FXDIV,CATCH2,BENCHMARK}: an unpacked source (`./run` sets these);
 #   2. an installed package that is new enough;
 #   3. the pinned upstream tarball, downloaded at configure time.
 
@@ -66,4 +67,20 @@ if(SIGHTLINE_BUILD_TESTS)
     list(APPEND CMAKE_MODULE_PATH ${catch2_SOURCE_DIR}/extras)
   endif()
   include(Catch)
+endif()
+
+function(sightline_add_benchmark)
+  set(CMAKE_WARN_DEPRECATED OFF)
+  set(CMAKE_COMPILE_WARNING_AS_ERROR OFF)
+  set(BUILD_SHARED_LIBS OFF)
+  set(BENCHMARK_ENABLE_TESTING OFF)
+  set(BENCHMARK_ENABLE_WERROR OFF)
+  set(BENCHMARK_ENABLE_INSTALL OFF)
+  # 1.8 is the first with State::SkipWithMessage.
+  sightline_declare(benchmark SYSTEM FIND_PACKAGE_ARGS 1.8 CONFIG)
+  FetchContent_MakeAvailable(benchmark)
+endfunction()
+
+if(SIGHTLINE_BUILD_BENCH)
+  sightline_add_benchmark()
 endif()

@@ -44,10 +44,37 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
                  NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32)
 endif()
 
-# Adds the tiers that the compiler can build to `target` as objects, and writes sightline_tiers.inc:
-# SIGHTLINE_TIER_ROW(name, required features), worst to best, for dispatch/tiers.cc.
+# Compiles `source` with a tier's flags into the objects of `target`, and lets the build fail if they export anything but
+# sightline::<tier>::`getter`(). The rules for such a source: kernels/tier.cc.
+function(sightline_add_tier_object target tier source getter)
+  set(object ${target}_tier_${tier})
+  add_library(${object} OBJECT ${source})
+  set_target_properties(${object} PROPERTIES
+    INTERPROCEDURAL_OPTIMIZATION OFF UNITY_BUILD OFF POSITION_INDEPENDENT_CODE ON
+    CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+  target_include_directories(${object} SYSTEM PRIVATE ${SIGHTLINE_HIGHWAY_INCLUDE_DIR})
+  target_compile_features(${object} PRIVATE cxx_std_17)
+  target_compile_definitions(${object} PRIVATE
+    SIGHTLINE_TIER=${tier} SIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
+    hwy=hwy_${tier} HWY_COMPILE_ONLY_STATIC HWY_NO_LIBCXX ${SIGHTLINE_${tier}_DEFINITIONS})
+  # Debug at -O2 too: the kernels rely on inlining to stay in registers, and to be one symbol.
+  target_compile_options(${object} PRIVATE ${SIGHTLINE_${tier}_FLAGS}
+    $<IF:$<CONFIG:Debug>,-O2,-O3> -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
+  sightline_set_warnings(${object})
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+  add_custom_command(TARGET ${target} PRE_LINK
+    COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DTIER=${tier} -DGETTER=${getter}
+            "-DOBJECTS=$<TARGET_OBJECTS:${object}>"
+            -P ${PROJECT_SOURCE_DIR}/cmake/check_tier_symbols.cmake
+    VERBATIM)
+endfunction()
+
+# Adds the tiers that the compiler can build to `target` and lists them in SIGHTLINE_BUILT_TIERS and, for programs, in
+# generated/sightline_tiers.inc: SIGHTLINE_TIER_ROW(name, required features), worst to best.
 function(sightline_add_tiers target)
   include(CheckCXXCompilerFlag)
+  set(built "")
   set(rows "SIGHTLINE_TIER_ROW(scalar, 0)\n")
   foreach(tier IN LISTS SIGHTLINE_TIERS)
     list(JOIN SIGHTLINE_${tier}_FLAGS " " flags)
@@ -56,33 +83,14 @@ function(sightline_add_tiers target)
       message(STATUS "Sightline: no tier ${tier}, the compiler does not know ${flags}")
       continue()
     endif()
-
-    set(object sightline_tier_${tier})
-    add_library(${object} OBJECT kernels/tier.cc)
-    set_target_properties(${object} PROPERTIES
-      INTERPROCEDURAL_OPTIMIZATION OFF UNITY_BUILD OFF POSITION_INDEPENDENT_CODE ON
-      CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
-    target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
-    target_include_directories(${object} SYSTEM PRIVATE ${SIGHTLINE_HIGHWAY_INCLUDE_DIR})
-    target_compile_features(${object} PRIVATE cxx_std_17)
-    target_compile_definitions(${object} PRIVATE
-      SIGHTLINE_TIER=${tier} SIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
-      hwy=hwy_${tier} HWY_COMPILE_ONLY_STATIC HWY_NO_LIBCXX ${SIGHTLINE_${tier}_DEFINITIONS})
-    # Debug at -O2 too: the kernels rely on inlining to stay in registers, and to be one symbol.
-    target_compile_options(${object} PRIVATE ${SIGHTLINE_${tier}_FLAGS}
-      $<IF:$<CONFIG:Debug>,-O2,-O3> -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
-    sightline_set_warnings(${object})
-    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
-    add_custom_command(TARGET ${target} PRE_LINK
-      COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DTIER=${tier} "-DOBJECTS=$<TARGET_OBJECTS:${object}>"
-              -P ${PROJECT_SOURCE_DIR}/cmake/check_tier_symbols.cmake
-      VERBATIM)
-
+    list(APPEND built ${tier})
+    sightline_add_tier_object(${target} ${tier} kernels/tier.cc GetTable)
     list(TRANSFORM SIGHTLINE_${tier}_NEEDS REPLACE "(.+)" "Bit(CpuFeature::\\1)"
          OUTPUT_VARIABLE needs)
     list(JOIN needs " | " needs)
     string(APPEND rows "SIGHTLINE_TIER_ROW(${tier}, ${needs})\n")
   endforeach()
+  set(SIGHTLINE_BUILT_TIERS ${built} PARENT_SCOPE)
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/sightline_tiers.inc CONTENT "${rows}")
   target_include_directories(${target} PRIVATE ${PROJECT_BINARY_DIR}/generated)
 endfunction()

@@ -39,6 +39,9 @@ OracleOutput ComputeOracle(const OracleInput& in) {
     if (isfinite(x)) result.max_abs_v = std::max(result.max_abs_v, fabs(x));
   }
 
+  std::vector<int64_t> queries = in.queries;
+  for (int64_t i = 0; in.queries.empty() && i < q_len; ++i) queries.push_back(i);
+
   const size_t n = static_cast<size_t>(kv_len);
   std::vector<double> k_by_dim(n * static_cast<size_t>(head_dim));  // [head_dim][kv_len]
   std::vector<double> score(n);
@@ -52,7 +55,7 @@ OracleOutput ComputeOracle(const OracleInput& in) {
       }
       for (int64_t qb = b * beams; qb < (b + 1) * beams; ++qb) {
         for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-          for (int64_t i = 0; i < q_len; ++i) {
+          for (const int64_t i : queries) {
             const size_t seen = static_cast<size_t>(result.visible[static_cast<size_t>(i)]);
             if (seen == 0) continue;
             std::fill(score.begin(), score.end(), 0.0);

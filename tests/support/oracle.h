@@ -25,6 +25,7 @@ struct OracleInput {
   std::vector<double> q, k, v;  // in the order of Dims::Index
   Mask mask = Mask::kNone;
   double scale = 1.0;
+  std::vector<int64_t> queries;  // positions to compute, the others stay 0; empty = all
 };
 
 struct OracleOutput {

@@ -1,0 +1,78 @@
+#include "bench/output.h"
+
+#include <benchmark/benchmark.h>
+#include <stdio.h>
+
+namespace sightline {
+namespace bench {
+namespace {
+
+using Run = benchmark::BenchmarkReporter::Run;
+
+Run RunOf(const Row& row) {
+  Run run;
+  run.run_name.function_name = row.name;
+  run.run_type = Run::RT_Aggregate;
+  run.aggregate_name = "median";
+  run.aggregate_unit = benchmark::kTime;
+  run.report_label = row.label;
+  run.time_unit = benchmark::kMicrosecond;
+  run.family_index = 0;
+  run.per_family_instance_index = 0;
+  if (!row.error.empty()) {
+    run.skipped = benchmark::internal::SkippedWithError;
+    run.skip_message = row.error;
+    return run;
+  }
+  run.iterations = row.timing.iterations;
+  run.repetitions = row.timing.repetitions;
+  run.real_accumulated_time = row.timing.real_seconds * static_cast<double>(run.iterations);
+  run.cpu_accumulated_time = row.timing.cpu_seconds * static_cast<double>(run.iterations);
+  run.counters["ops"] = row.ops;
+  run.counters["roof"] = row.roof;
+  run.counters["kv_bytes"] = row.kv_bytes;
+  run.counters["rel_l2"] = row.rel_l2;
+  run.counters["spread"] = row.timing.spread;
+  return run;
+}
+
+}  // namespace
+
+void PrintTableHead(std::ostream& out) {
+  char line[256];
+  snprintf(line, sizeof(line), "%13s %13s %8s %9s  %s\n", "time", "speed", "roof", "error", "row");
+  out << line;
+}
+
+void PrintRow(const Row& row, std::ostream& out) {
+  char line[256];
+  if (!row.error.empty()) {
+    snprintf(line, sizeof(line), "%45s  ", "");
+    out << line << row.name << "\n" << line << "  " << row.error << "\n" << std::flush;
+    return;
+  }
+  // What a decode or a store is judged by is how fast it goes through K and V.
+  const bool in_bytes = IsDecode(row.op) || IsStore(row.op);
+  const double speed = in_bytes ? row.kv_bytes / row.timing.seconds : row.ops;
+  snprintf(line, sizeof(line), "%10.1f us %7.1f %-5s %6.1f %% %9.1e  ", row.timing.seconds * 1e6,
+           speed * 1e-9, in_bytes ? "GB/s" : "GOP/s", row.roof * 100, row.rel_l2);
+  out << line << row.name;
+  if (!row.label.empty()) out << "  (" << row.label << ")";
+  out << "\n" << std::flush;
+}
+
+void WriteJson(const std::map<std::string, std::string>& context, const std::vector<Row>& rows,
+               std::ostream& out) {
+  for (const auto& [key, value] : context) benchmark::AddCustomContext(key, value);
+  benchmark::JSONReporter reporter;
+  reporter.SetOutputStream(&out);
+  reporter.SetErrorStream(&out);
+  reporter.ReportContext(benchmark::BenchmarkReporter::Context());
+  std::vector<Run> runs;
+  for (const Row& row : rows) runs.push_back(RunOf(row));
+  if (!runs.empty()) reporter.ReportRuns(runs);
+  reporter.Finalize();
+}
+
+}  // namespace bench
+}  // namespace sightline

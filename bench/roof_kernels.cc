@@ -1,0 +1,170 @@
+// What a tier's instructions can do at best: compiled once for each row of cmake/tiers.cmake with
+// that tier's flags, like kernels/tier.cc and under the same rules.
+//
+// A peak kernel keeps kSums accumulators busy and touches no memory, so that its time is the
+// throughput of the instruction and nothing else. No attention kernel can be faster: it has to do
+// the same multiply-adds, and more.
+#include "bench/roof_kernels.h"
+
+#include "kernels/simd-inl.h"
+#include "kernels/tier_ops-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+using bench::PeakKernel;
+using bench::RoofKernels;
+
+// Latency times throughput of today's multiply-adds is at most 4 x 2 (x86) or 4 x 4 (large ARM
+// cores); 12 sums and three operands fit 16 registers.
+constexpr size_t kSums = kNumRegisters == 16 ? 12 : 24;
+
+// The value of `v` becomes unknown to the compiler, in a register: loops can neither be folded nor
+// dropped.
+template <class V>
+HWY_INLINE void Hide(V& v) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  asm volatile("" : "+v"(v.raw));
+#elif HWY_ARCH_X86
+  asm volatile("" : "+x"(v.raw));
+#elif HWY_ARCH_ARM
+  asm volatile("" : "+w"(v.raw));
+#else
+#error "Say in which registers this architecture keeps vectors."
+#endif
+}
+
+// N sums, each a member of its own: g++ leaves an array in memory when its elements are hidden one
+// by one.
+template <class V, size_t N>
+struct Sums {
+  explicit HWY_INLINE Sums(V zero) : sum(zero), others(zero) {}
+  template <class Step>
+  HWY_INLINE void Add(const Step& step) {
+    sum = step(sum);
+    Hide(sum);
+    others.Add(step);
+  }
+  V sum;
+  Sums<V, N - 1> others;
+};
+template <class V>
+struct Sums<V, 0> {
+  explicit HWY_INLINE Sums(V) {}
+  template <class Step>
+  HWY_INLINE void Add(const Step&) {}
+};
+
+// Step(sum, a, b) adds products of a and b to a sum.
+template <class Step, class VSum, class V>
+HWY_INLINE void Peak(size_t rounds, VSum zero, V a, V b, const Step& step) {
+  Sums<VSum, kSums> sums(zero);
+  Hide(b);
+  for (size_t round = 0; round < rounds; ++round) {
+    sums.Add([&](VSum sum) HWY_ATTR {
+      Hide(a);  // or the part of a step that does not depend on the sum would be done once
+      return step(sum, a, b);
+    });
+  }
+}
+
+template <class D>
+constexpr double OperationsPerRound(D) {
+  return 2.0 * static_cast<double>(hn::MaxLanes(D()) * kSums);
+}
+
+void Fp32Fma(size_t rounds) {
+  Peak(rounds, hn::Zero(df), hn::Set(df, 0.5f), hn::Set(df, 0.5f),
+       [](VF sum, VF a, VF b) HWY_ATTR { return hn::MulAdd(a, b, sum); });
+}
+
+// Without dot products: two products to 16 bits, two of those to 32, one addition.
+void Int8Dot(size_t rounds) {
+  Peak(rounds, hn::Zero(di32), hn::Set(di8, 1), hn::Set(di8, 1),
+       [](VI32 sum, VI8 a, VI8 b) HWY_ATTR {
+#if HWY_ARCH_X86 && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+         const hn::Repartition<int16_t, DF> di16;
+         const auto pairs = hn::SatWidenMulPairwiseAdd(di16, hn::BitCast(du8, a), b);
+         return hn::Add(sum, hn::WidenMulPairwiseAdd(di32, pairs, hn::Set(di16, 1)));
+#else
+         return I8Ops::DotPV(sum, hn::BitCast(du8, a), b);
+#endif
+       });
+}
+
+using DI16 = hn::Repartition<int16_t, DF>;
+using VI16 = hn::Vec<DI16>;
+
+void Int16Dot(size_t rounds) {
+  Peak(rounds, hn::Zero(di32), hn::Set(DI16(), 1), hn::Set(DI16(), 1),
+       [](VI32 sum, VI16 a, VI16 b) HWY_ATTR {
+#if defined(__AVX512VNNI__)
+         return VI32{_mm512_dpwssd_epi32(sum.raw, a.raw, b.raw)};
+#elif defined(__AVXVNNI__)
+         return VI32{_mm256_dpwssd_avx_epi32(sum.raw, a.raw, b.raw)};
+#else
+         VI32 unused = hn::Zero(di32);  // where the products of a vector go to two sums, both are the one
+         sum = hn::ReorderWidenMulAccumulate(di32, a, b, sum, unused);
+         return HWY_ARCH_X86 ? sum : hn::Add(sum, unused);
+#endif
+       });
+}
+
+#if defined(__AVX512BF16__)
+using DBF16 = hn::Repartition<hwy::bfloat16_t, DF>;
+using VBF16 = hn::Vec<DBF16>;
+
+void Bf16Dot(size_t rounds) {
+  Peak(rounds, hn::Zero(df), hn::BitCast(DBF16(), hn::Set(df, 0.5f)),
+       hn::BitCast(DBF16(), hn::Set(df, 0.5f)), [](VF sum, VBF16 a, VBF16 b) HWY_ATTR {
+         VF unused = hn::Zero(df);
+         return hn::ReorderWidenMulAccumulate(df, a, b, sum, unused);
+       });
+}
+constexpr PeakKernel kBf16Dot = {&Bf16Dot, OperationsPerRound(DBF16())};
+#else
+constexpr PeakKernel kBf16Dot = {};
+#endif
+
+void Read(const void* data, size_t bytes, size_t passes) {
+  constexpr size_t kBytes = kLanes * sizeof(int32_t);
+  // Enough loads to fill a round of kReadBytes without a loop inside, in four sums.
+  VI32 a = hn::Zero(di32);
+  VI32 b = a;
+  VI32 c = a;
+  VI32 d = a;
+  for (size_t pass = 0; pass < passes; ++pass) {
+    const int32_t* HWY_RESTRICT p = static_cast<const int32_t*>(data);
+    for (size_t done = 0; done < bytes; done += bench::kReadBytes) {
+      HWY_UNROLL(4)
+      for (size_t i = 0; i < bench::kReadBytes / kBytes; i += 4) {
+        a = hn::Add(a, hn::Load(di32, p + (i + 0) * kLanes));
+        b = hn::Add(b, hn::Load(di32, p + (i + 1) * kLanes));
+        c = hn::Add(c, hn::Load(di32, p + (i + 2) * kLanes));
+        d = hn::Add(d, hn::Load(di32, p + (i + 3) * kLanes));
+      }
+      p += bench::kReadBytes / sizeof(int32_t);
+    }
+    Hide(a);
+    Hide(b);
+    Hide(c);
+    Hide(d);
+  }
+}
+
+}  // namespace
+
+const bench::RoofKernels& GetRoofKernels();  // bench/roofs.cc declares it for every tier
+
+const bench::RoofKernels& GetRoofKernels() {
+  static constexpr RoofKernels kKernels = {{&Fp32Fma, OperationsPerRound(df)},
+                                           {&Int8Dot, OperationsPerRound(di8)},
+                                           {&Int16Dot, OperationsPerRound(DI16())},
+                                           kBf16Dot,
+                                           &Read};
+  return kKernels;
+}
+
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline

@@ -1,0 +1,39 @@
+// One line of the result: who computed which case in which precision, how fast, and how exactly.
+#ifndef SIGHTLINE_BENCH_ROW_H_
+#define SIGHTLINE_BENCH_ROW_H_
+
+#include <string>
+
+#include "bench/contender.h"
+#include "bench/measure.h"
+#include "bench/roofs.h"
+
+namespace sightline {
+namespace bench {
+
+struct Row {
+  std::string name;
+  Op op = Op::kSelf;
+  Timing timing;
+  double ops = 0.0;  // Case::Operations per second
+  double roof =
+      0.0;  // fraction of the roof: of the arithmetic, for decodes and stores of the read bandwidth
+  double kv_bytes = 0.0;  // Entry::kv_bytes
+  double rel_l2 = 0.0;    // RelativeL2 of the output
+  std::string label;      // remarks: what the model has and the row has not, a large spread
+  std::string error;      // the row was not timed, because
+};
+
+// "[peer:NAME/]op/model/precision/shape/tier:T/threads:N"
+std::string RowName(const Contender& contender, const Case& c, const std::string& precision,
+                    int threads);
+
+// Compares an output with the oracle, then measures. False, with *why_not set, if the contender
+// does not compute such a case at all.
+bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer, Roofs* roofs,
+                const Effort& effort, Row* row, std::string* why_not);
+
+}  // namespace bench
+}  // namespace sightline
+
+#endif  // SIGHTLINE_BENCH_ROW_H_

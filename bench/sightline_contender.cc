@@ -1,0 +1,357 @@
+// Which calls of the public API a row times:
+//
+//   self, self_causal    Run on raw Q, K and V: quantising and packing K and V is part of the time
+//   cross, decode_cross  Run on a CrossMemory that was prepared before
+//   decode_self          Run on a KvCache that holds kv_len tokens
+//   prepare              CrossMemory::Create, its allocation included
+//   append               KvCache::Append of one token
+#include "bench/sightline_contender.h"
+
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "quant/elements.h"
+#include "sightline/attention.h"
+#if defined(SIGHTLINE_HAS_PTHREADPOOL)
+#include <pthreadpool.h>
+#endif
+
+namespace sightline {
+namespace bench {
+namespace {
+
+#define SIGHTLINE_TEXT_OF(x) #x
+#define SIGHTLINE_TEXT(x) SIGHTLINE_TEXT_OF(x)
+constexpr char kVersion[] = SIGHTLINE_TEXT(SIGHTLINE_VERSION_MAJOR) "." SIGHTLINE_TEXT(
+    SIGHTLINE_VERSION_MINOR) "." SIGHTLINE_TEXT(SIGHTLINE_VERSION_PATCH);
+
+// Tokens that one Run of `append` adds, one call each: with fewer, resetting would take longer than
+// what is measured.
+constexpr int64_t kAppends = 128;
+
+bool ParsePrecision(const std::string& name, Precision* precision) {
+  for (int i = 0; i <= UINT8_MAX; ++i) {
+    if (name == Name(static_cast<Precision>(i))) {
+      *precision = static_cast<Precision>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+// The caller's tensors beside a precision: what a model that cares for the precision computes with.
+DType TensorsOf(Precision precision) {
+  if (precision == Precision::kF32) return DType::kF32;
+  return precision == Precision::kBF16 ? DType::kBF16 : DType::kF16;
+}
+
+class Pool {
+ public:
+#if defined(SIGHTLINE_HAS_PTHREADPOOL)
+  explicit Pool(int threads)
+      : threads_(threads),
+        pool_(threads > 1 ? pthreadpool_create(static_cast<size_t>(threads)) : nullptr) {}
+  ~Pool() { pthreadpool_destroy(pool_); }
+  ParallelFor parallel() const { return threads_ > 1 ? ParallelForOn(pool_) : ParallelFor{}; }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+ private:
+  int threads_;
+  pthreadpool_t pool_;
+#else
+  explicit Pool(int) {}
+  ParallelFor parallel() const { return {}; }
+#endif
+};
+
+// A dense [batch, length, heads, dim] tensor in the caller's element type.
+class Tensor {
+ public:
+  Tensor(DType dtype, int64_t batch, int64_t length, int64_t heads, int64_t dim)
+      : data_(static_cast<size_t>(batch * length * heads * dim * SizeBytes(dtype))),
+        view_(TensorView::Dense(data_.data(), dtype, batch, length, heads, dim)) {}
+  Tensor(Tensor&&) = default;
+
+  void Set(const std::vector<float>& values) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (view_.dtype == DType::kF32) {
+        memcpy(&data_[i * sizeof(float)], &values[i], sizeof(float));
+      } else {
+        const uint16_t half = view_.dtype == DType::kF16 ? internal::F16FromF32(values[i])
+                                                         : internal::BF16FromF32(values[i]);
+        memcpy(&data_[i * sizeof(half)], &half, sizeof(half));
+      }
+    }
+  }
+
+  std::vector<float> Get() const {
+    std::vector<float> values(data_.size() / static_cast<size_t>(SizeBytes(view_.dtype)));
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = internal::LoadElement(&data_[i * static_cast<size_t>(SizeBytes(view_.dtype))],
+                                        view_.dtype);
+    }
+    return values;
+  }
+
+  const TensorView& view() const { return view_; }
+  double bytes() const { return static_cast<double>(data_.size()); }
+
+  // Tokens begin ... end - 1 of every sequence.
+  ConstTensorView Slice(int64_t begin, int64_t end) const {
+    TensorView slice = view_;
+    slice.data = static_cast<unsigned char*>(view_.data) + begin * view_.length_stride;
+    slice.length = end - begin;
+    return slice;
+  }
+
+ private:
+  std::vector<unsigned char> data_;
+  TensorView view_;
+};
+
+// What every op has: tensors, threads, a plan.
+class SightlineEntry : public Entry {
+ public:
+  SightlineEntry(const Problem& problem, const KvFormat& format, int threads)
+      : c_(problem.c),
+        format_(format),
+        pool_(threads),
+        q_(dtype(), c_.q_batch(), c_.q_len, c_.heads, c_.head_dim),
+        k_(dtype(), c_.batch, c_.kv_len, c_.kv_heads, c_.head_dim),
+        v_(dtype(), c_.batch, c_.kv_len, c_.kv_heads, c_.v_head_dim),
+        out_(dtype(), c_.q_batch(), c_.q_len, c_.heads, c_.v_head_dim) {
+    q_.Set(problem.q);
+    k_.Set(problem.k);
+    v_.Set(problem.v);
+    args_.q = q_.view();
+    args_.out = out_.view();
+
+    AttentionDesc desc;
+    desc.num_heads = c_.heads;
+    desc.num_kv_heads = c_.kv_heads;
+    desc.head_dim = c_.head_dim;
+    desc.v_head_dim = c_.v_head_dim;
+    desc.max_batch = c_.q_batch();
+    desc.max_q_len = c_.q_len;
+    desc.max_kv_len = c_.kv_len;
+    desc.mask = c_.mask();
+    desc.scale = c_.scale;
+    desc.precision = format.precision;
+    desc.tier = format.tier;
+    desc.max_workers = threads;
+    Note(Plan::Create(desc, &plan_));
+  }
+
+  // The first error of any call; the entry is of no use then.
+  const Status& status() const { return status_; }
+
+  std::string error() const override { return status_.ok() ? "" : status_.message(); }
+  std::vector<float> Output() override { return out_.Get(); }
+
+ protected:
+  DType dtype() const { return TensorsOf(format_.precision); }
+  void Note(const Status& status) {
+    if (status_.ok()) status_ = status;
+  }
+  void Attend() { Note(sightline::Run(plan_, args_, {}, pool_.parallel())); }
+  ParallelFor parallel() const { return pool_.parallel(); }
+
+  double raw_kv_bytes() const { return k_.bytes() + v_.bytes(); }
+  // Of a cache: without the room that the int8 cache keeps for tokens of its open tile.
+  double cached_bytes(int64_t tokens) const {
+    const double element_bytes = format_.precision == Precision::kF32  ? 4
+                                 : format_.precision == Precision::kI8 ? 1
+                                                                       : 2;
+    return element_bytes *
+           static_cast<double>(c_.batch * tokens * c_.kv_heads * (c_.head_dim + c_.v_head_dim));
+  }
+
+  Case c_;
+  KvFormat format_;
+  Pool pool_;
+  Tensor q_, k_, v_, out_;
+  Plan plan_;
+  AttentionArgs args_;
+  Status status_;
+};
+
+class SelfEntry : public SightlineEntry {
+ public:
+  SelfEntry(const Problem& problem, const KvFormat& format, int threads)
+      : SightlineEntry(problem, format, threads) {
+    args_.k = k_.view();
+    args_.v = v_.view();
+  }
+  void Run() override { Attend(); }
+  double kv_bytes() const override { return raw_kv_bytes(); }
+};
+
+class MemoryEntry : public SightlineEntry {
+ public:
+  MemoryEntry(const Problem& problem, const KvFormat& format, int threads)
+      : SightlineEntry(problem, format, threads) {
+    Note(CrossMemory::Create(k_.view(), v_.view(), format_, &memory_, parallel()));
+    args_.memory = &memory_;
+  }
+  void Run() override { Attend(); }
+  double kv_bytes() const override { return static_cast<double>(memory_.bytes()); }
+
+ protected:
+  CrossMemory memory_;
+};
+
+class PrepareEntry : public MemoryEntry {
+ public:
+  using MemoryEntry::MemoryEntry;
+  void Run() override {
+    Note(CrossMemory::Create(k_.view(), v_.view(), format_, &memory_, parallel()));
+  }
+  double traffic_bytes() const override { return raw_kv_bytes() + kv_bytes(); }
+  std::vector<float> Output() override {
+    Attend();
+    return out_.Get();
+  }
+};
+
+class CacheEntry : public SightlineEntry {
+ public:
+  CacheEntry(const Problem& problem, const KvFormat& format, int threads, int64_t room)
+      : SightlineEntry(problem, format, threads) {
+    KvCacheDesc desc;
+    desc.batch = c_.batch;
+    desc.num_kv_heads = c_.kv_heads;
+    desc.head_dim = c_.head_dim;
+    desc.v_head_dim = c_.v_head_dim;
+    desc.capacity = c_.kv_len + room;
+    desc.format = format;
+    Note(KvCache::Create(desc, &cache_));
+    Note(cache_.Append(k_.view(), v_.view(), parallel()));
+    args_.cache = &cache_;
+  }
+
+ protected:
+  KvCache cache_;
+};
+
+class DecodeSelfEntry : public CacheEntry {
+ public:
+  DecodeSelfEntry(const Problem& problem, const KvFormat& format, int threads)
+      : CacheEntry(problem, format, threads, 0) {}
+  void Run() override { Attend(); }
+  double kv_bytes() const override { return cached_bytes(c_.kv_len); }
+};
+
+class AppendEntry : public CacheEntry {
+ public:
+  AppendEntry(const Problem& problem, const KvFormat& format, int threads)
+      : CacheEntry(problem, format, threads, kAppends) {}
+
+  void Run() override {
+    for (int64_t i = 0; i < kAppends; ++i) AppendToken(i % c_.kv_len);
+  }
+  int64_t steps() const override { return kAppends; }
+  bool needs_reset() const override { return cache_.length() > c_.kv_len; }
+  void Reset() override {
+    cache_.Clear();
+    Note(cache_.Append(k_.view(), v_.view(), parallel()));
+  }
+  double kv_bytes() const override { return cached_bytes(1); }
+  double traffic_bytes() const override {
+    return kv_bytes() + raw_kv_bytes() / static_cast<double>(c_.kv_len);
+  }
+  // Of a cache to which the problem's tokens were appended one by one.
+  std::vector<float> Output() override {
+    cache_.Clear();
+    for (int64_t i = 0; i < c_.kv_len; ++i) AppendToken(i);
+    Attend();
+    return out_.Get();
+  }
+
+ private:
+  void AppendToken(int64_t i) {
+    Note(cache_.Append(k_.Slice(i, i + 1), v_.Slice(i, i + 1), parallel()));
+  }
+};
+
+class SightlineContender : public Contender {
+ public:
+  explicit SightlineContender(std::string tier) : tier_(std::move(tier)) {
+    // What Sightline promises per precision is in docs/contract.md; these only tell right from
+    // wrong.
+    const std::vector<Offer> known = {
+        {"f32", "Q, K, V and O in f32", "", 1e-5},
+        {"f16", "Q, K, V and O in f16, K and V packed as f16, products and sums in f32", "", 2e-3},
+        {"bf16", "Q, K, V and O in bf16, K and V packed as bf16, sums in f32", "", 2e-2},
+        {"i8", "Q, K, V and O in f16, K packed as int8 per token, V as int8 per channel and block",
+         "", 1e-1},
+    };
+    for (Offer offer : known) {
+      offer.not_timed =
+          "self, self_causal: nothing, packing K and V is part of the time. cross, decode_cross: "
+          "the memory was prepared before (the op prepare). decode_self: the cache was filled "
+          "before (the op append).";
+      AttentionDesc desc;
+      desc.num_heads = desc.num_kv_heads = desc.head_dim = 1;
+      desc.tier = tier_.c_str();
+      Plan plan;
+      if (ParsePrecision(offer.precision, &desc.precision) && Plan::Create(desc, &plan).ok()) {
+        offers_.push_back(std::move(offer));
+      }
+    }
+  }
+
+  std::string name() const override { return "sightline"; }
+  std::string version() const override { return kVersion; }
+  std::string tier() const override { return tier_; }
+  const std::vector<Offer>& offers() const override { return offers_; }
+
+  std::unique_ptr<Entry> Enter(const Problem& problem, const std::string& precision, int threads,
+                               std::string* why_not) override {
+    KvFormat format;
+    format.tier = tier_.c_str();
+    if (!ParsePrecision(precision, &format.precision)) {
+      *why_not = "no precision is called " + precision;
+      return nullptr;
+    }
+    std::unique_ptr<SightlineEntry> entry = MakeEntry(problem, format, threads);
+    if (entry->status().ok()) return entry;
+    *why_not = entry->status().message();
+    return nullptr;
+  }
+
+ private:
+  static std::unique_ptr<SightlineEntry> MakeEntry(const Problem& problem, const KvFormat& format,
+                                                   int threads) {
+    switch (problem.c.op) {
+      case Op::kSelf:
+      case Op::kSelfCausal:
+        return std::make_unique<SelfEntry>(problem, format, threads);
+      case Op::kCross:
+      case Op::kDecodeCross:
+        break;
+      case Op::kDecodeSelf:
+        return std::make_unique<DecodeSelfEntry>(problem, format, threads);
+      case Op::kPrepare:
+        return std::make_unique<PrepareEntry>(problem, format, threads);
+      case Op::kAppend:
+        return std::make_unique<AppendEntry>(problem, format, threads);
+    }
+    return std::make_unique<MemoryEntry>(problem, format, threads);
+  }
+
+  std::string tier_;
+  std::vector<Offer> offers_;
+};
+
+}  // namespace
+
+std::unique_ptr<Contender> MakeSightline(const std::string& tier) {
+  return std::make_unique<SightlineContender>(tier);
+}
+
+}  // namespace bench
+}  // namespace sightline
