@@ -47,8 +47,8 @@ struct Case {
   int64_t q_len = 1;
   int64_t kv_len = 0;
   float scale = 0.0f;  // 0 = 1 / sqrt(head_dim)
-  std::string
-      left_out;  // "bias", "window": what the model has and this benchmark does not compute yet
+  // "bias", "window": what the model has and this benchmark does not compute yet.
+  std::string left_out;
   bool quick = false;  // part of `./run bench --quick`
 
   Mask mask() const { return op == Op::kSelfCausal ? Mask::kCausal : Mask::kNone; }

@@ -18,9 +18,8 @@ namespace bench {
 // One precision that a contender offers. The texts end up in the report beside the figures.
 struct Offer {
   std::string precision;  // as in row names: "f32", "f16", "bf16", "i8", "q8_0"
-  std::string
-      tensors;  // element types of Q, K, V and O, how they are quantised, the layout of each
-  std::string not_timed;  // what happens outside the timed region, "" if nothing does
+  std::string tensors;    // element types, how they are quantised, the layouts that matter
+  std::string not_timed;  // what happens outside the timed region
   double max_rel_l2 = 0;  // it computes something else if the error is larger, and is not timed
 };
 

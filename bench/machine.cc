@@ -14,7 +14,9 @@
 
 #include <algorithm>
 #include <fstream>
-#include <utility>
+#include <map>
+#include <thread>
+#include <tuple>
 
 namespace sightline {
 namespace bench {
@@ -50,17 +52,18 @@ std::string CpuModel() {
   size_t bytes = sizeof(brand);
   if (sysctlbyname("machdep.cpu.brand_string", brand, &bytes, nullptr, 0) == 0) return brand;
 #elif defined(__linux__)
+  // Of an ARM board the device tree says more than /proc/cpuinfo.
+  const std::string board = FirstLine("/sys/firmware/devicetree/base/model");
   std::ifstream cpuinfo("/proc/cpuinfo");
   std::string part;
   for (std::string line; std::getline(cpuinfo, line);) {
     const size_t colon = line.find(": ");
     if (colon == std::string::npos) continue;
     const std::string value = line.substr(colon + 2);
-    if (line.rfind("model name", 0) == 0 || line.rfind("Hardware", 0) == 0) return value;
-    // ARM: the last CPU is the largest on the usual phone.
+    if (line.rfind("model name", 0) == 0 && board.empty()) return value;
+    // The last CPU is the largest on the usual phone.
     if (line.rfind("CPU part", 0) == 0) part = "ARM CPU part " + value;
   }
-  const std::string board = FirstLine("/sys/firmware/devicetree/base/model");
   if (!board.empty()) return part.empty() ? board : board + ", " + part;
   if (!part.empty()) return part;
 #endif
@@ -87,11 +90,12 @@ std::string Compiler() {
 #endif
 }
 
-Caches FindCaches() {
+Caches FindCaches(int cpu) {
   Caches caches;
 #if defined(__linux__)
   for (int index = 0; index < 8; ++index) {
-    const std::string folder = kCpuFolder + ("0/cache/index" + std::to_string(index));
+    const std::string folder =
+        kCpuFolder + std::to_string(cpu) + "/cache/index" + std::to_string(index);
     unsigned long size = 0;
     char unit = 'B';
     if (sscanf(FirstLine(folder + "/size").c_str(), "%lu%c", &size, &unit) < 1) continue;
@@ -103,6 +107,7 @@ Caches FindCaches() {
     if (level == "3") caches.l3 = bytes;
   }
 #elif defined(__APPLE__)
+  (void)cpu;
   const auto read = [](const char* name) {
     size_t bytes = 0;
     size_t length = sizeof(bytes);
@@ -113,22 +118,53 @@ Caches FindCaches() {
   return caches;
 }
 
+std::string Governor(int cpu) {
+#if defined(__linux__)
+  return FirstLine(kCpuFolder + std::to_string(cpu) + "/cpufreq/scaling_governor");
+#else
+  (void)cpu;
+  return "";
+#endif
+}
+
+int NumCpus() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
 std::vector<int> PinToFastestCpus(int count) {
 #if defined(__linux__)
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return {};
-  std::vector<std::pair<long, int>> cpus;  // speed, number
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &allowed)) cpus.emplace_back(Speed(cpu), cpu);
+  struct Cpu {
+    int shares;  // how many CPUs of its core come before it
+    long slowness;
+    int from_last;
+    int number;
+  };
+  std::vector<Cpu> cpus;
+  std::map<std::string, int> cores;
+  for (int cpu = CPU_SETSIZE - 1; cpu >= 0; --cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    const std::string siblings =
+        FirstLine(kCpuFolder + std::to_string(cpu) + "/topology/thread_siblings_list");
+    const int shares = siblings.empty() ? 0 : cores[siblings]++;
+    cpus.push_back({shares, -Speed(cpu), static_cast<int>(cpus.size()), cpu});
   }
   if (cpus.size() < static_cast<size_t>(count)) return {};
-  std::sort(cpus.rbegin(), cpus.rend());
+  std::sort(cpus.begin(), cpus.end(), [](const Cpu& a, const Cpu& b) {
+    return std::tie(a.shares, a.slowness, a.from_last) <
+           std::tie(b.shares, b.slowness, b.from_last);
+  });
   cpu_set_t chosen;
   CPU_ZERO(&chosen);
   std::vector<int> result;
   for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
-    CPU_SET(cpus[i].second, &chosen);
-    result.push_back(cpus[i].second);
+    CPU_SET(cpus[i].number, &chosen);
+    result.push_back(cpus[i].number);
   }
   if (sched_setaffinity(0, sizeof(chosen), &chosen) != 0) return {};
   return result;

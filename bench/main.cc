@@ -8,9 +8,10 @@
 //   output                       the table and the JSON for ./run report
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 
-#include <fstream>
+#include <chrono>
+#include <exception>
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -40,6 +41,10 @@ constexpr Effort kQuickEffort = {0.005, 0.25};
 // Roofs that moved more than this say that the CPU's speed changed during the run.
 constexpr double kMaxDrift = 0.05;
 
+// How much of a run may get lost.
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::seconds kSaveInterval{10};
+
 volatile sig_atomic_t interrupted = 0;
 
 // One that takes part, with the roofs that it is held against.
@@ -48,15 +53,20 @@ struct Participant {
   Roofs* roofs;
 };
 
+using Context = std::map<std::string, std::string>;
+
+// From the plainest to the best.
+std::vector<std::string> SupportedTiers() {
+  std::vector<std::string> tiers;
+  for (size_t i = 0; i < NumTiers(); ++i) {
+    if (GetTier(i).supported) tiers.push_back(GetTier(i).name);
+  }
+  return tiers;
+}
+
 // The tiers that the option asks for; empty, with *error set, if they cannot run here.
 std::vector<std::string> ChooseTiers(const std::string& option, std::string* error) {
-  if (option == "all") {
-    std::vector<std::string> tiers;
-    for (size_t i = 0; i < NumTiers(); ++i) {
-      if (GetTier(i).supported) tiers.push_back(GetTier(i).name);
-    }
-    return tiers;
-  }
+  if (option == "all") return SupportedTiers();
   Status status = option.empty() ? Status() : SetActiveTier(option.c_str());
   const char* name = nullptr;
   if (status.ok()) status = GetActiveTier(&name);
@@ -71,28 +81,58 @@ std::string Number(double x) {
   return text;
 }
 
-void DescribeRoofs(Roofs* roofs, std::map<std::string, std::string>* context) {
-  printf("roofs, tier %s, threads %d:", roofs->tier().c_str(), roofs->threads());
+void PrintRoofs(const Caches& caches, Roofs* roofs) {
+  const std::string& tier = roofs->tier();
+  printf("roofs, tier %s, threads %d:", tier.c_str(), roofs->threads());
   for (const char* unit : {"fp32_fma", "int8_dot", "int16_dot", "bf16_dot"}) {
     const double rate = roofs->Arithmetic(unit);
     if (rate == 0.0) continue;
     printf("  %s %.1f GOP/s", unit, rate * 1e-9);
-    (*context)["roof:" + roofs->tier() + "/" + unit] = Number(rate);
   }
   printf("\n                ");
-  for (const Roofs::Level& level : Roofs::Levels()) {
-    const double rate = roofs->ReadBandwidth(static_cast<double>(level.footprint_bytes));
-    printf("  %s %.1f GB/s", level.name, rate * 1e-9);
-    (*context)["read_bandwidth:" + std::string(level.name) + "/" +
-               std::to_string(level.footprint_bytes)] = Number(rate);
+  for (const Roofs::Level& level : Roofs::Levels(caches)) {
+    printf("  %s %.1f GB/s", level.name,
+           roofs->ReadBandwidth(static_cast<double>(level.footprint_bytes)) * 1e-9);
   }
   printf("\n");
 }
 
-// The fraction by which a roof differs from what it was.
-double Drift(Roofs* roofs) {
-  Roofs now(roofs->tier(), roofs->threads());
-  return now.Arithmetic("fp32_fma") / roofs->Arithmetic("fp32_fma") - 1.0;
+void NoteRoofs(const Caches& caches, Roofs* roofs, Context* context) {
+  const std::string& tier = roofs->tier();
+  for (const char* unit : {"fp32_fma", "int8_dot", "int16_dot", "bf16_dot"}) {
+    const double rate = roofs->Arithmetic(unit);
+    if (rate > 0.0) (*context)["roof:" + tier + "/" + unit] = Number(rate);
+  }
+  for (const Roofs::Level& level : Roofs::Levels(caches)) {
+    (*context)["read_bandwidth:" + tier + "/" + level.name + "/" +
+               std::to_string(level.footprint_bytes)] =
+        Number(roofs->ReadBandwidth(static_cast<double>(level.footprint_bytes)));
+  }
+}
+
+// What the contenders are, and what their times leave out.
+void DescribeContenders(const std::vector<Participant>& participants, const Peers& peers,
+                        Context* context) {
+  for (const Participant& participant : participants) {
+    const Contender& contender = *participant.contender;
+    const bool is_peer = contender.name() != "sightline";
+    const std::string prefix = is_peer ? "peer:" + contender.name() : contender.name();
+    (*context)[is_peer ? prefix + "/version" : "sightline"] = contender.version();
+    for (const Offer& offer : contender.offers()) {
+      (*context)[prefix + "/" + offer.precision + "/tensors"] = offer.tensors;
+      (*context)[prefix + "/" + offer.precision + "/not_timed"] = offer.not_timed;
+      (*context)["roof_unit:" + participant.roofs->tier() + "/" + offer.precision] =
+          participant.roofs->UnitOf(offer.precision);
+      if (!is_peer) continue;
+      printf("peer %s %s, %s: %s; not timed: %s\n", contender.name().c_str(),
+             contender.version().c_str(), offer.precision.c_str(), offer.tensors.c_str(),
+             offer.not_timed.c_str());
+    }
+  }
+  for (const AbsentPeer& peer : peers.absent) {
+    printf("peer %s is absent: %s\n", peer.name.c_str(), peer.why.c_str());
+    (*context)["peer:" + peer.name + "/absent"] = peer.why;
+  }
 }
 
 int Fail(const std::string& error) {
@@ -106,11 +146,9 @@ int Main(const Options& options) {
   if (!ReadModelFolder(options.models, &cases, &error)) return Fail(error);
   const std::vector<std::string> tiers = ChooseTiers(options.tier, &error);
   if (tiers.empty()) return Fail(error);
-
-  std::ofstream json;
-  if (!options.json.empty()) {
-    json.open(options.json);
-    if (!json) return Fail("--json: cannot write " + options.json);
+  if (options.threads > NumCpus()) {
+    return Fail("--threads " + std::to_string(options.threads) + ": this process may use " +
+                std::to_string(NumCpus()) + " CPUs, and threads that share one tell nothing");
   }
 
   // Which rows are wanted is decided by their names alone.
@@ -136,8 +174,13 @@ int Main(const Options& options) {
   }
   Peers peers;
   if (options.peers) peers = FindPeers();
-  for (std::unique_ptr<Contender>& peer : peers.present) {
-    add(std::move(peer), all_roofs.back().get());
+  if (!peers.present.empty()) {
+    // A peer chooses its instructions itself: it is held against the best tier.
+    const std::string best = SupportedTiers().back();
+    if (tiers.back() != best) all_roofs.push_back(std::make_unique<Roofs>(best, options.threads));
+    for (std::unique_ptr<Contender>& peer : peers.present) {
+      add(std::move(peer), all_roofs.back().get());
+    }
   }
   if (participants.empty()) return Fail("no row matches; --list prints the names there are");
 
@@ -153,55 +196,57 @@ int Main(const Options& options) {
     return 0;
   }
 
-  std::map<std::string, std::string> context;
   const std::vector<int> cpus = PinToFastestCpus(options.threads);
   std::string pinned;
   for (const int cpu : cpus) pinned += (pinned.empty() ? "" : " ") + std::to_string(cpu);
+  const int measured_cpu = cpus.empty() ? 0 : cpus[0];
+  const Caches caches = FindCaches(measured_cpu);
+  Context context;
   context["cpu"] = CpuModel();
   context["os"] = OperatingSystem();
   context["compiler"] = Compiler();
+  context["build"] = SIGHTLINE_BENCH_BUILD;
+  context["governor"] = Governor(measured_cpu);
   context["tier"] = tiers.back();
   context["threads"] = std::to_string(options.threads);
   context["pinned_cpus"] = pinned;
-  printf("%s, %s, %s%s\n", context["cpu"].c_str(), context["os"].c_str(),
-         context["compiler"].c_str(),
+  printf("%s, %s, %s, %s build%s\n", context["cpu"].c_str(), context["os"].c_str(),
+         context["compiler"].c_str(), context["build"].c_str(),
          pinned.empty() ? ", not pinned" : (", on CPU " + pinned).c_str());
+  if (!context["governor"].empty() && context["governor"] != "performance") {
+    printf("The CPU's frequency governor is \"%s\": \"performance\" gives steadier times.\n",
+           context["governor"].c_str());
+  }
   std::vector<Roofs*> used_roofs;  // participants of one tier are neighbours
   for (const Participant& participant : participants) {
     if (used_roofs.empty() || used_roofs.back() != participant.roofs) {
       used_roofs.push_back(participant.roofs);
     }
   }
-  for (Roofs* roofs : used_roofs) DescribeRoofs(roofs, &context);
-
-  for (const Participant& participant : participants) {
-    const Contender& contender = *participant.contender;
-    const bool is_peer = contender.name() != "sightline";
-    const std::string prefix = is_peer ? "peer:" + contender.name() : contender.name();
-    context[is_peer ? prefix + "/version" : "sightline"] = contender.version();
-    for (const Offer& offer : contender.offers()) {
-      context[prefix + "/" + offer.precision + "/tensors"] = offer.tensors;
-      context[prefix + "/" + offer.precision + "/not_timed"] = offer.not_timed;
-      if (!is_peer) continue;
-      printf("peer %s %s, %s: %s%s%s\n", contender.name().c_str(), contender.version().c_str(),
-             offer.precision.c_str(), offer.tensors.c_str(),
-             offer.not_timed.empty() ? "" : "; not timed: ", offer.not_timed.c_str());
-    }
-  }
-  for (const AbsentPeer& peer : peers.absent) {
-    printf("peer %s is absent: %s\n", peer.name.c_str(), peer.why.c_str());
-    context["peer:" + peer.name + "/absent"] = peer.why;
+  for (Roofs* roofs : used_roofs) PrintRoofs(caches, roofs);
+  DescribeContenders(participants, peers, &context);
+  if (!options.json.empty() && !WriteJson(options.json, context, {})) {
+    return Fail("--json: cannot write " + options.json);
   }
 
-  signal(SIGINT, [](int) { interrupted = 1; });
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    signal(number, [](int received) {
+      interrupted = 1;
+      signal(received, SIG_DFL);  // a second one does not wait for the row
+    });
+  }
   PrintTableHead(std::cout);
   std::vector<Row> rows;
+  std::vector<Roofs*> row_roofs;                          // of each row
   std::map<std::string, std::set<std::string>> refusals;  // contender and reason -> ops
+  bool all_right = true;
+  Clock::time_point saved = Clock::now();
   for (const Case& c : cases) {
     std::unique_ptr<Problem> problem;
     for (const Participant& participant : participants) {
       for (const Offer& offer : participant.contender->offers()) {
         if (interrupted != 0 || !is_wanted(c, *participant.contender, offer)) continue;
+        const std::string& name = participant.contender->name();
         Row row;
         std::string why_not;
         try {
@@ -209,41 +254,52 @@ int Main(const Options& options) {
           if (MeasureRow(participant.contender.get(), *problem, offer, participant.roofs,
                          options.quick ? kQuickEffort : Effort(), &row, &why_not)) {
             PrintRow(row, std::cout);
+            all_right = all_right && row.error.empty();
             rows.push_back(row);
-            continue;
+            row_roofs.push_back(participant.roofs);
           }
         } catch (const std::bad_alloc&) {
-          why_not = "out of memory for " + std::string(c.model) + "/" + c.Shape();
+          why_not = c.Shape() + " is more than the memory holds";
+        } catch (const std::exception& e) {  // a peer's
+          why_not = e.what();
         }
-        refusals[participant.contender->name() + " " + offer.precision + ": " + why_not].insert(
-            Name(c.op));
+        if (why_not.empty()) continue;
+        refusals[name + " " + offer.precision + ": " + why_not].insert(Name(c.op));
+        all_right = all_right && name != "sightline";
       }
+    }
+    if (!options.json.empty() && Clock::now() - saved > kSaveInterval) {
+      WriteJson(options.json, context, rows);
+      saved = Clock::now();
     }
   }
 
   for (const auto& [reason, ops] : refusals) {
-    std::cout << "not measured (";
-    for (const std::string& op : ops) std::cout << (op == *ops.begin() ? "" : ", ") << op;
-    std::cout << "): " << reason << "\n";
+    std::string list;
+    for (const std::string& op : ops) list += (list.empty() ? "" : " ") + op;
+    std::cout << "not measured (" << list << "): " << reason << "\n";
+    context["not_measured:" + reason] = list;
   }
+  // Roofs only rise when they are measured again, so that fractions become what they should have
+  // been.
   for (Roofs* roofs : used_roofs) {
-    const double drift = Drift(roofs);
+    const double drift = roofs->Remeasure();
+    NoteRoofs(caches, roofs, &context);
     context["roof_drift:" + roofs->tier()] = Number(drift);
     if (drift < -kMaxDrift || drift > kMaxDrift) {
       printf(
           "The fp32 roof of tier %s is %+.0f %% from what it was at the start: the CPU changed its "
-          "speed, so compare fractions of this run with care.\n",
+          "speed or had other work, so take fractions of this run with care.\n",
           roofs->tier().c_str(), 100 * drift);
     }
   }
-  if (json.is_open()) {
-    WriteJson(context, rows, json);
-    json.close();
-    if (!json) return Fail("--json: cannot write " + options.json);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].error.empty()) rows[i].roof = FractionOfRoof(rows[i], row_roofs[i]);
   }
-  bool all_right = !rows.empty() && interrupted == 0;
-  for (const Row& row : rows) all_right = all_right && row.error.empty();
-  return all_right ? 0 : 1;
+  if (!options.json.empty() && !WriteJson(options.json, context, rows)) {
+    return Fail("--json: cannot write " + options.json);
+  }
+  return all_right && !rows.empty() && interrupted == 0 ? 0 : 1;
 }
 
 }  // namespace
@@ -259,6 +315,12 @@ int main(int argc, char** argv) {
   if (options.help) {
     std::cout << sightline::bench::kUsage;
     return 0;
+  }
+  // Whoever unpacked the program beside its models may call it from anywhere.
+  namespace fs = std::filesystem;
+  const fs::path beside = fs::path(argv[0]).parent_path() / "models";
+  if (options.models == "models" && !fs::exists("models") && fs::exists(beside)) {
+    options.models = beside.string();
   }
   return sightline::bench::Main(options);
 }

@@ -81,7 +81,8 @@ Timing Measure(Entry* entry, int threads, const Effort& effort) {
                                  }
                                })
       ->Iterations(runs)
-      ->Repetitions(repetitions);
+      ->Repetitions(repetitions)
+      ->MeasureProcessCPUTime();  // whatever thread a contender computes on
 
   Collector collector;
   Timing timing;

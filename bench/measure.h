@@ -30,7 +30,7 @@ struct Estimate {
 Estimate EstimateMedian(std::vector<double> samples);
 
 struct Timing {
-  double cpu_seconds = 0.0;   // of one step, on the calling thread; median over repetitions
+  double cpu_seconds = 0.0;   // of one step, on all threads of the process; median
   double real_seconds = 0.0;  // the same by the wall clock
   double seconds = 0.0;       // the one that counts: CPU time, with several threads the wall clock
   double spread = 0.0;        // of `seconds`

@@ -1,19 +1,22 @@
 #include "bench/model_file.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 
 namespace sightline {
 namespace bench {
 namespace {
 
-// Beyond any model, and small enough that products of four of them do not overflow.
+// Beyond any model.
 constexpr int64_t kMaxCount = int64_t{1} << 20;
+constexpr double kMaxElements = 0x1p40;  // of Q or of K and V
 
 // What has been read of the current model.
 struct Model {
@@ -77,7 +80,8 @@ class Reader {
     if (key == "scale" || key == "softcap") {
       char* end = nullptr;
       const float number = strtof(value.c_str(), &end);
-      if (*end != '\0' || !(number > 0.0f)) return key + " '" + value + "' is no positive number";
+      if (*end != '\0' || !(number > 0.0f) || isinf(number))
+        return key + " '" + value + "' is no positive number";
       if (key == "scale") model_.scale = number;
       if (key == "softcap") LeaveOut("softcap", &model_.left_out);
       return "";
@@ -137,6 +141,7 @@ class Reader {
         return std::string(Name(op)) + " has no '" + word + "'; it takes k, batch, window" +
                (has_q ? ", q" : "") + (op == Op::kDecodeCross ? ", beams" : "") + " and quick";
       }
+      if (lists.count(key) != 0) return std::string(Name(op)) + ": '" + key + "' twice";
       lists[key] = ParseCounts(word.substr(equals + 1));
       if (lists[key].empty()) {
         return "'" + word + "': expected counts from 1 to 1048576, separated by commas";
@@ -158,6 +163,11 @@ class Reader {
             c.beams = beams;
             c.q_len = q;
             c.kv_len = k;
+            const double heads = static_cast<double>(batch * std::max(beams * c.heads, c.kv_heads));
+            const double length = static_cast<double>(std::max(q, k));
+            if (heads * length * static_cast<double>(c.head_dim + c.v_head_dim) > kMaxElements) {
+              return c.Shape() + " is too large: more than 2^40 elements";
+            }
             cases_->push_back(c);
           }
         }
@@ -208,6 +218,13 @@ bool ReadModelFolder(const std::string& folder, std::vector<Case>* cases, std::s
       return false;
     }
     if (!ReadModels(file, path.filename().string(), &read, error)) return false;
+  }
+  std::set<std::string> names;
+  for (const Case& c : read) {
+    const std::string name = std::string(Name(c.op)) + "/" + c.model + "/" + c.Shape();
+    if (names.insert(name).second) continue;
+    *error = "in '" + folder + "' the row " + name + " is there twice";
+    return false;
   }
   *cases = std::move(read);
   return true;

@@ -1,18 +1,20 @@
 // Reads bench/models/*.txt: the shapes of models, as data.
 //
-//   model whisper_tiny          # begins an entry; what follows holds for its rows
+// clang-format off
+//   model whisper_tiny   # begins an entry; what follows holds for its rows
 //   heads 6
-//   kv_heads 6                  # default: heads
+//   kv_heads 6           # default: heads
 //   head_dim 64
-//   v_head_dim 64               # default: head_dim
-//   scale 1                     # default: 1 / sqrt(head_dim)
-//   bias relative               # what the model adds to its scores, if the benchmark does not
-//   compute it yet self q=1500                 # a row: an op of bench/case.h, q, k (default: q,
-//   where there are queries), batch, beams decode_cross k=1500 beams=1,5 quick
+//   v_head_dim 64        # default: head_dim
+//   scale 1              # default: 1 / sqrt(head_dim)
+//   bias relative        # the model adds to its scores what the benchmark does not compute yet; likewise softcap 50
+//   self q=1500          # a row: an op of bench/case.h, then q, k (default: q, where there are queries), batch, beams
+//   decode_cross k=1500 beams=1,5 quick
+// clang-format on
 //
 // A list makes a row of each value. `quick` puts a row into `./run bench --quick`; `window` names a
-// sliding window that is not computed yet. An error says file, line, what was given and what is
-// allowed.
+// sliding window that is not computed yet. The report draws what models called sweep_... have over
+// their length. An error says file, line, what was given and what is allowed.
 #ifndef SIGHTLINE_BENCH_MODEL_FILE_H_
 #define SIGHTLINE_BENCH_MODEL_FILE_H_
 

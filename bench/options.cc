@@ -16,7 +16,7 @@ const char kUsage[] =
   --threads N     with so many threads instead of one
   --json FILE     writes everything to FILE, for ./run report
   --peers         other libraries too, if this program was built with them
-  --models DIR    the folder that describes the models, by default "models"
+  --models DIR    the folder that describes the models, by default "models" here or beside the program
   --list          prints the names of the rows and measures nothing
 
 docs/benchmarking.md explains the columns.
@@ -58,7 +58,7 @@ bool ParseOptions(int argc, const char* const* argv, Options* options, std::stri
     } else if (i + 1 < argc) {
       *text = argv[++i];
     }
-    if (text->empty()) {
+    if (text->empty() || text->rfind("--", 0) == 0) {
       *error = flag + " needs a value";
       return false;
     }

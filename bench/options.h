@@ -12,9 +12,8 @@ struct Options {
   bool quick = false;
   bool peers = false;
   bool list = false;
-  std::string
-      filter;  // regular expression (ECMAScript) that some part of a row's name matches; "" = all
-  std::string tier;  // "" = the active one, "all" = all that this CPU supports
+  std::string filter;  // ECMAScript expression that matches somewhere in a row's name; "" = all
+  std::string tier;    // "" = the active one, "all" = all that this CPU supports
   int threads = 1;
   std::string json;               // file to write; "" = none
   std::string models = "models";  // folder of model files

@@ -3,6 +3,9 @@
 #include <benchmark/benchmark.h>
 #include <stdio.h>
 
+#include <fstream>
+#include <set>
+
 namespace sightline {
 namespace bench {
 namespace {
@@ -61,9 +64,14 @@ void PrintRow(const Row& row, std::ostream& out) {
   out << "\n" << std::flush;
 }
 
-void WriteJson(const std::map<std::string, std::string>& context, const std::vector<Row>& rows,
-               std::ostream& out) {
-  for (const auto& [key, value] : context) benchmark::AddCustomContext(key, value);
+bool WriteJson(const std::string& path, const std::map<std::string, std::string>& context,
+               const std::vector<Row>& rows) {
+  static std::set<std::string> known;  // as long as Google Benchmark's own list of them
+  for (const auto& [key, value] : context) {
+    if (known.insert(key).second) benchmark::AddCustomContext(key, value);
+  }
+  const std::string partial = path + ".partial";
+  std::ofstream out(partial);
   benchmark::JSONReporter reporter;
   reporter.SetOutputStream(&out);
   reporter.SetErrorStream(&out);
@@ -72,6 +80,8 @@ void WriteJson(const std::map<std::string, std::string>& context, const std::vec
   for (const Row& row : rows) runs.push_back(RunOf(row));
   if (!runs.empty()) reporter.ReportRuns(runs);
   reporter.Finalize();
+  out.close();
+  return out && rename(partial.c_str(), path.c_str()) == 0;
 }
 
 }  // namespace bench

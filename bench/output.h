@@ -16,10 +16,11 @@ namespace bench {
 void PrintTableHead(std::ostream& out);
 void PrintRow(const Row& row, std::ostream& out);
 
-// `context` is added to what Google Benchmark says of the machine; its keys must not be one of
-// those.
-void WriteJson(const std::map<std::string, std::string>& context, const std::vector<Row>& rows,
-               std::ostream& out);
+// Replaces `path` in one step, so that it never holds half of a result. False if it cannot be
+// written. `context` is added to what Google Benchmark says of the machine; a key keeps the value
+// it was first written with.
+bool WriteJson(const std::string& path, const std::map<std::string, std::string>& context,
+               const std::vector<Row>& rows);
 
 }  // namespace bench
 }  // namespace sightline

@@ -122,6 +122,7 @@ float Problem::scale() const {
 
 double RelativeL2(const Problem& problem, const std::vector<float>& out) {
   const Case& c = problem.c;
+  if (!std::all_of(out.begin(), out.end(), [](float x) { return isfinite(x); })) return NAN;
   double error = 0.0;
   double norm = 0.0;
   for (const Problem::Row& row : problem.exact) {

@@ -23,7 +23,8 @@ struct Problem {
   Case c;
   std::vector<float> q, k, v;
 
-  // The exact result of some rows of the output.
+  // The exact result of some rows of the output, spread over it: of at most two sequences, four
+  // heads and 64 queries, the first and the last of each among them; fewer queries in large cases.
   struct Row {
     int64_t batch, query, head;
     std::vector<double> value;  // [v_head_dim]
@@ -32,8 +33,7 @@ struct Problem {
 };
 
 // Relative L2 distance of `out` ([batch * beams, q_len, heads, v_head_dim]) to attention in double
-// precision, over the rows of `exact`: all of them, or in large cases a sample with the first and
-// the last query and head among it. NaN if `out` holds one there.
+// precision, over the rows of `exact`. NaN if any element of `out` is not finite.
 double RelativeL2(const Problem& problem, const std::vector<float>& out);
 
 }  // namespace bench

@@ -2,8 +2,8 @@
 // that tier's flags, like kernels/tier.cc and under the same rules.
 //
 // A peak kernel keeps kSums accumulators busy and touches no memory, so that its time is the
-// throughput of the instruction and nothing else. No attention kernel can be faster: it has to do
-// the same multiply-adds, and more.
+// throughput of the instruction and nothing else. An attention kernel that multiplies with it
+// cannot be faster: it has to do the same multiply-adds, and more.
 #include "bench/roof_kernels.h"
 
 #include "kernels/simd-inl.h"
@@ -129,7 +129,7 @@ constexpr PeakKernel kBf16Dot = {};
 
 void Read(const void* data, size_t bytes, size_t passes) {
   constexpr size_t kBytes = kLanes * sizeof(int32_t);
-  // Enough loads to fill a round of kReadBytes without a loop inside, in four sums.
+  // Four sums, so that no addition waits for the one before.
   VI32 a = hn::Zero(di32);
   VI32 b = a;
   VI32 c = a;

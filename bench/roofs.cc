@@ -15,7 +15,6 @@
 #include <new>
 #include <thread>
 
-#include "bench/machine.h"
 #include "bench/roof_kernels.h"
 
 namespace sightline {
@@ -31,16 +30,19 @@ namespace sightline {
 namespace bench {
 namespace {
 
-// CPU time of the calling thread, so that a thread which has to wait for its core does not lower a
-// roof.
-double ThreadSeconds() {
+// One thread is timed by its CPU time, so that having to wait for the core does not lower a roof.
+// With several, rows are timed by the wall clock, and so are roofs.
+double Seconds(int threads) {
 #if defined(CLOCK_THREAD_CPUTIME_ID)
-  timespec now;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+  if (threads == 1) {
+    timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+  }
 #else
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  (void)threads;
 #endif
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 // An attempt is short enough to fall between two interruptions by the system, and long enough for
@@ -54,41 +56,48 @@ constexpr size_t kAssumedLastCache = size_t{32} << 20;
 // Larger than the last-level cache of today's cores; what is larger still streams just the same.
 constexpr size_t kMaxFootprint = size_t{512} << 20;
 
-// Runs work(thread) on all threads at once and returns how long the slowest took.
-double RunTogether(int threads, const std::function<void(int)>& work) {
+// Runs work(thread) on all threads at once and returns how long each took.
+std::vector<double> RunTogether(int threads, const std::function<void(int)>& work) {
   std::atomic<int> missing{threads};
   std::vector<double> seconds(static_cast<size_t>(threads));
   const auto run = [&](int thread) {
     --missing;
     while (missing.load() != 0) std::this_thread::yield();
-    const double begin = ThreadSeconds();
+    const double begin = Seconds(threads);
     work(thread);
-    seconds[static_cast<size_t>(thread)] = ThreadSeconds() - begin;
+    seconds[static_cast<size_t>(thread)] = Seconds(threads) - begin;
   };
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
   run(0);
   for (std::thread& other : others) other.join();
-  return *std::max_element(seconds.begin(), seconds.end());
+  return seconds;
 }
 
-// Best rate of `work(thread, repeats)`, of which each repeat does `amount`, on all threads
-// together.
+// Best rate of `work(thread, repeats)`, of which each repeat does `amount`: the sum over threads,
+// whose cores may differ.
 double BestRate(int threads, double amount, const std::function<void(int, size_t)>& work) {
   size_t repeats = 1;
+  double slowest = 0.0;
   const auto attempt = [&] {
-    return RunTogether(threads, [&](int thread) { work(thread, repeats); });
+    double rate = 0.0;
+    slowest = 0.0;
+    for (const double seconds : RunTogether(threads, [&](int thread) { work(thread, repeats); })) {
+      rate += amount * static_cast<double>(repeats) / std::max(seconds, 1e-9);
+      slowest = std::max(slowest, seconds);
+    }
+    return rate;
   };
   double best = attempt();
-  while (best < kAttemptSeconds / 2) {
+  while (slowest < kAttemptSeconds / 2) {
     repeats *= 2;
     best = attempt();
   }
   // Attempts that cannot be made short are fewer.
   const int attempts =
-      std::clamp(static_cast<int>(kAttempts * kAttemptSeconds / best), kMinAttempts, kAttempts);
-  for (int i = 0; i < attempts; ++i) best = std::min(best, attempt());
-  return amount * static_cast<double>(repeats) * threads / best;
+      std::clamp(static_cast<int>(kAttempts * kAttemptSeconds / slowest), kMinAttempts, kAttempts);
+  for (int i = 0; i < attempts; ++i) best = std::max(best, attempt());
+  return best;
 }
 
 // Memory of defined contents, in large pages where the system gives them: translations must not
@@ -135,16 +144,8 @@ const RoofKernels* FindRoofKernels(const char* tier) {
 Roofs::Roofs(std::string tier, int threads) : tier_(std::move(tier)), threads_(threads) {}
 
 double Roofs::Arithmetic(const std::string& unit) {
-  if (const auto known = arithmetic_.find(unit); known != arithmetic_.end()) return known->second;
-  const PeakKernel* kernel = FindPeak(*FindRoofKernels(tier_.c_str()), unit);
-  double rate = 0.0;
-  if (kernel != nullptr && kernel->run != nullptr) {
-    constexpr size_t kRounds = 1000;
-    rate = BestRate(threads_, kernel->operations_per_round * static_cast<double>(kRounds),
-                    [kernel](int, size_t repeats) { kernel->run(repeats * kRounds); });
-  }
-  arithmetic_[unit] = rate;
-  return rate;
+  const auto known = arithmetic_.find(unit);
+  return known != arithmetic_.end() ? known->second : arithmetic_[unit] = MeasureArithmetic(unit);
 }
 
 std::string Roofs::UnitOf(const std::string& precision) {
@@ -160,21 +161,41 @@ double Roofs::ReadBandwidth(double footprint_bytes) {
   const size_t footprint = RoundDown(std::clamp(footprint_bytes / static_cast<double>(threads),
                                                 static_cast<double>(kReadBytes),
                                                 static_cast<double>(kMaxFootprint / threads)));
-  if (const auto known = bandwidth_.find(footprint); known != bandwidth_.end())
-    return known->second;
-  const RoofKernels& kernels = *FindRoofKernels(tier_.c_str());
-  // Each thread reads a part of its own, as the workers of an attention do.
-  const Buffer buffer = MakeBuffer(footprint * threads);
-  const double rate =
-      BestRate(threads_, static_cast<double>(footprint), [&](int thread, size_t repeats) {
-        kernels.read(buffer.get() + static_cast<size_t>(thread) * footprint, footprint, repeats);
-      });
-  bandwidth_[footprint] = rate;
-  return rate;
+  const auto known = bandwidth_.find(footprint);
+  return known != bandwidth_.end() ? known->second
+                                   : bandwidth_[footprint] = MeasureBandwidth(footprint);
 }
 
-std::vector<Roofs::Level> Roofs::Levels() {
-  const Caches caches = FindCaches();
+double Roofs::Remeasure() {
+  const double before = Arithmetic("fp32_fma");
+  double after = before;
+  for (auto& [unit, rate] : arithmetic_) {
+    const double now = MeasureArithmetic(unit);
+    if (unit == "fp32_fma") after = now;
+    rate = std::max(rate, now);
+  }
+  for (auto& [footprint, rate] : bandwidth_) rate = std::max(rate, MeasureBandwidth(footprint));
+  return after / before - 1.0;
+}
+
+double Roofs::MeasureArithmetic(const std::string& unit) const {
+  const PeakKernel* kernel = FindPeak(*FindRoofKernels(tier_.c_str()), unit);
+  if (kernel == nullptr || kernel->run == nullptr) return 0.0;
+  constexpr size_t kRounds = 1000;
+  return BestRate(threads_, kernel->operations_per_round * static_cast<double>(kRounds),
+                  [kernel](int, size_t repeats) { kernel->run(repeats * kRounds); });
+}
+
+double Roofs::MeasureBandwidth(size_t footprint) const {
+  const RoofKernels& kernels = *FindRoofKernels(tier_.c_str());
+  // Each thread reads a part of its own, as the workers of an attention do.
+  const Buffer buffer = MakeBuffer(footprint * static_cast<size_t>(threads_));
+  return BestRate(threads_, static_cast<double>(footprint), [&](int thread, size_t repeats) {
+    kernels.read(buffer.get() + static_cast<size_t>(thread) * footprint, footprint, repeats);
+  });
+}
+
+std::vector<Roofs::Level> Roofs::Levels(const Caches& caches) {
   std::vector<Level> levels;
   if (caches.l1 != 0) levels.push_back({"L1", caches.l1 / 2});
   if (caches.l2 != 0) levels.push_back({"L2", caches.l2 / 2});

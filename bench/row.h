@@ -15,14 +15,20 @@ struct Row {
   std::string name;
   Op op = Op::kSelf;
   Timing timing;
-  double ops = 0.0;  // Case::Operations per second
-  double roof =
-      0.0;  // fraction of the roof: of the arithmetic, for decodes and stores of the read bandwidth
+  double ops = 0.0;       // Case::Operations per second
+  double roof = 0.0;      // see FractionOfRoof
   double kv_bytes = 0.0;  // Entry::kv_bytes
   double rel_l2 = 0.0;    // RelativeL2 of the output
   std::string label;      // remarks: what the model has and the row has not, a large spread
-  std::string error;      // the row was not timed, because
+  std::string error;      // the row does not count, because
+
+  std::string unit;            // of Roofs::Arithmetic; "" for decodes and stores
+  double traffic_bytes = 0.0;  // Entry::traffic_bytes
 };
+
+// Speed as a fraction of what the CPU can do: of the unit's operations for prefill, of the
+// bandwidth of reading that many bytes for decodes and stores.
+double FractionOfRoof(const Row& row, Roofs* roofs);
 
 // "[peer:NAME/]op/model/precision/shape/tier:T/threads:N"
 std::string RowName(const Contender& contender, const Case& c, const std::string& precision,

@@ -7,17 +7,16 @@
 //   append               KvCache::Append of one token
 #include "bench/sightline_contender.h"
 
+#include <pthreadpool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "kv/layout.h"
 #include "quant/elements.h"
 #include "sightline/attention.h"
-#if defined(SIGHTLINE_HAS_PTHREADPOOL)
-#include <pthreadpool.h>
-#endif
 
 namespace sightline {
 namespace bench {
@@ -50,22 +49,16 @@ DType TensorsOf(Precision precision) {
 
 class Pool {
  public:
-#if defined(SIGHTLINE_HAS_PTHREADPOOL)
   explicit Pool(int threads)
-      : threads_(threads),
-        pool_(threads > 1 ? pthreadpool_create(static_cast<size_t>(threads)) : nullptr) {}
+      : pool_(threads > 1 ? pthreadpool_create(static_cast<size_t>(threads)) : nullptr) {}
   ~Pool() { pthreadpool_destroy(pool_); }
-  ParallelFor parallel() const { return threads_ > 1 ? ParallelForOn(pool_) : ParallelFor{}; }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
+  ParallelFor parallel() const { return pool_ != nullptr ? ParallelForOn(pool_) : ParallelFor{}; }
+
  private:
-  int threads_;
   pthreadpool_t pool_;
-#else
-  explicit Pool(int) {}
-  ParallelFor parallel() const { return {}; }
-#endif
 };
 
 // A dense [batch, length, heads, dim] tensor in the caller's element type.
@@ -161,13 +154,17 @@ class SightlineEntry : public Entry {
   ParallelFor parallel() const { return pool_.parallel(); }
 
   double raw_kv_bytes() const { return k_.bytes() + v_.bytes(); }
-  // Of a cache: without the room that the int8 cache keeps for tokens of its open tile.
+  // What so many tokens take in a cache: the elements, in int8 with the scales of K (per token) and
+  // V (per channel and tile). Not the room that a cache keeps beside them.
   double cached_bytes(int64_t tokens) const {
-    const double element_bytes = format_.precision == Precision::kF32  ? 4
-                                 : format_.precision == Precision::kI8 ? 1
-                                                                       : 2;
-    return element_bytes *
-           static_cast<double>(c_.batch * tokens * c_.kv_heads * (c_.head_dim + c_.v_head_dim));
+    const int64_t channels = c_.head_dim + c_.v_head_dim;
+    int64_t bytes = tokens * channels * (format_.precision == Precision::kF32 ? 4 : 2);
+    if (format_.precision == Precision::kI8) {
+      const int64_t tiles = (tokens + internal::kKvTile - 1) / internal::kKvTile;
+      const int64_t scale_bytes = static_cast<int64_t>(sizeof(float));
+      bytes = tokens * (channels + scale_bytes) + tiles * c_.v_head_dim * scale_bytes;
+    }
+    return static_cast<double>(c_.batch * c_.kv_heads * bytes);
   }
 
   Case c_;
@@ -291,9 +288,11 @@ class SightlineContender : public Contender {
     };
     for (Offer offer : known) {
       offer.not_timed =
-          "self, self_causal: nothing, packing K and V is part of the time. cross, decode_cross: "
-          "the memory was prepared before (the op prepare). decode_self: the cache was filled "
-          "before (the op append).";
+          "the plan and its workspace; the inputs are in their element type. Packing K and V is "
+          "part "
+          "of self and self_causal; before cross and decode_cross the memory was prepared (the op "
+          "prepare, which finds the scales and allocates), before decode_self the cache was filled "
+          "(the op append)";
       AttentionDesc desc;
       desc.num_heads = desc.num_kv_heads = desc.head_dim = 1;
       desc.tier = tier_.c_str();

@@ -146,7 +146,12 @@ class GgmlEntry : public Entry {
 
   bool ok() const { return plan_ != nullptr; }
 
-  void Run() override { ggml_backend_graph_plan_compute(backend_.get(), plan_); }
+  void Run() override {
+    if (ggml_backend_graph_plan_compute(backend_.get(), plan_) != GGML_STATUS_SUCCESS) {
+      failed_ = true;
+    }
+  }
+  std::string error() const override { return failed_ ? "ggml could not compute the graph" : ""; }
 
   std::vector<float> Output() override {
     std::vector<float> by_query(static_cast<size_t>(ggml_nelements(out_)));
@@ -204,6 +209,7 @@ class GgmlEntry : public Entry {
   ggml_tensor* v_ = nullptr;
   ggml_tensor* out_ = nullptr;
   ggml_backend_graph_plan_t plan_ = nullptr;
+  bool failed_ = false;
 };
 
 class Ggml : public Contender {

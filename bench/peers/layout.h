@@ -16,6 +16,10 @@
 namespace sightline {
 namespace bench {
 
+// What an adapter may allocate beside Q, K, V and O, be it a mask or all scores at once: a small
+// machine must not be killed for a peer's sake.
+constexpr double kMaxExtraBytes = 0x1p31;
+
 // Row heads of K and V, and how many rows of Q each serves for every query.
 inline int64_t Groups(const Case& c) { return c.batch * c.kv_heads; }
 inline int64_t Sharers(const Case& c) { return c.beams * (c.heads / c.kv_heads); }

@@ -1,24 +1,29 @@
-// oneDNN's primitives put together to attention: matmul (Q times K), softmax, matmul (P times V), in f32, bf16 and int8.
+// oneDNN's primitives put together to attention: matmul (Q times K), softmax, matmul (P times V),
+// in f32, bf16 and int8.
 //
-// Scores are stored, so what matters is how many at a time. A decoding step, with a few rows for each K/V head, is one batched
-// product over all heads. Otherwise a head's rows are taken in blocks whose scores stay in the L2 cache, each block by one
-// thread; oneDNN's own threads would meet at every primitive, and a whole head's scores go to DRAM and back.
+// Scores are stored, so what matters is how many at a time. A decoding step, with a few rows for
+// each K/V head, is one batched product over all heads. Otherwise a head's rows are taken in blocks
+// whose scores stay in a cache, each block by one thread; oneDNN's own threads would meet at every
+// primitive. A causal block multiplies the keys up to its last query's only, half of all in the
+// end, and overwrites the hidden scores on its diagonal.
 //
-// Without a mask K and V are weights in the layout that the matmul asks for. A causal block of queries multiplies the keys up to
-// its last query's only, half of all, and overwrites the hidden scores on its diagonal; each block needs other keys, which a
-// packed layout cannot offer: K and V stay as they are, and are packed by every product.
+// The rows of a block, the layouts of K and V and which of oneDNN's implementations multiplies: the
+// fastest of a few, timed on this CPU when a case is entered, for each shape anew. Layouts are
+// those in which K and V can be had once and for all: the packed one that the matmul asks for, by
+// token, by channel. (Causal blocks need a prefix of the keys: no packed layout.)
 //
-// int8: Q is quantised per tensor, K per token, V per channel (where heads are batched, with the maximum over heads), P from
-// zero to the largest of the block. All scales are static: worked out beforehand from these very numbers, which is more than a
-// model's calibration can do. CPUs without VNNI add pairs of products in 16 bits, with saturation; there K and V have 6 bits
-// and a sign, so that a pair fits beside u8.
-#include <dnnl.hpp>
+// int8: Q is quantised per tensor, K per token, V per channel (where heads are batched, with the
+// maximum over heads), P from zero to the largest of its block. All scales are static: worked out
+// beforehand from these very numbers, which is more than a model's calibration can do. CPUs without
+// VNNI add pairs of products in 16 bits, with saturation; there K and V have 6 bits and a sign, so
+// that a pair fits beside u8.
 #include <math.h>
 #include <omp.h>
 #include <string.h>
-#include <unistd.h>
+#include <dnnl.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <unordered_map>
 #include <utility>
@@ -38,11 +43,20 @@ using dnnl::softmax_forward;
 using DType = memory::data_type;
 using Args = std::unordered_map<int, memory>;
 
-// Up to so many rows for each K/V head, one batched product over all heads has less overhead than a product for each.
+// Up to so many rows for each K/V head, one batched product over all heads has less overhead than a
+// product for each.
 constexpr int64_t kMaxBatchedRows = 32;
-// Blocks of queries: below, packing K and V for each block shows; above, nothing is gained.
-constexpr int64_t kMinBlockRows = 64;
-constexpr int64_t kMaxBlockRows = 256;
+// Rows of a block: with fewer, what a product does to K and V before it multiplies shows; with
+// more, scores leave the caches.
+constexpr int64_t kBlockRows[] = {64, 128, 256, 1024};
+// The largest probability of more rows leaves most of them fewer of u8's steps: the error doubles
+// from 64 rows to 1024.
+constexpr int64_t kMaxInt8BlockRows = 256;
+// Scores of a block, at most: they are stored.
+constexpr int64_t kMaxScores = int64_t{1} << 25;
+
+// Runs of a candidate go on for so long: a decoding step takes microseconds.
+constexpr double kMinTuningSeconds = 1e-3;
 
 constexpr int kScalePerColumn = 1 << 2;  // of [batch, channels, keys] or [batch, keys, channels]
 
@@ -82,9 +96,9 @@ const dnnl::engine& Engine() {
 }
 
 memory Bytes(size_t count) {
-  return memory({{static_cast<memory::dim>(std::max<size_t>(count, 1))}, DType::u8,
-                 memory::format_tag::a},
-                Engine());
+  return memory(
+      {{static_cast<memory::dim>(std::max<size_t>(count, 1))}, DType::u8, memory::format_tag::a},
+      Engine());
 }
 
 unsigned char* At(const memory& buffer, int64_t offset, DType type) {
@@ -98,6 +112,18 @@ memory Floats(const std::vector<float>& values) {
   memcpy(result.get_data_handle(), values.data(), values.size() * sizeof(float));
   return result;
 }
+
+// How K or V lies in memory.
+enum class Layout { kPacked, kByToken, kByChannel };
+constexpr Layout kAllLayouts[] = {Layout::kPacked, Layout::kByToken, Layout::kByChannel};
+
+// How a product with K or V is done.
+struct Way {
+  memory::desc weights;  // of kPacked
+  Layout layout = Layout::kByToken;
+  std::string implementation;  // "brg_matmul:avx2", "gemm:jit"
+  double seconds = std::numeric_limits<double>::infinity();
+};
 
 // Scores of a [batch, rows] block against so many keys, and what becomes of them.
 struct Product {
@@ -116,7 +142,8 @@ struct Item {
   float p_scale;
 };
 
-// What one thread needs to run items: buffers, and for each product the arguments, whose addresses change from item to item.
+// What one thread needs to run items: buffers, and for each product the arguments, whose addresses
+// change from item to item.
 struct Worker {
   struct Arguments {
     Args qk, softmax, pv;
@@ -162,47 +189,227 @@ class OnednnEntry : public Entry {
 
   double kv_bytes() const override { return kv_bytes_; }
 
-  // "brg:avx512_core_vnni", "gemm:jit": which of oneDNN's implementations it is.
-  std::string implementation() const { return products_[0].qk.impl_info_str(); }
-
  private:
   static memory::desc Dense(int64_t batch, int64_t rows, int64_t columns, DType type) {
     return {{batch, rows, columns}, type, memory::format_tag::abc};
   }
-  // K, stored [keys][channels], as the [channels, keys] that a product multiplies with.
-  static memory::desc Transposed(int64_t batch, int64_t rows, int64_t columns, DType type) {
-    return {{batch, rows, columns}, type, memory::format_tag::acb};
+
+  // K as the [channels, keys], V as the [keys, channels] that a product multiplies with: `keys` of
+  // kv_len.
+  memory::desc Keys(int64_t batch, int64_t keys, Layout layout, DType type) const {
+    const memory::dims dims = {batch, c_.head_dim, keys};
+    const int64_t head = c_.kv_len * c_.head_dim;
+    if (layout == Layout::kPacked) return {dims, type, memory::format_tag::any};
+    if (layout == Layout::kByToken) return {dims, type, memory::dims{head, 1, c_.head_dim}};
+    return {dims, type, memory::dims{head, c_.kv_len, 1}};
+  }
+  memory::desc Values(int64_t batch, int64_t keys, Layout layout, DType type) const {
+    const memory::dims dims = {batch, keys, c_.v_head_dim};
+    const int64_t head = c_.kv_len * c_.v_head_dim;
+    if (layout == Layout::kPacked) return {dims, type, memory::format_tag::any};
+    if (layout == Layout::kByToken) return {dims, type, memory::dims{head, c_.v_head_dim, 1}};
+    return {dims, type, memory::dims{head, 1, c_.kv_len}};
+  }
+
+  primitive_attr MatmulAttributes() const {
+    primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    if (int8_) {
+      attr.set_scales_mask(DNNL_ARG_SRC, 0);
+      attr.set_scales_mask(DNNL_ARG_WEIGHTS, kScalePerColumn);
+    }
+    return attr;
+  }
+
+  matmul::primitive_desc QkOf(int64_t batch, int64_t rows, int64_t keys, const Way& way) const {
+    return Find(Dense(batch, rows, c_.head_dim, type_.q), Keys(batch, keys, way.layout, type_.kv),
+                Dense(batch, rows, keys, DType::f32), way);
+  }
+  matmul::primitive_desc PvOf(int64_t batch, int64_t rows, int64_t keys, const Way& way) const {
+    return Find(Dense(batch, rows, keys, type_.p), Values(batch, keys, way.layout, type_.kv),
+                Dense(batch, rows, c_.v_head_dim, DType::f32), way);
+  }
+  // The matmul of a Way: its implementation if that one takes the shape, otherwise oneDNN's first
+  // choice.
+  matmul::primitive_desc Find(const memory::desc& src, const memory::desc& weights,
+                              const memory::desc& dst, const Way& way) const {
+    const primitive_attr attr = MatmulAttributes();
+    matmul::primitive_desc found(Engine(), src, weights, dst, attr);
+    // A packed layout is found by asking anew: oneDNN takes some of its own for a stranger's when
+    // they are passed to it.
+    const bool packed = way.layout == Layout::kPacked;
+    do {
+      const bool same = way.implementation == found.impl_info_str();
+      if (same && (!packed || found.weights_desc() == way.weights)) return found;
+    } while (found.next_impl());
+    if (packed)
+      throw dnnl::error(dnnl_unimplemented, "blocks of different length disagree on a layout");
+    return {Engine(), src, weights, dst, attr};
+  }
+
+  softmax_forward::primitive_desc SoftmaxOf(int64_t batch, int64_t rows, int64_t keys) const {
+    primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    if (int8_) attr.set_scales_mask(DNNL_ARG_DST, 0);
+    return {Engine(),
+            dnnl::prop_kind::forward_inference,
+            dnnl::algorithm::softmax_accurate,
+            Dense(batch, rows, keys, DType::f32),
+            Dense(batch, rows, keys, type_.p),
+            2,
+            attr};
+  }
+
+  // Seconds of a primitive on zeros: the best of a few runs.
+  template <class PrimitiveDesc>
+  static double Time(const PrimitiveDesc& desc, const Args& args) {
+    const dnnl::primitive primitive(desc);
+    dnnl::stream stream(Engine());
+    double best = std::numeric_limits<double>::infinity();
+    double total = 0.0;
+    for (int i = 0; i < 4 || total < kMinTuningSeconds; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      primitive.execute(stream, args);
+      stream.wait();
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+      if (i > 0) best = std::min(best, seconds.count());  // the first is for the caches
+      total += seconds.count();
+    }
+    return best;
+  }
+
+  static memory Zeros(const memory::desc& desc) {
+    memory result(desc, Engine());
+    if (desc.get_size() > 0) memset(result.get_data_handle(), 0, desc.get_size());
+    return result;
+  }
+
+  double TimeMatmul(const matmul::primitive_desc& desc) const {
+    Args args = {{DNNL_ARG_SRC, Zeros(desc.src_desc())},
+                 {DNNL_ARG_WEIGHTS, Zeros(desc.weights_desc())},
+                 {DNNL_ARG_DST, Zeros(desc.dst_desc())},
+                 {DNNL_ARG_SCRATCHPAD, Zeros(desc.scratchpad_desc())}};
+    if (int8_) {
+      const auto columns = static_cast<size_t>(desc.dst_desc().get_dims()[2]);
+      args[DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC] = Floats({1.0f});
+      args[DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS] = Floats(std::vector<float>(columns, 1.0f));
+    }
+    return Time(desc, args);
+  }
+
+  double TimeSoftmax(const softmax_forward::primitive_desc& desc) const {
+    Args args = {{DNNL_ARG_SRC, Zeros(desc.src_desc())},
+                 {DNNL_ARG_DST, Zeros(desc.dst_desc())},
+                 {DNNL_ARG_SCRATCHPAD, Zeros(desc.scratchpad_desc())}};
+    if (int8_) args[DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST] = Floats({1.0f});
+    return Time(desc, args);
+  }
+
+  // The fastest way to multiply with the weights that `weights` makes of a layout.
+  template <class Weights>
+  Way FastestWay(const memory::desc& src, const memory::desc& dst, const Weights& weights) const {
+    Way best;
+    for (const Layout layout : kAllLayouts) {
+      if (layout == Layout::kPacked && !may_pack_) continue;
+      try {
+        matmul::primitive_desc desc(Engine(), src, weights(layout), dst, MatmulAttributes());
+        do {
+          const std::string name = desc.impl_info_str();
+          if (name.find("ref") != std::string::npos) continue;  // orders of magnitude slower
+          const double seconds = TimeMatmul(desc);
+          if (seconds < best.seconds) best = {desc.weights_desc(), layout, name, seconds};
+        } while (desc.next_impl());
+      } catch (const dnnl::error&) {
+        continue;  // not with this layout
+      }
+    }
+    if (best.implementation.empty()) throw dnnl::error(dnnl_unimplemented, "only reference code");
+    return best;
+  }
+
+  // Decides k_way_ and v_way_ for blocks of so many rows of [batch] heads; returns the seconds of
+  // one that sees every key.
+  double Tune(int64_t batch, int64_t rows) {
+    const int64_t keys = c_.kv_len;
+    k_way_ =
+        FastestWay(Dense(batch, rows, c_.head_dim, type_.q), Dense(batch, rows, keys, DType::f32),
+                   [&](Layout layout) { return Keys(batch, keys, layout, type_.kv); });
+    v_way_ =
+        FastestWay(Dense(batch, rows, keys, type_.p), Dense(batch, rows, c_.v_head_dim, DType::f32),
+                   [&](Layout layout) { return Values(batch, keys, layout, type_.kv); });
+    return k_way_.seconds + v_way_.seconds + TimeSoftmax(SoftmaxOf(batch, rows, keys));
   }
 
   void MakeItems() {
-    const OmpThreads threads(1);
+    may_pack_ = c_.mask() != Mask::kCausal;
+    try {
+      TryMakeItems();
+    } catch (const dnnl::error&) {
+      if (!may_pack_) throw;
+      may_pack_ = false;
+      items_.clear();
+      products_.clear();
+      TryMakeItems();
+    }
+  }
+
+  void TryMakeItems() {
+    const bool masked = c_.mask() == Mask::kCausal;
     const int64_t sharers = Sharers(c_);
     if (batched_) {
-      const OmpThreads all(threads_);
+      const OmpThreads threads(threads_);
+      Tune(Groups(c_), sharers * c_.q_len);
       items_.push_back({FindProduct(Groups(c_), sharers * c_.q_len, c_.kv_len), 0, 0, false, 1.0f});
       return;
     }
-    const bool masked = c_.mask() == Mask::kCausal;
+    const OmpThreads threads(1);
     // Without a mask, rows that share K and V are as good as more queries.
     const int64_t heads = Groups(c_) * (masked ? sharers : 1);
     const int64_t rows = (masked ? 1 : sharers) * c_.q_len;
-    const int64_t block = BlockRows();
+    const int64_t block = TuneBlocks(heads, rows);
     for (int64_t begin = (rows - 1) / block * block; begin >= 0; begin -= block) {
       const int64_t end = std::min(begin + block, rows);
       const int64_t keys = masked ? c_.kv_len - c_.q_len + end : c_.kv_len;
       const size_t product = FindProduct(1, end - begin, keys);
       for (int64_t head = 0; head < heads; ++head) {
-        items_.push_back({product, head * rows + begin, head / (masked ? sharers : 1), masked, 1.0f});
+        items_.push_back(
+            {product, head * rows + begin, head / (masked ? sharers : 1), masked, 1.0f});
       }
     }
   }
 
-  int64_t BlockRows() const {
-    if (const char* e = getenv("ODN_ROWS")) return atoi(e);
-    int64_t cache_bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    if (cache_bytes <= 0) cache_bytes = 512 * 1024;
-    const int64_t fit = cache_bytes / 2 / (c_.kv_len * static_cast<int64_t>(sizeof(float)));
-    return std::clamp(fit / 16 * 16, kMinBlockRows, kMaxBlockRows);
+  // Decides the ways, and returns the rows of a block.
+  int64_t TuneBlocks(int64_t heads, int64_t rows) {
+    int64_t best_block = 0;
+    int64_t last = 0;
+    double best = std::numeric_limits<double>::infinity();
+    Way k_way, v_way;
+    for (int64_t block : kBlockRows) {
+      block = std::min(block, rows);
+      const int64_t blocks = (rows + block - 1) / block;
+      // The smallest is always a choice; larger ones must leave work for all threads and fit into
+      // memory.
+      if (best_block > 0 && (block == last || block * c_.kv_len > kMaxScores ||
+                             (int8_ && block > kMaxInt8BlockRows) ||
+                             (threads_ > 1 && heads * blocks < 4 * threads_))) {
+        break;
+      }
+      last = block;
+      double seconds_per_row = Tune(1, block) / static_cast<double>(block);
+      if (c_.mask() == Mask::kCausal) {  // on the diagonal, half of the block is computed in vain
+        const auto needed = static_cast<double>(c_.kv_len) - static_cast<double>(c_.q_len) / 2;
+        seconds_per_row *= (needed + static_cast<double>(block) / 2) / needed;
+      }
+      if (seconds_per_row < best) {
+        best = seconds_per_row;
+        best_block = block;
+        k_way = k_way_;
+        v_way = v_way_;
+      }
+    }
+    k_way_ = k_way;
+    v_way_ = v_way;
+    return best_block;
   }
 
   size_t FindProduct(int64_t batch, int64_t rows, int64_t keys) {
@@ -213,41 +420,9 @@ class OnednnEntry : public Entry {
     p.batch = batch;
     p.rows = rows;
     p.keys = keys;
-    primitive_attr attr;
-    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    primitive_attr softmax_attr;
-    softmax_attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    if (int8_) {
-      attr.set_scales_mask(DNNL_ARG_SRC, 0);
-      attr.set_scales_mask(DNNL_ARG_WEIGHTS, kScalePerColumn);
-      softmax_attr.set_scales_mask(DNNL_ARG_DST, 0);
-    }
-    memory::desc k({batch, c_.head_dim, keys}, type_.kv, memory::format_tag::any);
-    memory::desc v({batch, keys, c_.v_head_dim}, type_.kv, memory::format_tag::any);
-    if (c_.mask() == Mask::kCausal) {
-      k = Transposed(batch, c_.head_dim, keys, type_.kv);
-      v = Dense(batch, keys, c_.v_head_dim, type_.kv);
-    } else if (!products_.empty()) {  // one layout for all blocks
-      k = products_[0].qk.weights_desc();
-      v = products_[0].pv.weights_desc();
-    }
-    if (const char* e = getenv("ODN_PLAIN")) {
-      if (e[0] == '1') k = Transposed(batch, c_.head_dim, keys, type_.kv);
-      if (e[0] == '2') k = Dense(batch, c_.head_dim, keys, type_.kv);
-      v = Dense(batch, keys, c_.v_head_dim, type_.kv);
-    }
-    const memory::desc scores = Dense(batch, rows, keys, DType::f32);
-    const memory::desc probabilities = Dense(batch, rows, keys, type_.p);
-    p.qk = matmul::primitive_desc(Engine(), Dense(batch, rows, c_.head_dim, type_.q), k, scores, attr);
-    p.softmax = softmax_forward::primitive_desc(Engine(), dnnl::prop_kind::forward_inference,
-                                                dnnl::algorithm::softmax_accurate, scores,
-                                                probabilities, 2, softmax_attr);
-    p.pv = matmul::primitive_desc(Engine(), probabilities, v,
-                                  Dense(batch, rows, c_.v_head_dim, DType::f32), attr);
-    if (const char* e = getenv("ODN_NEXT")) {
-      for (int i = 0; i < atoi(e); ++i) { p.qk.next_impl(); p.pv.next_impl(); }
-    }
-    if (getenv("ODN_VERBOSE")) fprintf(stderr, "[%s %s %s b%ld r%ld k%ld]\n", p.qk.impl_info_str(), p.softmax.impl_info_str(), p.pv.impl_info_str(), batch, rows, keys);
+    p.qk = QkOf(batch, rows, keys, k_way_);
+    p.softmax = SoftmaxOf(batch, rows, keys);
+    p.pv = PvOf(batch, rows, keys, v_way_);
     p.run_qk = matmul(p.qk);
     p.run_softmax = softmax_forward(p.softmax);
     p.run_pv = matmul(p.pv);
@@ -271,7 +446,8 @@ class OnednnEntry : public Entry {
       return;
     }
     for (float& x : q) x *= problem.scale();
-    const memory::desc plain({static_cast<memory::dim>(q.size())}, DType::f32, memory::format_tag::a);
+    const memory::desc plain({static_cast<memory::dim>(q.size())}, DType::f32,
+                             memory::format_tag::a);
     const memory::desc typed({static_cast<memory::dim>(q.size())}, type_.q, memory::format_tag::a);
     memory from(plain, Engine(), q.data());
     memory to(typed, Engine(), q_.get_data_handle());
@@ -293,9 +469,9 @@ class OnednnEntry : public Entry {
       float* v = v_f32_.data() + store * batch * c_.kv_len * c_.v_head_dim;
       k_scales_.push_back(ScalesOf(k, batch, c_.kv_len, c_.head_dim, /*per_row=*/true));
       v_scales_.push_back(ScalesOf(v, batch, c_.kv_len, c_.v_head_dim, /*per_row=*/false));
-      AddPack(Transposed(batch, c_.head_dim, c_.kv_len, DType::f32), k, whole.qk.weights_desc(),
+      AddPack(Keys(batch, c_.kv_len, Layout::kByToken, DType::f32), k, whole.qk.weights_desc(),
               k_scales_.back(), &k_);
-      AddPack(Dense(batch, c_.kv_len, c_.v_head_dim, DType::f32), v, whole.pv.weights_desc(),
+      AddPack(Values(batch, c_.kv_len, Layout::kByToken, DType::f32), v, whole.pv.weights_desc(),
               v_scales_.back(), &v_);
     }
     dnnl::stream stream(Engine());
@@ -308,13 +484,12 @@ class OnednnEntry : public Entry {
     v_f32_ = {};
   }
 
-  void AddPack(const memory::desc& from, float* values, const memory::desc& to, const memory& scales,
-               std::vector<memory>* stores) {
+  void AddPack(const memory::desc& from, float* values, const memory::desc& to,
+               const memory& scales, std::vector<memory>* stores) {
     primitive_attr attr;
     if (int8_) attr.set_scales_mask(DNNL_ARG_DST, kScalePerColumn);
     stores->emplace_back(to, Engine());
-    packs_.emplace_back(
-        dnnl::reorder::primitive_desc(Engine(), from, Engine(), to, attr));
+    packs_.emplace_back(dnnl::reorder::primitive_desc(Engine(), from, Engine(), to, attr));
     pack_arguments_.push_back({{DNNL_ARG_FROM, memory(from, Engine(), values)},
                                {DNNL_ARG_TO, stores->back()},
                                {DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, scales}});
@@ -322,7 +497,8 @@ class OnednnEntry : public Entry {
   }
 
   // Scales that bring the largest value of every row, or every channel, to the end of the range.
-  memory ScalesOf(const float* x, int64_t batch, int64_t rows, int64_t channels, bool per_row) const {
+  memory ScalesOf(const float* x, int64_t batch, int64_t rows, int64_t channels,
+                  bool per_row) const {
     std::vector<float> scales(int8_ ? static_cast<size_t>(per_row ? rows : channels) : 1, 0.0f);
     if (!int8_) return Floats(scales);
     const bool vnni = Has(dnnl::cpu_isa::avx512_core_vnni) || Has(dnnl::cpu_isa::avx2_vnni);
@@ -343,9 +519,9 @@ class OnednnEntry : public Entry {
     size_t scratchpad_bytes = 0;
     for (const Product& p : products_) {
       scores = std::max(scores, p.batch * p.rows * p.keys);
-      scratchpad_bytes = std::max({scratchpad_bytes, p.qk.scratchpad_desc().get_size(),
-                                   p.softmax.scratchpad_desc().get_size(),
-                                   p.pv.scratchpad_desc().get_size()});
+      scratchpad_bytes =
+          std::max({scratchpad_bytes, p.qk.scratchpad_desc().get_size(),
+                    p.softmax.scratchpad_desc().get_size(), p.pv.scratchpad_desc().get_size()});
     }
     w.scores = Bytes(static_cast<size_t>(scores) * sizeof(float));
     w.probabilities = type_.p == DType::f32
@@ -357,28 +533,26 @@ class OnednnEntry : public Entry {
       const auto at = [](const memory::desc& desc, const memory& data) {
         return memory(desc, Engine(), data.get_data_handle());
       };
-      const memory nowhere;
       const auto later = [](const memory::desc& desc) { return memory(desc, Engine(), nullptr); };
       const auto scales = [](int64_t count) {
         return memory({{count}, DType::f32, memory::format_tag::a}, Engine(), nullptr);
       };
-      w.arguments.push_back(
-          {{{DNNL_ARG_SRC, later(p.qk.src_desc())},
-            {DNNL_ARG_WEIGHTS, later(p.qk.weights_desc())},
-            {DNNL_ARG_DST, at(p.qk.dst_desc(), w.scores)},
-            {DNNL_ARG_SCRATCHPAD, at(p.qk.scratchpad_desc(), w.scratchpad)},
-            {DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC, q_scale_},
-            {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, scales(p.keys)}},
-           {{DNNL_ARG_SRC, at(p.softmax.src_desc(), w.scores)},
-            {DNNL_ARG_DST, at(p.softmax.dst_desc(), w.probabilities)},
-            {DNNL_ARG_SCRATCHPAD, at(p.softmax.scratchpad_desc(), w.scratchpad)},
-            {DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, w.p_scale}},
-           {{DNNL_ARG_SRC, at(p.pv.src_desc(), w.probabilities)},
-            {DNNL_ARG_WEIGHTS, later(p.pv.weights_desc())},
-            {DNNL_ARG_DST, later(p.pv.dst_desc())},
-            {DNNL_ARG_SCRATCHPAD, at(p.pv.scratchpad_desc(), w.scratchpad)},
-            {DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC, w.p_scale},
-            {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, scales(c_.v_head_dim)}}});
+      w.arguments.push_back({{{DNNL_ARG_SRC, later(p.qk.src_desc())},
+                              {DNNL_ARG_WEIGHTS, later(p.qk.weights_desc())},
+                              {DNNL_ARG_DST, at(p.qk.dst_desc(), w.scores)},
+                              {DNNL_ARG_SCRATCHPAD, at(p.qk.scratchpad_desc(), w.scratchpad)},
+                              {DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC, q_scale_},
+                              {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, scales(p.keys)}},
+                             {{DNNL_ARG_SRC, at(p.softmax.src_desc(), w.scores)},
+                              {DNNL_ARG_DST, at(p.softmax.dst_desc(), w.probabilities)},
+                              {DNNL_ARG_SCRATCHPAD, at(p.softmax.scratchpad_desc(), w.scratchpad)},
+                              {DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, w.p_scale}},
+                             {{DNNL_ARG_SRC, at(p.pv.src_desc(), w.probabilities)},
+                              {DNNL_ARG_WEIGHTS, later(p.pv.weights_desc())},
+                              {DNNL_ARG_DST, later(p.pv.dst_desc())},
+                              {DNNL_ARG_SCRATCHPAD, at(p.pv.scratchpad_desc(), w.scratchpad)},
+                              {DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC, w.p_scale},
+                              {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, scales(c_.v_head_dim)}}});
       if (!int8_) {
         Worker::Arguments& a = w.arguments.back();
         for (Args* args : {&a.qk, &a.softmax, &a.pv}) {
@@ -439,29 +613,30 @@ class OnednnEntry : public Entry {
     if (!item.diagonal) return;
     float* scores = static_cast<float*>(w->scores.get_data_handle());
     for (int64_t i = 0; i < p.rows; ++i) {
-      std::fill(scores + i * p.keys + p.keys - p.rows + i + 1, scores + (i + 1) * p.keys, -INFINITY);
+      std::fill(scores + i * p.keys + p.keys - p.rows + i + 1, scores + (i + 1) * p.keys,
+                -INFINITY);
     }
   }
 
-  // The largest probability of some rows of every block is what u8 spans there.
+  // The largest probability of every block is what u8 spans there.
   void Calibrate() {
-    constexpr int64_t kSamples = 16;
     const OmpThreads threads(threads_);
+    Worker& w = workers_[0];
+    std::unordered_map<size_t, softmax_forward> exact;  // of a product
     for (Item& item : items_) {
-      Scores(item, &workers_[0]);
+      Scores(item, &w);
       const Product& p = products_[item.product];
-      const int64_t rows = p.batch * p.rows;
-      const int64_t samples = std::min(kSamples, rows);
-      float largest = 0.0f;
-      for (int64_t i = 0; i < samples; ++i) {
-        const int64_t row = samples == 1 ? 0 : i * (rows - 1) / (samples - 1);
-        const float* s = static_cast<float*>(workers_[0].scores.get_data_handle()) + row * p.keys;
-        const float max = *std::max_element(s, s + p.keys);
-        double sum = 0.0;
-        for (int64_t j = 0; j < p.keys; ++j) sum += static_cast<double>(expf(s[j] - max));
-        largest = std::max(largest, static_cast<float>(1.0 / sum));
+      if (exact.count(item.product) == 0) {
+        exact[item.product] = softmax_forward(softmax_forward::primitive_desc(
+            Engine(), dnnl::prop_kind::forward_inference, dnnl::algorithm::softmax_accurate,
+            p.softmax.src_desc(), p.softmax.src_desc(), 2));
       }
-      item.p_scale = largest / 255.0f;
+      const memory scores(p.softmax.src_desc(), Engine(), w.scores.get_data_handle());
+      exact[item.product].execute(w.stream, {{DNNL_ARG_SRC, scores}, {DNNL_ARG_DST, scores}});
+      w.stream.wait();
+      const float* probabilities = static_cast<float*>(scores.get_data_handle());
+      item.p_scale =
+          *std::max_element(probabilities, probabilities + p.batch * p.rows * p.keys) / 255.0f;
     }
   }
 
@@ -472,6 +647,8 @@ class OnednnEntry : public Entry {
   bool batched_ = false;
   bool parallel_items_ = false;
   bool failed_ = false;
+  bool may_pack_ = false;
+  Way k_way_, v_way_;
   std::vector<Product> products_;
   std::vector<Item> items_;
   std::vector<Worker> workers_;
@@ -508,9 +685,7 @@ class Onednn : public Contender {
       *why_not = "this CPU has no bf16 dot product that oneDNN uses";
     } else {
       try {
-        auto entry = std::make_unique<OnednnEntry>(problem, precision, threads);
-        if (entry->implementation().rfind("ref", 0) != 0) return entry;
-        *why_not = "oneDNN has only its reference code for this CPU";
+        return std::make_unique<OnednnEntry>(problem, precision, threads);
       } catch (const dnnl::error& error) {
         *why_not = std::string("oneDNN: ") + error.what();
       }
@@ -520,9 +695,40 @@ class Onednn : public Contender {
 
  private:
   const std::vector<Offer> offers_ = {
-      {"f32", "f32", "conv", 1e-5},
-      {"bf16", "bf16", "conv", 2e-2},
-      {"i8", "i8", "conv", 0.5},
+      {"f32",
+       "matmul, softmax, matmul on blocks of rows. Q, K, V, O and scores in f32; K and V in the "
+       "fastest "
+       "of oneDNN's packed layout, by token and by channel. Causal blocks stop at their last key.",
+       "Folding the softmax scale into Q; bringing K and V into their layout (that is prepare), "
+       "also "
+       "where a decoder would have to do so for every token; choosing blocks, layouts and kernels.",
+       1e-5},
+      {"bf16",
+       "matmul, softmax, matmul on blocks of rows. Q, K, V and P in bf16, scores and O in f32; K "
+       "and V "
+       "in the fastest of oneDNN's packed layout, by token and by channel. Causal blocks stop at "
+       "their "
+       "last key.",
+       "Converting Q with the softmax scale folded in; converting K and V into their layout (that "
+       "is "
+       "prepare), also where a decoder would have to do so for every token; choosing blocks, "
+       "layouts "
+       "and kernels.",
+       2e-2},
+      {"i8",
+       "matmul, softmax, matmul on blocks of rows. Q in s8 per tensor, K in s8 per token, V in s8 "
+       "per "
+       "channel (6 bits and a sign without VNNI), P in u8 per block, scores and O in f32; K and V "
+       "in "
+       "the fastest of oneDNN's packed layout, by token and by channel. Causal blocks stop at "
+       "their "
+       "last key.",
+       "All scales are static and come from these very numbers, P's too; quantising Q; quantising "
+       "K "
+       "and V into their layout (that is prepare), also where a decoder would have to do so for "
+       "every "
+       "token; choosing blocks, layouts and kernels.",
+       0.5},
   };
 };
 

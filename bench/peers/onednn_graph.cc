@@ -46,9 +46,6 @@ using Dims = logical_tensor::dims;
 // Up to so many rows of Q for each head of K and V, they are rows of one head to oneDNN.
 constexpr int64_t kFewRows = 32;
 
-// More bytes of scores at a time are refused rather than tried.
-constexpr double kMaxScoreBytes = 2147483648.0;
-
 const dnnl::engine& Engine() {
   static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   return engine;
@@ -365,7 +362,7 @@ class OnednnGraph : public Contender {
       *why_not = "its softmax has no rows without a visible key";
     } else if (type->second == DType::bf16 && !HasBf16()) {
       *why_not = "this CPU has no bf16 arithmetic that oneDNN uses";
-    } else if (ScoreBytes(c, threads) > kMaxScoreBytes) {
+    } else if (ScoreBytes(c, threads) > kMaxExtraBytes) {
       *why_not = "it would store more than 2 GiB of scores";
     } else if (threads != 1 && !kThreaded) {
       *why_not = "this oneDNN was built for other threads than OpenMP's";

@@ -28,9 +28,6 @@ namespace sightline {
 namespace bench {
 namespace {
 
-// More bytes of scores are refused rather than tried.
-constexpr double kMaxScoreBytes = 2147483648.0;
-
 // A message of a protocol buffer: a sequence of fields, each with its number.
 class Message {
  public:
@@ -277,7 +274,7 @@ class OnnxRuntime : public Contender {
       *why_not = "GroupQueryAttention wants a key for every query, and takes no beams";
     } else if (causal && c.batch != 1 && c.q_len != 1 && c.q_len != c.kv_len) {
       *why_not = "GroupQueryAttention wants one sequence if several queries find a cache";
-    } else if (causal && ScoreBytes(c) > kMaxScoreBytes) {
+    } else if (causal && ScoreBytes(c) > kMaxExtraBytes) {
       *why_not = "it would store more than 2 GiB of scores";
     } else {
       const bool cached =

@@ -56,6 +56,15 @@ struct F16 {
   static constexpr auto kSetup = &xnn_setup_scaled_dot_product_attention_nhtc_f16;
 };
 
+// Rows of Q that share K and V: neighbouring queries where there are few, heads where there are
+// many.
+bool FoldsHeads(const Case& c) { return c.q_len < kMaxGemmRows; }
+double MaskBytes(const Case& c, const std::string& precision) {
+  const int64_t rows = c.q_len * (FoldsHeads(c) ? Sharers(c) : 1);
+  const double element_bytes = precision == "f32" ? 4 : 2;
+  return element_bytes * static_cast<double>(rows) * static_cast<double>(c.kv_len);
+}
+
 template <class T>
 class XnnpackEntry : public Entry {
  public:
@@ -70,17 +79,16 @@ class XnnpackEntry : public Entry {
         scale_(Convert(std::vector<float>(static_cast<size_t>(c_.head_dim), problem.scale()))) {
     int64_t heads = Sharers(c_);
     int64_t rows = c_.q_len;
-    if (rows < kMaxGemmRows) rows *= std::exchange(heads, 1);
+    if (FoldsHeads(c_)) rows *= std::exchange(heads, 1);
 
-    std::vector<float> mask(static_cast<size_t>(rows * c_.kv_len));
+    mask_.resize(static_cast<size_t>(rows * c_.kv_len) + kExtra, T::From(0.0f));
     if (c_.mask() == Mask::kCausal) {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t visible = c_.kv_len - c_.q_len + r % c_.q_len + 1;
-        std::fill(mask.begin() + r * c_.kv_len + visible, mask.begin() + (r + 1) * c_.kv_len,
-                  T::kHidden);
+        std::fill(mask_.begin() + r * c_.kv_len + visible, mask_.begin() + (r + 1) * c_.kv_len,
+                  T::From(T::kHidden));
       }
     }
-    mask_ = Convert(mask);
     o_.resize(static_cast<size_t>(Groups(c_) * Sharers(c_) * c_.q_len * c_.v_head_dim) + kExtra);
 
     size_t bytes = 0;
@@ -161,6 +169,8 @@ class Xnnpack : public Contender {
       *why_not = "its operator cannot keep packed K and V: it packs them in every run";
     } else if (problem.c.kv_len < problem.c.q_len && problem.c.mask() == Mask::kCausal) {
       *why_not = "its softmax has no rows without a visible key";
+    } else if (MaskBytes(problem.c, precision) > kMaxExtraBytes) {
+      *why_not = "its mask would take more than 2 GiB";
     } else if (precision == "f32") {
       return Make<F32>(problem, threads, why_not);
     } else if (precision == "f16") {
@@ -183,22 +193,21 @@ class Xnnpack : public Contender {
     return nullptr;
   }
 
+  // clang-format off
   const std::vector<Offer> offers_ = {
       {"f32",
-       "Q, K, V and O in f32, one head after another, [head][token][channel]. Packs K and V in "
-       "every "
+       "Q, K, V and O in f32, one head after another, [head][token][channel]. Packs K and V in every "
        "run. A causal mask is an added tensor: hidden scores are computed too.",
        "Bringing the tensors into that order; creating, reshaping and setting up the operator.",
        1e-5},
       {"f16",
-       "Q, K, V, O and scores in f16, one head after another, [head][token][channel]. Packs K and "
-       "V "
-       "in every run. A causal mask is an added tensor: hidden scores are computed too.",
-       "Converting the tensors and bringing them into that order; creating, reshaping and setting "
-       "up "
+       "Q, K, V, O and scores in f16, one head after another, [head][token][channel]. Packs K and V in "
+       "every run. A causal mask is an added tensor: hidden scores are computed too.",
+       "Converting the tensors and bringing them into that order; creating, reshaping and setting up "
        "the operator.",
        2e-2},
   };
+  // clang-format on
 };
 
 }  // namespace

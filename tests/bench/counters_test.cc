@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bench/contender.h"
+#include "bench/machine.h"
 #include "bench/measure.h"
 #include "bench/problem.h"
 #include "bench/roof_kernels.h"
@@ -138,7 +139,7 @@ TEST_CASE("The relative error is that of the output", "[counters]") {
   c.batch = 2;
   const Problem problem(c);
   REQUIRE_FALSE(problem.exact.empty());
-  std::vector<float> out(static_cast<size_t>(c.q_batch() * c.q_len * c.heads * c.v_head_dim), NAN);
+  std::vector<float> out(static_cast<size_t>(c.q_batch() * c.q_len * c.heads * c.v_head_dim));
   for (const Problem::Row& row : problem.exact) {
     for (size_t d = 0; d < row.value.size(); ++d) {
       out[static_cast<size_t>(((row.batch * c.q_len + row.query) * c.heads + row.head) *
@@ -159,8 +160,10 @@ TEST_CASE("The relative error is that of the output", "[counters]") {
   };
   CHECK(has(0, 0, 0));
   CHECK(has(1, c.q_len - 1, c.heads - 1));
-  out[0] = NAN;
-  CHECK(isnan(RelativeL2(problem, out)));
+  for (const float wrong : {NAN, INFINITY}) {
+    out.back() = wrong;
+    CHECK(isnan(RelativeL2(problem, out)));
+  }
 }
 
 TEST_CASE("A sample of a large case is affordable", "[counters]") {
@@ -259,6 +262,87 @@ TEST_CASE("A prefill near the roof stays below it", "[counters]") {
 #endif
 }
 
+TEST_CASE("Two threads have roofs and rows of their own", "[counters]") {
+  if (NumCpus() < 2) SKIP("needs two CPUs");
+  Roofs one(Tiers().back(), 1);
+  Roofs two(Tiers().back(), 2);
+#if !defined(SIGHTLINE_TESTS_EMULATED)
+  CHECK(two.Arithmetic("fp32_fma") > 1.05 * one.Arithmetic("fp32_fma"));
+#endif
+  const std::unique_ptr<Contender> sightline = MakeSightline(Tiers().back());
+  for (const Op op : kAllOps) {
+    const Problem problem(SmallCase(op));
+    Row row;
+    std::string why_not;
+    REQUIRE(
+        MeasureRow(sightline.get(), problem, sightline->offers()[0], &two, kShort, &row, &why_not));
+    INFO(row.name << " " << row.error);
+    CHECK_THAT(row.name, ContainsSubstring("threads:2"));
+    CHECK(row.error.empty());
+    CHECK(row.timing.seconds == row.timing.real_seconds);
+  }
+}
+
+TEST_CASE("Measuring roofs again never lowers them", "[counters]") {
+  Roofs roofs(Tiers().back(), 1);
+  const double peak = roofs.Arithmetic("fp32_fma");
+  const double bandwidth = roofs.ReadBandwidth(10e3);
+  const double drift = roofs.Remeasure();
+  CHECK(roofs.Arithmetic("fp32_fma") >= peak);
+  CHECK(roofs.ReadBandwidth(10e3) >= bandwidth);
+  CHECK(drift > -1.0);
+}
+
+TEST_CASE("The machine is described", "[counters]") {
+  CHECK_FALSE(CpuModel().empty());
+  CHECK_FALSE(Compiler().empty());
+  CHECK(NumCpus() >= 1);
+  const std::vector<Roofs::Level> levels = Roofs::Levels(FindCaches(0));
+  REQUIRE_FALSE(levels.empty());
+  for (size_t i = 1; i < levels.size(); ++i) {
+    CHECK(levels[i - 1].footprint_bytes < levels[i].footprint_bytes);
+  }
+  CHECK(PinToFastestCpus(1 << 20).empty());
+}
+
+TEST_CASE("What goes wrong while it is timed does not count", "[counters]") {
+  struct Failing : Falsified {
+    Failing() : Falsified(1, 0.0f) {}
+    std::unique_ptr<Entry> Enter(const Problem& problem, const std::string& precision, int threads,
+                                 std::string* why_not) override {
+      struct FailingEntry : Entry {
+        std::unique_ptr<Entry> real;
+        int runs = 0;
+        bool says_so = false;
+        void Run() override { real->Run(), ++runs; }
+        std::vector<float> Output() override {
+          std::vector<float> out = real->Output();
+          if (runs > 3 && !says_so) out.back() = NAN;
+          return out;
+        }
+        double kv_bytes() const override { return real->kv_bytes(); }
+        std::string error() const override { return runs > 3 && says_so ? "broke down" : ""; }
+      };
+      auto entry = std::make_unique<FailingEntry>();
+      entry->real = Falsified::Enter(problem, precision, threads, why_not);
+      entry->says_so = says_so;
+      return entry;
+    }
+    bool says_so = false;
+  };
+  const Problem problem(SmallCase(Op::kCross));
+  Roofs roofs(Tiers().back(), 1);
+  for (const bool says_so : {false, true}) {
+    Failing failing;
+    failing.says_so = says_so;
+    Row row;
+    std::string why_not;
+    REQUIRE(MeasureRow(&failing, problem, failing.offers()[0], &roofs, kShort, &row, &why_not));
+    CHECK_THAT(row.error, ContainsSubstring(says_so ? "broke down" : "error is nan"));
+    CHECK(row.ops == 0.0);
+  }
+}
+
 TEST_CASE("A slowed kernel shows", "[counters]") {
   const Problem problem(SmallCase(Op::kSelf));
   Falsified fast(1, 0.0f);
@@ -284,7 +368,7 @@ TEST_CASE("What computes something else is not timed", "[counters]") {
     Row row;
     std::string why_not;
     REQUIRE(MeasureRow(&wrong, problem, offer, &roofs, kShort, &row, &why_not));
-    CHECK_THAT(row.error, ContainsSubstring("not timed"));
+    CHECK_THAT(row.error, ContainsSubstring("its relative L2 error is 0.2"));
     CHECK(row.rel_l2 == Approx(0.2).margin(0.02));
     CHECK(row.ops == 0.0);
   }

@@ -4,6 +4,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <set>
 #include <sstream>
@@ -94,6 +95,9 @@ TEST_CASE("Mistakes in a model file are named with their line", "[input]") {
   CHECK_THAT(ErrorOf(head + "decode_self k=1 q=5\n"),
              ContainsSubstring("decode_self has no 'q=5'"));
   CHECK_THAT(ErrorOf(head + "self q=99999999999999999999\n"), ContainsSubstring("expected counts"));
+  CHECK_THAT(ErrorOf(head + "append k=1 k=2\n"), ContainsSubstring("append: 'k' twice"));
+  CHECK_THAT(ErrorOf(head + "scale inf\n"), ContainsSubstring("'inf' is no positive number"));
+  CHECK_THAT(ErrorOf(head + "self q=1048576 batch=1048576\n"), ContainsSubstring("is too large"));
 }
 
 TEST_CASE("The models are there", "[input]") {
@@ -141,6 +145,21 @@ TEST_CASE("The models are there", "[input]") {
   }
 }
 
+TEST_CASE("A row that is there twice is refused", "[input]") {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / "sightline_bench_twice";
+  std::filesystem::create_directories(folder);
+  for (const char* name : {"a.txt", "b.txt"}) {
+    std::ofstream(folder / name) << "model m\nheads 1\nhead_dim 8\nself q=4\n";
+  }
+  std::vector<Case> cases;
+  std::string error;
+  CHECK_FALSE(ReadModelFolder(folder.string(), &cases, &error));
+  CHECK_THAT(error, ContainsSubstring("self/m/b1.h1.kv1.d8.q4.k4 is there twice"));
+  CHECK(cases.empty());
+  std::filesystem::remove_all(folder);
+}
+
 TEST_CASE("A folder without models is refused", "[input]") {
   std::vector<Case> cases;
   std::string error;
@@ -169,6 +188,8 @@ TEST_CASE("The command line", "[input]") {
   CHECK_FALSE(parse({"--fast"}));
   CHECK_THAT(error, ContainsSubstring("unknown argument '--fast'"));
   CHECK_FALSE(parse({"--json"}));
+  CHECK_THAT(error, ContainsSubstring("--json needs a value"));
+  CHECK_FALSE(parse({"--json", "--list"}));
   CHECK_THAT(error, ContainsSubstring("--json needs a value"));
   CHECK_FALSE(parse({"--quick=1"}));
   CHECK_THAT(error, ContainsSubstring("--quick takes no value"));
