@@ -3,21 +3,13 @@
 //   report(files) -> { files: [{ …, views: [view] }], across: [comparison] }
 //
 // A view is one file at one tier and one number of threads: its cases, each with everybody who ran
-// it, the pairs that are fair to compare, and their summary. A comparison sets Sightline's rows in
-// several files side by side.
+// it, the pairs that are fair to compare, their summary, and what is to be drawn over length. A
+// comparison sets Sightline's rows in several files side by side.
 
-import { DECODE, PREFILL } from './data.mjs';
+import { bitsOf, isNoisy, kindOf } from './shared.mjs';
 
 // Sweeps answer how speed depends on length. They are nobody's model, so no mean counts them.
-export const isSweep = (model) => model.startsWith('sweep_');
-export const kindOf = (op) =>
-  PREFILL.includes(op) ? 'prefill' : DECODE.includes(op) ? 'decode' : 'store';
-
-// "q8_0" -> 8
-export function bitsOf(precision) {
-  const match = /\d+/.exec(precision);
-  return match ? Number(match[0]) : null;
-}
+const isSweep = (model) => model.startsWith('sweep_');
 
 // The precision of ours that a peer's is compared with, or null: the same one, else one that is as
 // wide; among those, floating point with floating point. Never a narrower one: that we are faster
@@ -157,50 +149,58 @@ function reachedOf(cases, precisions) {
       prefill: rangeOf(known(runs('prefill').map((run) => run.roof))),
       decode: rangeOf(known(runs('decode').map((run) => run.roof))),
       error: rangeOf(known(runs(null).map((run) => run.error))),
-      noisy: runs(null).filter((run) => run.spread > 0.03).length,
+      noisy: runs(null).filter(isNoisy).length,
     };
   });
 }
 
-const UNITS_OF_WIDTH = {
-  32: ['fp32_fma'],
-  16: ['bf16_dot', 'int16_dot', 'fp32_fma'],
-  8: ['int8_dot', 'int16_dot', 'fp32_fma'],
-};
+// The tier that peers are held against: the one whose units reach furthest.
+function bestTierOf(roofs) {
+  const reach = (tier) => Math.max(...Object.values(roofs[tier]));
+  return Object.keys(roofs).sort((a, b) => reach(b) - reach(a))[0] ?? null;
+}
 
-// The roof of each precision of Sightline in a view. Which unit that is, a row's own fraction says:
-// ops / roof is the peak that the benchmark divided by. Where the file's roofs are not of so many
-// threads, that quotient is the roof.
-export function roofsOf(units, cases, precisions, { threads = 1, measuredThreads = 1 } = {}) {
-  const roofs = [];
-  for (const precision of precisions) {
-    const implied = median(
-      cases
-        .filter((item) => item.kind === 'prefill')
-        .flatMap((item) => item.runs)
-        .filter(
-          (run) =>
-            run.contender === 'sightline' && run.precision === precision && run.rate && run.roof,
-        )
-        .map((run) => run.rate / run.roof),
-    );
-    const peak = implied && (implied / threads) * measuredThreads;
-    const distance = (unit) => Math.abs(Math.log(units[unit] / peak));
-    const measured = Object.keys(units);
-    const nearest =
-      peak && measured.length
-        ? measured.reduce((a, b) => (distance(b) < distance(a) ? b : a))
-        : null;
-    const usual = (
-      precision === 'f16' || precision === 'f32'
-        ? ['fp32_fma']
-        : (UNITS_OF_WIDTH[bitsOf(precision)] ?? [])
-    ).find((unit) => units[unit]);
-    const unit = nearest ?? usual ?? null;
-    const rate = threads === measuredThreads && unit ? units[unit] : implied;
-    if (rate) roofs.push({ precision, unit, rate });
-  }
-  return roofs;
+// The arithmetic roof of each precision: [{ peers, precision, tier, unit, rate }], Sightline's at
+// the view's tier, peers' at the best one. Where the file does not have it for so many threads, it
+// is what the rows were divided by.
+function roofsOf(file, tier, threads, cases) {
+  const runs = cases.filter((item) => item.kind === 'prefill').flatMap((item) => item.runs);
+  return [false, true].flatMap((peers) => {
+    const at = (peers && bestTierOf(file.roofs)) || tier;
+    const measured = threads === (file.context.threads ?? 1) ? file.roofs[at] : null;
+    const group = runs.filter((run) => (run.contender !== 'sightline') === peers);
+    return unique(group.map((run) => run.precision)).flatMap((precision) => {
+      const unit = file.units[at]?.[precision] ?? null;
+      const divisors = group
+        .filter((run) => run.precision === precision && run.rate && run.roof)
+        .map((run) => run.rate / run.roof);
+      const rate = measured?.[unit] ?? median(divisors);
+      return rate ? [{ peers, precision, tier: at, unit, rate }] : [];
+    });
+  });
+}
+
+// What is drawn over length: cases of one operation that differ in nothing but their length,
+// wherever a sweep has at least three lengths: [{ op, kind, model, shape, over, cases }], the shape
+// being that of the first case. Rates may be joined where a sweep goes on with fewer heads; the
+// times of decoding may not.
+export function sweepsOf(cases) {
+  const groups = new Map();
+  cases.forEach((item, index) => {
+    if (!item.sweep) return;
+    const { op, kind, model, shape } = item;
+    for (const over of op === 'cross' ? ['k', 'q'] : ['k']) {
+      const other = op === 'cross' ? shape[over === 'k' ? 'q' : 'k'] : null;
+      const heads = kind === 'decode' ? shape.h : null;
+      const { d, dv, b, beams } = shape;
+      const key = [op, model, over, other, heads, shape.h / shape.kv, d, dv, b, beams].join();
+      if (!groups.has(key)) groups.set(key, { op, kind, model, shape, over, cases: [] });
+      groups.get(key).cases.push(index);
+    }
+  });
+  return [...groups.values()].filter(
+    (group) => unique(group.cases.map((index) => cases[index].shape[group.over])).length >= 3,
+  );
 }
 
 function makeView(file, tier, threads) {
@@ -220,10 +220,9 @@ function makeView(file, tier, threads) {
     pairs,
     summary: summaryOf(cases, pairs),
     reached: reachedOf(cases, precisions),
-    roofs: roofsOf(file.roofs[tier] ?? {}, cases, precisions, {
-      threads,
-      measuredThreads: file.context.threads ?? 1,
-    }),
+    sweeps: sweepsOf(cases),
+    roofs: roofsOf(file, tier, threads, cases),
+    bandwidth: (threads === (file.context.threads ?? 1) && file.bandwidth[tier]) || [],
   };
 }
 
@@ -242,21 +241,23 @@ function makeViews(file) {
   );
 }
 
-// A short name for each file: its CPU, and where CPUs repeat, the first thing that tells those
-// files apart.
+// A short name for each file: its CPU. Files of one CPU are told apart by tier or threads if that is
+// where they differ, else by their names. That comes first, for the end may be cut off.
 export function labelsOf(files) {
   const cpu = (file) => file.context.cpu ?? file.name;
-  const fact = (file, key) =>
-    key === 'threads' ? `threads ${file.context.threads ?? 1}` : file.context[key];
+  const facts = [
+    (file) => file.context.tier,
+    (file) => `threads ${file.context.threads ?? 1}`,
+    (file) => file.name,
+  ];
   return files.map((file) => {
     const twins = files.filter((other) => cpu(other) === cpu(file));
     if (twins.length === 1) return cpu(file);
-    for (const key of ['tier', 'threads', 'sightline', 'compiler', 'os', 'date']) {
-      const values = twins.map((twin) => fact(twin, key));
-      if (values.every(Boolean) && unique(values).length === twins.length)
-        return `${cpu(file)}, ${fact(file, key)}`;
-    }
-    return `${cpu(file)}, ${file.name}`;
+    const differs = facts.find((fact) => {
+      const values = twins.map(fact);
+      return values.every(Boolean) && unique(values).length === twins.length;
+    });
+    return `${differs(file)} · ${cpu(file)}`;
   });
 }
 
@@ -336,13 +337,13 @@ function meansOf(rows) {
 
 export function report(files) {
   const labels = labelsOf(files);
-  const shown = files.map(({ rows, strangers, ...file }, index) => ({
+  const shown = files.map(({ rows, units, strangers, ...file }, index) => ({
     ...file,
     label: labels[index],
     rowCount: rows.length,
     strangers: strangers.slice(0, 5),
     strangerCount: strangers.length,
-    views: makeViews({ ...file, rows }),
+    views: makeViews({ ...file, rows, units }),
   }));
   return { files: shown, across: makeAcross(shown) };
 }

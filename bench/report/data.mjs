@@ -1,25 +1,22 @@
 // Reads one JSON file of the benchmark into plain data:
 //
 //   readBenchmark(text, 'phone.json')
-//     -> { name, context, roofs, drift, bandwidth, contenders, rows, strangers }
+//     -> { name, context, roofs, units, bandwidth, drift, contenders, rows, strangers }
 //
 // Whatever a file may lack becomes null or an empty list here, so that nobody further on meets NaN,
 // undefined or a counter that is text. Only what is not a benchmark file at all is an InputError.
 
+import { DECODE, PREFILL, STORE } from './shared.mjs';
+
 // Said to the user as it is, without a stack.
 export class InputError extends Error {}
 
-export const PREFILL = ['self', 'self_causal', 'cross'];
-export const DECODE = ['decode_self', 'decode_cross'];
-export const STORE = ['prepare', 'append'];
-
 const NAME = new RegExp(
   `^(?:peer:([^/]+)/)?(${[...PREFILL, ...DECODE, ...STORE].join('|')})/([^/]+)/([^/]+)/([^/]+)` +
-    '/tier:([^/]+)/threads:(\\d+)(?:/.*)?$',
+    '/tier:([^/]+)/threads:(\\d+)$',
 );
 
-// "[peer:NAME/]op/model/precision/shape/tier:T/threads:N", or null. Google Benchmark may append
-// "/real_time" and the like.
+// "[peer:NAME/]op/model/precision/shape/tier:T/threads:N", or null.
 export function parseName(name) {
   const match = NAME.exec(name);
   if (!match) return null;
@@ -81,11 +78,6 @@ function readRow(entry, id) {
   const notes = String(entry.label ?? '')
     .split(';')
     .map((note) => note.trim());
-  const failed = entry.error_occurred
-    ? entry.error_message
-    : entry.skipped
-      ? entry.skip_message
-      : null;
   const spread = number(entry.spread);
   return {
     ...id,
@@ -97,39 +89,47 @@ function readRow(entry, id) {
     spread,
     repetitions: number(entry.repetitions),
     notes: notes.filter((note) => note && !(spread !== null && note.startsWith('spread'))),
-    failed: entry.error_occurred || entry.skipped ? String(failed || 'no reason given') : null,
+    failed: entry.error_occurred ? String(entry.error_message || 'no reason given') : null,
   };
 }
 
-// One entry for each row: its median, else the middle one of its repetitions.
-function chooseEntries(entries) {
-  const byName = new Map();
-  for (const entry of entries) {
-    if (!entry || typeof entry !== 'object') continue;
-    const aggregate = entry.aggregate_name;
-    if (aggregate && aggregate !== 'median') continue;
-    const name = String(entry.run_name ?? entry.name ?? '').replace(/_median$/, '');
-    if (!byName.has(name)) byName.set(name, { medians: [], runs: [] });
-    byName.get(name)[aggregate ? 'medians' : 'runs'].push(entry);
-  }
-  return [...byName].map(([name, { medians, runs }]) => {
-    const failed = [...medians, ...runs].find((entry) => entry.error_occurred || entry.skipped);
-    const sorted = [...runs].sort((a, b) => a.cpu_time - b.cpu_time);
-    return { name, entry: failed ?? medians[0] ?? sorted[Math.floor((sorted.length - 1) / 2)] };
-  });
+// [[tier, rest, number]] of the keys "prefix:tier/rest", those without a positive number left out.
+function figuresOf(context, prefix) {
+  return Object.entries(context)
+    .map(([key, value]) => [/^([^:]+):([^/]+)\/(.+)$/.exec(key), positive(value)])
+    .filter(([match, value]) => match?.[1] === prefix && value)
+    .map(([match, value]) => [match[2], match[3], value]);
 }
 
-// "avx2/int8_dot" -> { avx2: { int8_dot: … } }
+// Operations per second: { avx2: { int8_dot: … } }
 function readRoofs(context) {
   const roofs = {};
-  for (const [key, value] of Object.entries(context)) {
-    const match = /^roof:([^/]+)\/(.+)$/.exec(key);
-    if (match && positive(value)) (roofs[match[1]] ??= {})[match[2]] = positive(value);
-  }
+  for (const [tier, unit, rate] of figuresOf(context, 'roof')) (roofs[tier] ??= {})[unit] = rate;
   return roofs;
 }
 
-// By which fraction a tier's roof had moved at the end of the run: { avx2: -0.01 }
+// Which of a tier's units the rows of a precision are divided by: { avx2: { i8: 'int8_dot' } }
+function readUnits(context) {
+  const units = {};
+  for (const [key, value] of Object.entries(context)) {
+    const match = /^roof_unit:([^/]+)\/(.+)$/.exec(key);
+    if (match && value) (units[match[1]] ??= {})[match[2]] = String(value);
+  }
+  return units;
+}
+
+// { avx2: [{ level: 'L1', bytes, rate }, …] }, small footprints first.
+function readBandwidth(context) {
+  const bandwidth = {};
+  for (const [tier, rest, rate] of figuresOf(context, 'read_bandwidth')) {
+    const match = /^([^/]+)\/(\d+)$/.exec(rest);
+    if (match) (bandwidth[tier] ??= []).push({ level: match[1], bytes: Number(match[2]), rate });
+  }
+  for (const points of Object.values(bandwidth)) points.sort((a, b) => a.bytes - b.bytes);
+  return bandwidth;
+}
+
+// By which fraction a tier's fp32 roof had moved at the end of the run: { avx2: -0.01 }
 function readDrift(context) {
   const drift = {};
   for (const [key, value] of Object.entries(context)) {
@@ -139,27 +139,24 @@ function readDrift(context) {
   return drift;
 }
 
-function readBandwidth(context) {
-  const points = [];
-  for (const [key, value] of Object.entries(context)) {
-    const match = /^read_bandwidth:([^/]+)\/(\d+)$/.exec(key);
-    if (match && positive(value))
-      points.push({ level: match[1], bytes: Number(match[2]), rate: positive(value) });
-  }
-  return points.sort((a, b) => a.bytes - b.bytes);
-}
-
 // What each contender says of itself, those that only have rows included.
 function readContenders(context, rows) {
   const all = new Map();
   const get = (name) => {
-    if (!all.has(name)) all.set(name, { name, version: null, absent: null, offers: {} });
+    if (!all.has(name))
+      all.set(name, { name, version: null, absent: null, offers: {}, notMeasured: [] });
     return all.get(name);
   };
   const offer = (name, precision) =>
     (get(name).offers[precision] ??= { tensors: null, notTimed: null });
   if (context.sightline) get('sightline').version = String(context.sightline);
   for (const [key, value] of Object.entries(context)) {
+    const missing = /^not_measured:(\S+) (\S+): (.*)$/s.exec(key);
+    if (missing) {
+      const [, name, precision, reason] = missing;
+      get(name).notMeasured.push({ precision, ops: String(value).split(' '), reason });
+      continue;
+    }
     const match = /^(?:peer:([^/]+)|(sightline))\/(.+)$/.exec(key);
     if (!match) continue;
     const name = match[1] ?? match[2];
@@ -192,7 +189,8 @@ export function readBenchmark(text, name) {
   }
   const rows = [];
   const strangers = [];
-  for (const { name: rowName, entry } of chooseEntries(json.benchmarks)) {
+  for (const entry of json.benchmarks) {
+    const rowName = String(entry?.run_name ?? entry?.name ?? 'a row without a name');
     const id = parseName(rowName);
     if (id) rows.push(readRow(entry, id));
     else strangers.push(rowName);
@@ -212,6 +210,8 @@ export function readBenchmark(text, name) {
       cpu: textOf('cpu'),
       os: textOf('os'),
       compiler: textOf('compiler'),
+      build: textOf('build'),
+      governor: textOf('governor'),
       sightline: textOf('sightline'),
       tier: textOf('tier'),
       date: textOf('date'),
@@ -228,8 +228,9 @@ export function readBenchmark(text, name) {
         .filter((cache) => cache.level && cache.size && cache.type !== 'Instruction'),
     },
     roofs: readRoofs(context),
-    drift: readDrift(context),
+    units: readUnits(context),
     bandwidth: readBandwidth(context),
+    drift: readDrift(context),
     contenders: readContenders(context, rows),
     rows,
     strangers,

@@ -16,7 +16,7 @@ const LIBRARIES = [
   'sortable-tablesort/dist/sortable.min.js',
 ];
 // Later ones use earlier ones; together they are one function.
-const SCRIPTS = ['format.js', 'dom.js', 'charts.js', 'tables.js', 'main.js'];
+const SCRIPTS = ['../shared.mjs', 'format.js', 'dom.js', 'charts.js', 'tables.js', 'main.js'];
 // Packages whose code the bundles above contain. d3 only uses the rest of what it depends on in
 // command-line programs.
 const ALSO_INSIDE = [
@@ -81,13 +81,14 @@ const embedScript = (code) => code.replace(/<\/(script)/gi, '<\\/$1').replace(/<
 
 export function makePage(data) {
   const ours = (name) => readFileSync(path.join(here, 'page', name), 'utf8');
+  const scripts = SCRIPTS.map((name) => ours(name).replace(/^export /gm, '')).join('\n');
   const parts = {
     style: ours('style.css'),
     libraries: LIBRARIES.map((file) => `<script>${embedScript(readModule(file))}</script>`).join(
       '\n',
     ),
     data: embedJson({ ...data, licences: licences() }),
-    script: embedScript(`(() => {\n'use strict';\n${SCRIPTS.map(ours).join('\n')}\n})();`),
+    script: embedScript(`(() => {\n'use strict';\n${scripts}\n})();`),
   };
   return ours('template.html').replace(/\{\{(\w+)\}\}/g, (_, part) => parts[part]);
 }
