@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <filesystem>
@@ -19,6 +20,8 @@
 #include <regex>
 #include <set>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include "bench/contender.h"
@@ -40,20 +43,17 @@ namespace {
 constexpr Effort kQuickEffort = {0.005, 0.25};
 // Roofs that moved more than this say that the CPU's speed changed during the run.
 constexpr double kMaxDrift = 0.05;
-
 // How much of a run may get lost.
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kSaveInterval{10};
 
+constexpr const char* kUnits[] = {"fp32_fma", "int8_dot", "int16_dot", "bf16_dot"};
+
 volatile sig_atomic_t interrupted = 0;
-
-// One that takes part, with the roofs that it is held against.
-struct Participant {
-  std::unique_ptr<Contender> contender;
-  Roofs* roofs;
-};
-
-using Context = std::map<std::string, std::string>;
+void Interrupt(int signal_number) {
+  interrupted = 1;
+  signal(signal_number, SIG_DFL);  // a second one does not wait for the row
+}
 
 // From the plainest to the best.
 std::vector<std::string> SupportedTiers() {
@@ -81,57 +81,255 @@ std::string Number(double x) {
   return text;
 }
 
-void PrintRoofs(const Caches& caches, Roofs* roofs) {
-  const std::string& tier = roofs->tier();
-  printf("roofs, tier %s, threads %d:", tier.c_str(), roofs->threads());
-  for (const char* unit : {"fp32_fma", "int8_dot", "int16_dot", "bf16_dot"}) {
-    const double rate = roofs->Arithmetic(unit);
-    if (rate == 0.0) continue;
-    printf("  %s %.1f GOP/s", unit, rate * 1e-9);
-  }
-  printf("\n                ");
-  for (const Roofs::Level& level : Roofs::Levels(caches)) {
-    printf("  %s %.1f GB/s", level.name,
-           roofs->ReadBandwidth(static_cast<double>(level.footprint_bytes)) * 1e-9);
-  }
-  printf("\n");
+std::string Join(const std::set<std::string>& words) {
+  std::string result;
+  for (const std::string& word : words) result += (result.empty() ? "" : " ") + word;
+  return result;
 }
 
-void NoteRoofs(const Caches& caches, Roofs* roofs, Context* context) {
-  const std::string& tier = roofs->tier();
-  for (const char* unit : {"fp32_fma", "int8_dot", "int16_dot", "bf16_dot"}) {
-    const double rate = roofs->Arithmetic(unit);
-    if (rate > 0.0) (*context)["roof:" + tier + "/" + unit] = Number(rate);
+// One run of the program.
+class Benchmark {
+ public:
+  explicit Benchmark(const Options& options) : options_(options), filter_(options.filter) {}
+
+  // Finds out what there is to measure. False, with *error set, if that is nothing.
+  bool Select(std::string* error);
+  void List() const;
+
+  // Say, and note for the JSON, where and what is measured.
+  void DescribeMachine();
+  void DescribeContenders();
+
+  // Measures all rows, or those until an interruption.
+  void Measure();
+  // Adds what is only known afterwards.
+  void Finish();
+  // False if the file cannot be written; true if none is wanted.
+  bool Save() const { return options_.json.empty() || WriteJson(options_.json, context_, rows_); }
+
+  bool all_right() const { return all_right_ && !rows_.empty() && interrupted == 0; }
+
+ private:
+  // One that takes part, with the roofs that it is held against.
+  struct Participant {
+    std::unique_ptr<Contender> contender;
+    Roofs* roofs;
+  };
+
+  // Which rows are wanted is decided by their names alone.
+  bool IsWanted(const Case& c, const Contender& contender, const Offer& offer) const {
+    if (options_.quick && !c.quick) return false;
+    return std::regex_search(RowName(contender, c, offer.precision, options_.threads), filter_);
   }
-  for (const Roofs::Level& level : Roofs::Levels(caches)) {
-    (*context)["read_bandwidth:" + tier + "/" + level.name + "/" +
-               std::to_string(level.footprint_bytes)] =
-        Number(roofs->ReadBandwidth(static_cast<double>(level.footprint_bytes)));
+  Roofs* AddRoofs(const std::string& tier) {
+    roofs_.push_back(std::make_unique<Roofs>(tier, options_.threads));
+    return roofs_.back().get();
+  }
+  void AddIfWanted(std::unique_ptr<Contender> contender, Roofs* roofs);
+  // The row of an offer, unless *why_not says why there is none.
+  void MeasureOffer(const Case& c, const Participant& participant, const Offer& offer,
+                    std::unique_ptr<Problem>* problem, std::string* why_not);
+
+  const Options options_;
+  const std::regex filter_;
+  std::vector<Case> cases_;
+  std::vector<std::unique_ptr<Roofs>> roofs_;
+  std::vector<Participant> participants_;
+  std::vector<AbsentPeer> absent_;
+
+  Caches caches_;
+  std::map<std::string, std::string> context_;
+  std::vector<Row> rows_;
+  std::vector<Roofs*> row_roofs_;                          // of each row
+  std::map<std::string, std::set<std::string>> refusals_;  // contender and reason -> ops
+  bool all_right_ = true;
+};
+
+bool Benchmark::Select(std::string* error) {
+  if (!ReadModelFolder(options_.models, &cases_, error)) return false;
+  const std::vector<std::string> tiers = ChooseTiers(options_.tier, error);
+  if (tiers.empty()) return false;
+  if (options_.threads > NumCpus()) {
+    *error = "--threads " + std::to_string(options_.threads) + ": this process may use " +
+             std::to_string(NumCpus()) + " CPUs, and threads that share one tell nothing";
+    return false;
+  }
+  context_["tier"] = tiers.back();
+  for (const std::string& tier : tiers) AddIfWanted(MakeSightline(tier), AddRoofs(tier));
+
+  Peers peers;
+  if (options_.peers) peers = FindPeers();
+  absent_ = std::move(peers.absent);
+  if (!peers.present.empty()) {
+    // A peer chooses its instructions itself: it is held against the best tier.
+    const std::string best = SupportedTiers().back();
+    Roofs* roofs = tiers.back() == best ? roofs_.back().get() : AddRoofs(best);
+    for (std::unique_ptr<Contender>& peer : peers.present) AddIfWanted(std::move(peer), roofs);
+  }
+
+  // Roofs that no one is held against are not measured.
+  const auto is_unused = [this](const std::unique_ptr<Roofs>& roofs) {
+    return std::none_of(participants_.begin(), participants_.end(),
+                        [&](const Participant& p) { return p.roofs == roofs.get(); });
+  };
+  roofs_.erase(std::remove_if(roofs_.begin(), roofs_.end(), is_unused), roofs_.end());
+  if (participants_.empty()) *error = "no row matches; --list prints the names there are";
+  return !participants_.empty();
+}
+
+void Benchmark::AddIfWanted(std::unique_ptr<Contender> contender, Roofs* roofs) {
+  for (const Case& c : cases_) {
+    for (const Offer& offer : contender->offers()) {
+      if (!IsWanted(c, *contender, offer)) continue;
+      participants_.push_back({std::move(contender), roofs});
+      return;
+    }
   }
 }
 
-// What the contenders are, and what their times leave out.
-void DescribeContenders(const std::vector<Participant>& participants, const Peers& peers,
-                        Context* context) {
-  for (const Participant& participant : participants) {
+void Benchmark::List() const {
+  for (const Case& c : cases_) {
+    for (const Participant& participant : participants_) {
+      for (const Offer& offer : participant.contender->offers()) {
+        if (!IsWanted(c, *participant.contender, offer)) continue;
+        std::cout << RowName(*participant.contender, c, offer.precision, options_.threads) << "\n";
+      }
+    }
+  }
+}
+
+void Benchmark::DescribeMachine() {
+  const std::vector<int> cpus = PinToFastestCpus(options_.threads);
+  std::string pinned;
+  for (const int cpu : cpus) pinned += (pinned.empty() ? "" : " ") + std::to_string(cpu);
+  const int measured_cpu = cpus.empty() ? 0 : cpus[0];
+  caches_ = FindCaches(measured_cpu);
+  const std::string governor = Governor(measured_cpu);
+  context_["cpu"] = CpuModel();
+  context_["os"] = OperatingSystem();
+  context_["compiler"] = Compiler();
+  context_["build"] = SIGHTLINE_BENCH_BUILD;
+  context_["governor"] = governor;
+  context_["threads"] = std::to_string(options_.threads);
+  context_["pinned_cpus"] = pinned;
+  std::cout << context_["cpu"] << ", " << context_["os"] << ", " << context_["compiler"] << ", "
+            << context_["build"] << " build, "
+            << (pinned.empty() ? "not pinned" : "on CPU " + pinned) << "\n";
+  if (!governor.empty() && governor != "performance") {
+    std::cout << "The CPU's frequency governor is \"" << governor
+              << "\": \"performance\" gives steadier times.\n";
+  }
+  for (const std::unique_ptr<Roofs>& roofs : roofs_) {
+    printf("roofs, tier %s, threads %d:", roofs->tier().c_str(), roofs->threads());
+    for (const char* unit : kUnits) {
+      const double rate = roofs->Arithmetic(unit);
+      if (rate > 0.0) printf("  %s %.1f GOP/s", unit, rate * 1e-9);
+    }
+    printf("\n                ");
+    for (const Roofs::Level& level : Roofs::Levels(caches_)) {
+      printf("  %s %.1f GB/s", level.name,
+             roofs->ReadBandwidth(static_cast<double>(level.footprint_bytes)) * 1e-9);
+    }
+    printf("\n");
+  }
+}
+
+void Benchmark::DescribeContenders() {
+  for (const Participant& participant : participants_) {
     const Contender& contender = *participant.contender;
     const bool is_peer = contender.name() != "sightline";
     const std::string prefix = is_peer ? "peer:" + contender.name() : contender.name();
-    (*context)[is_peer ? prefix + "/version" : "sightline"] = contender.version();
+    context_[is_peer ? prefix + "/version" : "sightline"] = contender.version();
     for (const Offer& offer : contender.offers()) {
-      (*context)[prefix + "/" + offer.precision + "/tensors"] = offer.tensors;
-      (*context)[prefix + "/" + offer.precision + "/not_timed"] = offer.not_timed;
-      (*context)["roof_unit:" + participant.roofs->tier() + "/" + offer.precision] =
+      const std::string key = prefix + "/" + offer.precision;
+      context_[key + "/tensors"] = offer.tensors;
+      context_[key + "/not_timed"] = offer.not_timed;
+      context_["roof_unit:" + participant.roofs->tier() + "/" + offer.precision] =
           participant.roofs->UnitOf(offer.precision);
       if (!is_peer) continue;
-      printf("peer %s %s, %s: %s; not timed: %s\n", contender.name().c_str(),
-             contender.version().c_str(), offer.precision.c_str(), offer.tensors.c_str(),
-             offer.not_timed.c_str());
+      std::cout << "peer " << contender.name() << " " << contender.version() << ", "
+                << offer.precision << ": " << offer.tensors << " Not timed: " << offer.not_timed
+                << "\n";
     }
   }
-  for (const AbsentPeer& peer : peers.absent) {
-    printf("peer %s is absent: %s\n", peer.name.c_str(), peer.why.c_str());
-    (*context)["peer:" + peer.name + "/absent"] = peer.why;
+  for (const AbsentPeer& peer : absent_) {
+    std::cout << "peer " << peer.name << " is absent: " << peer.why << "\n";
+    context_["peer:" + peer.name + "/absent"] = peer.why;
+  }
+}
+
+void Benchmark::Measure() {
+  PrintTableHead(std::cout);
+  Clock::time_point saved = Clock::now();
+  for (const Case& c : cases_) {
+    std::unique_ptr<Problem> problem;  // shared by all who are measured on it
+    for (const Participant& participant : participants_) {
+      for (const Offer& offer : participant.contender->offers()) {
+        if (interrupted != 0 || !IsWanted(c, *participant.contender, offer)) continue;
+        std::string why_not;
+        MeasureOffer(c, participant, offer, &problem, &why_not);
+        if (why_not.empty()) continue;
+        const std::string& name = participant.contender->name();
+        refusals_[name + " " + offer.precision + ": " + why_not].insert(Name(c.op));
+        all_right_ = all_right_ && name != "sightline";
+      }
+    }
+    if (Clock::now() - saved > kSaveInterval) {
+      Save();
+      saved = Clock::now();
+    }
+  }
+}
+
+void Benchmark::MeasureOffer(const Case& c, const Participant& participant, const Offer& offer,
+                             std::unique_ptr<Problem>* problem, std::string* why_not) {
+  Row row;
+  try {
+    if (*problem == nullptr) *problem = std::make_unique<Problem>(c);
+    if (!MeasureRow(participant.contender.get(), **problem, offer, participant.roofs,
+                    options_.quick ? kQuickEffort : Effort(), &row, why_not)) {
+      return;
+    }
+  } catch (const std::bad_alloc&) {
+    *why_not = c.Shape() + " is more than the memory holds";
+    return;
+  } catch (const std::exception& e) {  // a peer's
+    *why_not = e.what();
+    return;
+  }
+  PrintRow(row, std::cout);
+  all_right_ = all_right_ && row.error.empty();
+  rows_.push_back(row);
+  row_roofs_.push_back(participant.roofs);
+}
+
+void Benchmark::Finish() {
+  for (const auto& [reason, ops] : refusals_) {
+    std::cout << "not measured (" << Join(ops) << "): " << reason << "\n";
+    context_["not_measured:" + reason] = Join(ops);
+  }
+  // Roofs only rise when they are measured again: fractions become what they should have been.
+  for (const std::unique_ptr<Roofs>& roofs : roofs_) {
+    const double drift = roofs->Remeasure();
+    context_["roof_drift:" + roofs->tier()] = Number(drift);
+    for (const char* unit : kUnits) {
+      const double rate = roofs->Arithmetic(unit);
+      if (rate > 0.0) context_["roof:" + roofs->tier() + "/" + unit] = Number(rate);
+    }
+    for (const Roofs::Level& level : Roofs::Levels(caches_)) {
+      context_["read_bandwidth:" + roofs->tier() + "/" + level.name + "/" +
+               std::to_string(level.footprint_bytes)] =
+          Number(roofs->ReadBandwidth(static_cast<double>(level.footprint_bytes)));
+    }
+    if (drift > -kMaxDrift && drift < kMaxDrift) continue;
+    printf(
+        "The fp32 roof of tier %s is %+.0f %% from what it was at the start: the CPU changed its "
+        "speed "
+        "or had other work, so take fractions of this run with care.\n",
+        roofs->tier().c_str(), 100 * drift);
+  }
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (rows_[i].error.empty()) rows_[i].roof = FractionOfRoof(rows_[i], row_roofs_[i]);
   }
 }
 
@@ -141,165 +339,22 @@ int Fail(const std::string& error) {
 }
 
 int Main(const Options& options) {
+  Benchmark benchmark(options);
   std::string error;
-  std::vector<Case> cases;
-  if (!ReadModelFolder(options.models, &cases, &error)) return Fail(error);
-  const std::vector<std::string> tiers = ChooseTiers(options.tier, &error);
-  if (tiers.empty()) return Fail(error);
-  if (options.threads > NumCpus()) {
-    return Fail("--threads " + std::to_string(options.threads) + ": this process may use " +
-                std::to_string(NumCpus()) + " CPUs, and threads that share one tell nothing");
-  }
-
-  // Which rows are wanted is decided by their names alone.
-  const std::regex filter(options.filter);
-  const auto is_wanted = [&](const Case& c, const Contender& contender, const Offer& offer) {
-    if (options.quick && !c.quick) return false;
-    return std::regex_search(RowName(contender, c, offer.precision, options.threads), filter);
-  };
-  std::vector<std::unique_ptr<Roofs>> all_roofs;
-  std::vector<Participant> participants;
-  const auto add = [&](std::unique_ptr<Contender> contender, Roofs* roofs) {
-    for (const Case& c : cases) {
-      for (const Offer& offer : contender->offers()) {
-        if (!is_wanted(c, *contender, offer)) continue;
-        participants.push_back({std::move(contender), roofs});
-        return;
-      }
-    }
-  };
-  for (const std::string& tier : tiers) {
-    all_roofs.push_back(std::make_unique<Roofs>(tier, options.threads));
-    add(MakeSightline(tier), all_roofs.back().get());
-  }
-  Peers peers;
-  if (options.peers) peers = FindPeers();
-  if (!peers.present.empty()) {
-    // A peer chooses its instructions itself: it is held against the best tier.
-    const std::string best = SupportedTiers().back();
-    if (tiers.back() != best) all_roofs.push_back(std::make_unique<Roofs>(best, options.threads));
-    for (std::unique_ptr<Contender>& peer : peers.present) {
-      add(std::move(peer), all_roofs.back().get());
-    }
-  }
-  if (participants.empty()) return Fail("no row matches; --list prints the names there are");
-
+  if (!benchmark.Select(&error)) return Fail(error);
   if (options.list) {
-    for (const Case& c : cases) {
-      for (const Participant& participant : participants) {
-        for (const Offer& offer : participant.contender->offers()) {
-          if (!is_wanted(c, *participant.contender, offer)) continue;
-          std::cout << RowName(*participant.contender, c, offer.precision, options.threads) << "\n";
-        }
-      }
-    }
+    benchmark.List();
     return 0;
   }
-
-  const std::vector<int> cpus = PinToFastestCpus(options.threads);
-  std::string pinned;
-  for (const int cpu : cpus) pinned += (pinned.empty() ? "" : " ") + std::to_string(cpu);
-  const int measured_cpu = cpus.empty() ? 0 : cpus[0];
-  const Caches caches = FindCaches(measured_cpu);
-  Context context;
-  context["cpu"] = CpuModel();
-  context["os"] = OperatingSystem();
-  context["compiler"] = Compiler();
-  context["build"] = SIGHTLINE_BENCH_BUILD;
-  context["governor"] = Governor(measured_cpu);
-  context["tier"] = tiers.back();
-  context["threads"] = std::to_string(options.threads);
-  context["pinned_cpus"] = pinned;
-  printf("%s, %s, %s, %s build%s\n", context["cpu"].c_str(), context["os"].c_str(),
-         context["compiler"].c_str(), context["build"].c_str(),
-         pinned.empty() ? ", not pinned" : (", on CPU " + pinned).c_str());
-  if (!context["governor"].empty() && context["governor"] != "performance") {
-    printf("The CPU's frequency governor is \"%s\": \"performance\" gives steadier times.\n",
-           context["governor"].c_str());
-  }
-  std::vector<Roofs*> used_roofs;  // participants of one tier are neighbours
-  for (const Participant& participant : participants) {
-    if (used_roofs.empty() || used_roofs.back() != participant.roofs) {
-      used_roofs.push_back(participant.roofs);
-    }
-  }
-  for (Roofs* roofs : used_roofs) PrintRoofs(caches, roofs);
-  DescribeContenders(participants, peers, &context);
-  if (!options.json.empty() && !WriteJson(options.json, context, {})) {
-    return Fail("--json: cannot write " + options.json);
-  }
-
-  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
-    signal(number, [](int received) {
-      interrupted = 1;
-      signal(received, SIG_DFL);  // a second one does not wait for the row
-    });
-  }
-  PrintTableHead(std::cout);
-  std::vector<Row> rows;
-  std::vector<Roofs*> row_roofs;                          // of each row
-  std::map<std::string, std::set<std::string>> refusals;  // contender and reason -> ops
-  bool all_right = true;
-  Clock::time_point saved = Clock::now();
-  for (const Case& c : cases) {
-    std::unique_ptr<Problem> problem;
-    for (const Participant& participant : participants) {
-      for (const Offer& offer : participant.contender->offers()) {
-        if (interrupted != 0 || !is_wanted(c, *participant.contender, offer)) continue;
-        const std::string& name = participant.contender->name();
-        Row row;
-        std::string why_not;
-        try {
-          if (problem == nullptr) problem = std::make_unique<Problem>(c);
-          if (MeasureRow(participant.contender.get(), *problem, offer, participant.roofs,
-                         options.quick ? kQuickEffort : Effort(), &row, &why_not)) {
-            PrintRow(row, std::cout);
-            all_right = all_right && row.error.empty();
-            rows.push_back(row);
-            row_roofs.push_back(participant.roofs);
-          }
-        } catch (const std::bad_alloc&) {
-          why_not = c.Shape() + " is more than the memory holds";
-        } catch (const std::exception& e) {  // a peer's
-          why_not = e.what();
-        }
-        if (why_not.empty()) continue;
-        refusals[name + " " + offer.precision + ": " + why_not].insert(Name(c.op));
-        all_right = all_right && name != "sightline";
-      }
-    }
-    if (!options.json.empty() && Clock::now() - saved > kSaveInterval) {
-      WriteJson(options.json, context, rows);
-      saved = Clock::now();
-    }
-  }
-
-  for (const auto& [reason, ops] : refusals) {
-    std::string list;
-    for (const std::string& op : ops) list += (list.empty() ? "" : " ") + op;
-    std::cout << "not measured (" << list << "): " << reason << "\n";
-    context["not_measured:" + reason] = list;
-  }
-  // Roofs only rise when they are measured again, so that fractions become what they should have
-  // been.
-  for (Roofs* roofs : used_roofs) {
-    const double drift = roofs->Remeasure();
-    NoteRoofs(caches, roofs, &context);
-    context["roof_drift:" + roofs->tier()] = Number(drift);
-    if (drift < -kMaxDrift || drift > kMaxDrift) {
-      printf(
-          "The fp32 roof of tier %s is %+.0f %% from what it was at the start: the CPU changed its "
-          "speed or had other work, so take fractions of this run with care.\n",
-          roofs->tier().c_str(), 100 * drift);
-    }
-  }
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].error.empty()) rows[i].roof = FractionOfRoof(rows[i], row_roofs[i]);
-  }
-  if (!options.json.empty() && !WriteJson(options.json, context, rows)) {
-    return Fail("--json: cannot write " + options.json);
-  }
-  return all_right && !rows.empty() && interrupted == 0 ? 0 : 1;
+  const std::string unwritable = "--json: cannot write " + options.json;
+  benchmark.DescribeMachine();
+  benchmark.DescribeContenders();
+  if (!benchmark.Save()) return Fail(unwritable);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) signal(number, &Interrupt);
+  benchmark.Measure();
+  benchmark.Finish();
+  if (!benchmark.Save()) return Fail(unwritable);
+  return benchmark.all_right() ? 0 : 1;
 }
 
 }  // namespace
@@ -307,6 +362,7 @@ int Main(const Options& options) {
 }  // namespace sightline
 
 int main(int argc, char** argv) {
+  namespace fs = std::filesystem;
   sightline::bench::Options options;
   std::string error;
   if (!sightline::bench::ParseOptions(argc, argv, &options, &error)) {
@@ -317,9 +373,9 @@ int main(int argc, char** argv) {
     return 0;
   }
   // Whoever unpacked the program beside its models may call it from anywhere.
-  namespace fs = std::filesystem;
+  std::error_code code;
   const fs::path beside = fs::path(argv[0]).parent_path() / "models";
-  if (options.models == "models" && !fs::exists("models") && fs::exists(beside)) {
+  if (options.models == "models" && !fs::exists("models", code) && fs::exists(beside, code)) {
     options.models = beside.string();
   }
   return sightline::bench::Main(options);

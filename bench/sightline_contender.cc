@@ -160,7 +160,8 @@ class SightlineEntry : public Entry {
     const int64_t channels = c_.head_dim + c_.v_head_dim;
     int64_t bytes = tokens * channels * (format_.precision == Precision::kF32 ? 4 : 2);
     if (format_.precision == Precision::kI8) {
-      const int64_t tiles = (tokens + internal::kKvTile - 1) / internal::kKvTile;
+      const int64_t tile = static_cast<int64_t>(internal::kKvTile);
+      const int64_t tiles = (tokens + tile - 1) / tile;
       const int64_t scale_bytes = static_cast<int64_t>(sizeof(float));
       bytes = tokens * (channels + scale_bytes) + tiles * c_.v_head_dim * scale_bytes;
     }

@@ -253,11 +253,11 @@ export function labelsOf(files) {
   return files.map((file) => {
     const twins = files.filter((other) => cpu(other) === cpu(file));
     if (twins.length === 1) return cpu(file);
-    const differs = facts.find((fact) => {
+    const tells = facts.slice(0, -1).find((fact) => {
       const values = twins.map(fact);
       return values.every(Boolean) && unique(values).length === twins.length;
     });
-    return `${differs(file)} · ${cpu(file)}`;
+    return `${(tells ?? facts.at(-1))(file)} · ${cpu(file)}`;
   });
 }
 

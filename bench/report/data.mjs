@@ -87,7 +87,6 @@ function readRow(entry, id) {
     kvBytes: positive(entry.kv_bytes),
     error: number(entry.rel_l2),
     spread,
-    repetitions: number(entry.repetitions),
     notes: notes.filter((note) => note && !(spread !== null && note.startsWith('spread'))),
     failed: entry.error_occurred ? String(entry.error_message || 'no reason given') : null,
   };
@@ -190,7 +189,8 @@ export function readBenchmark(text, name) {
   const rows = [];
   const strangers = [];
   for (const entry of json.benchmarks) {
-    const rowName = String(entry?.run_name ?? entry?.name ?? 'a row without a name');
+    if (!entry || typeof entry !== 'object') continue;
+    const rowName = String(entry.run_name ?? entry.name);
     const id = parseName(rowName);
     if (id) rows.push(readRow(entry, id));
     else strangers.push(rowName);

@@ -3,7 +3,6 @@
 
 // A contender keeps its colour and its mark over the whole page; a precision keeps its dashes. The
 // colours are told apart with the common kinds of colour blindness, and never carry anything alone.
-const PEER_ORDER = ['naive', 'xnnpack', 'onednn', 'onednn_graph', 'ggml', 'onnxruntime'];
 const PEER_MARKS = {
   naive: 'times',
   xnnpack: 'square',
@@ -12,6 +11,7 @@ const PEER_MARKS = {
   ggml: 'star',
   onnxruntime: 'wye',
 };
+const PEER_ORDER = Object.keys(PEER_MARKS);
 const SPARE_MARKS = ['cross', 'plus', 'asterisk', 'hexagon'];
 const DASHES = { 32: null, 16: '7 3', 8: '2.5 2.5' };
 
@@ -24,7 +24,6 @@ function orderPeers(names) {
     .sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
 }
 
-const bitsOf = (precision) => Number(/\d+/.exec(precision)?.[0] ?? 0);
 const shadeOf = (precision) =>
   /^bf16/.test(precision)
     ? 'bf16'
@@ -224,16 +223,16 @@ function spreadLabels(labels, gap) {
 }
 
 // Operations per second over length. The distance to the roof is what matters, so the axis is
-// linear and starts at zero.
-function throughputChart(title, series, roofs, { endLabels = false } = {}) {
+// linear and starts at zero. roofs: [{ name, rate }].
+function throughputChart(title, series, roofs, { over = 'length, tokens', endLabels = false }) {
   const points = series.flatMap((one) => one.points);
   const top =
     d3.max([...points.map((point) => point.y), ...roofs.map((roof) => roof.rate / 1e9)]) * 1.1;
   const label =
-    `${title}. Line chart of GOP/s over length: ` +
+    `${title}. Line chart of GOP/s over ${over}: ` +
     series
       .map((one) => `${one.label} reaches ${digits(d3.max(one.points, (p) => p.y))}`)
-      .concat(roofs.map((roof) => `the ${unitName(roof.unit)} roof is ${giga(roof.rate)}`))
+      .concat(roofs.map((roof) => `the ${roof.name} roof is ${giga(roof.rate)}`))
       .join(', ') +
     '.';
   return chart(title, label, series, (width) => {
@@ -256,7 +255,7 @@ function throughputChart(title, series, roofs, { endLabels = false } = {}) {
       x: {
         type: 'log',
         base: 2,
-        label: 'length, tokens →',
+        label: `${over} →`,
         ticks: lengthTicks(
           points.map((p) => p.x),
           width,
@@ -276,7 +275,7 @@ function throughputChart(title, series, roofs, { endLabels = false } = {}) {
         ...lineMarks(series),
         Plot.text(roofs, {
           y: (roof) => roof.rate / 1e9,
-          text: (roof) => `${unitName(roof.unit)} roof ${giga(roof.rate)}`,
+          text: (roof) => `${roof.name} roof ${giga(roof.rate)}`,
           frameAnchor: 'right',
           textAnchor: 'end',
           dx: -2,
@@ -302,6 +301,85 @@ function throughputChart(title, series, roofs, { endLabels = false } = {}) {
       ],
     });
   });
+}
+
+// Elements that are stored per second, over keys. Points have the roof that their own row was
+// divided by; it differs with the length, and between precisions.
+function storeChart(title, series) {
+  const points = series.flatMap((one) => one.points);
+  const roofs = series.map((one) => ({
+    color: one.style.color,
+    points: one.points.filter((point) => point.roof),
+  }));
+  const named = d3.greatest(
+    roofs.map((roof) => d3.least(roof.points, (point) => point.x)).filter(Boolean),
+    (point) => point.roof,
+  );
+  const label =
+    `${title}. Line chart of Gelements/s over keys: ` +
+    series
+      .map(
+        (one) =>
+          `${one.label} between ${d3
+            .extent(one.points, (p) => p.y)
+            .map(digits)
+            .join(' and ')}`,
+      )
+      .join(', ') +
+    '.';
+  const y = logY(
+    points.flatMap((point) => [point.y, point.roof]).filter((value) => value > 0),
+    'Gelements/s',
+  );
+  return chart(title, label, series, (width) =>
+    Plot.plot({
+      width,
+      height: Math.min(340, Math.max(230, width * 0.6)),
+      marginTop: 26,
+      marginRight: 18,
+      marginBottom: 36,
+      style: FONT,
+      x: {
+        type: 'log',
+        base: 2,
+        label: 'keys →',
+        ticks: lengthTicks(
+          points.map((p) => p.x),
+          width,
+        ),
+        tickFormat: lengthTick,
+      },
+      y: y.scale,
+      marks: [
+        ...y.marks,
+        ...roofs.map((roof) =>
+          Plot.line(roof.points, {
+            x: 'x',
+            y: 'roof',
+            stroke: roof.color,
+            strokeWidth: 1.8,
+            strokeDasharray: '1 3.5',
+            strokeLinecap: 'round',
+            sort: 'x',
+          }),
+        ),
+        named
+          ? Plot.text(['bandwidth roofs'], {
+              x: () => named.x,
+              y: () => named.roof,
+              dy: -11,
+              textAnchor: 'start',
+              fill: 'var(--roof)',
+              fontWeight: 600,
+              stroke: 'var(--paper)',
+              strokeWidth: 4,
+            })
+          : null,
+        ...lineMarks(series),
+        tipMark(series),
+      ],
+    }),
+  );
 }
 
 // GB/s over the bytes that are read, below the bandwidth that was measured at such footprints.
@@ -621,9 +699,9 @@ function ratioTicks(low, high, width) {
   return width > 34 * all.length ? all : all.filter((tick) => Math.log10(tick) % 1 === 0);
 }
 
-// The same work on every CPU: one bar for each, from zero.
+// The same work in every file: one bar for each, from zero.
 function machinesChart(title, unit, bars, count) {
-  const said = bars.map((bar) => `${bar.precision} on ${bar.name} ${digits(bar.value)}`);
+  const said = bars.map((bar) => `${bar.precision}, ${bar.name}: ${digits(bar.value)}`);
   const label = `${title}. Bars of ${unit}: ${said.join(', ')}.`;
   return chart(`${title}, geometric mean over ${plural(count, 'row')}`, label, [], (width) => {
     const names = [...new Set(bars.map((bar) => bar.name))];

@@ -30,7 +30,7 @@ function section(id, title, intro, ...content) {
 }
 
 // columns: [{ title, unit?, hint?, text?: true, cell(row) -> node, string or { node, sort } }]; the
-// first is the row's heading.
+// first is the row's heading. A tall table scrolls below its headings; many columns stand closer.
 function table(caption, columns, rows, { tall = false } = {}) {
   const head = columns.map((column) =>
     el(
@@ -59,7 +59,7 @@ function table(caption, columns, rows, { tall = false } = {}) {
   );
   const label = caption instanceof Node ? caption.textContent : caption;
   return el(
-    tall ? 'div.table-box.tall' : 'div.table-box',
+    `div.table-box${tall ? '.tall' : ''}${columns.length > 11 ? '.dense' : ''}`,
     { tabindex: 0, role: 'region', 'aria-label': label },
     el(
       'table.sortable.asc.n-last',

@@ -58,8 +58,6 @@ const CONTENDER_NAMES = {
   onednn_graph: 'oneDNN Graph',
   ggml: 'ggml',
   onnxruntime: 'ONNX Runtime',
-  onnx_runtime: 'ONNX Runtime',
-  ort: 'ONNX Runtime',
 };
 const contenderName = (name) =>
   Object.hasOwn(CONTENDER_NAMES, name) ? CONTENDER_NAMES[name] : name;
@@ -97,12 +95,32 @@ function headsText(shape) {
   return `${heads} × ${shape.d}${shape.dv === shape.d ? '' : `/${shape.dv}`}`;
 }
 
+// What a curve over length holds fixed.
+function sweepText({ op, kind, over, shape }) {
+  const sharing = shape.h / shape.kv;
+  const other = over === 'k' ? 'q' : 'k';
+  return [
+    kind === 'decode'
+      ? headsText(shape)
+      : `head dimension ${shape.d}${shape.dv === shape.d ? '' : `/${shape.dv}`}`,
+    kind !== 'decode' && sharing !== 1 && `${sharing} query heads for each key head`,
+    op === 'cross' && `${other} ${shape[other]}`,
+    shape.beams > 1 && `${shape.beams} beams`,
+    shape.b > 1 && `batch ${shape.b}`,
+  ]
+    .filter(Boolean)
+    .join(', ');
+}
+
 function lengthText(op, shape) {
-  const parts =
-    op === 'prepare' || op === 'append' ? [`k ${shape.k}`] : [`q ${shape.q}`, `k ${shape.k}`];
+  const parts = kindOf(op) === 'store' ? [`k ${shape.k}`] : [`q ${shape.q}`, `k ${shape.k}`];
   if (shape.beams > 1) parts.push(`${shape.beams} beams`);
   if (shape.b > 1) parts.push(`batch ${shape.b}`);
   return parts.join(', ');
 }
-const caseText = ({ op, shape }) => `${OP_SHORT[op]}, ${lengthText(op, shape)}`;
+const opShort = (op) => (Object.hasOwn(OP_SHORT, op) ? OP_SHORT[op] : op);
+const caseText = ({ op, shape }) => `${opShort(op)}, ${lengthText(op, shape)}`;
+const rateUnit = (kind) => (kind === 'store' ? 'Gelements/s' : 'GOP/s');
+const spreadText = (run) => `${(run.spread * 100).toFixed(1)}${NARROW}%`;
 const plural = (count, word) => `${count} ${word}${count === 1 ? '' : 's'}`;
+const capital = (text) => text[0].toUpperCase() + text.slice(1);

@@ -44,13 +44,13 @@ function seriesOf(cases, accepts, point) {
         });
       }
       const { label } = series.get(key);
-      const noisy = run.spread > NOISY ? `\nspread ${digits(run.spread * 100)} %` : '';
+      const noisy = isNoisy(run) ? `\nspread ${spreadText(run)}` : '';
       const roof = run.roof === null ? '' : `, ${percent(run.roof)} % of roof`;
       series.get(key).points.push({
         ...made,
         title:
           `${label}\n${item.model}, ${lengthText(item.op, item.shape)}\n` +
-          `${seconds(run.time)}${run.rate ? `, ${giga(run.rate)} GOP/s` : ''}` +
+          `${seconds(run.time)}${run.rate ? `, ${giga(run.rate)} ${rateUnit(item.kind)}` : ''}` +
           `${roof}${run.error === null ? '' : `\nerror ${scientific(run.error)}`}${noisy}`,
       });
     }
@@ -100,10 +100,12 @@ function header() {
           context.tier && `tier ${context.tier}`,
           context.sightline && `Sightline ${context.sightline}`,
           context.compiler,
+          context.build && context.build !== 'Release' && `${context.build} build`,
           context.os,
           context.date && context.date.replace('T', ' ').slice(0, 16),
           context.threads > 1 && plural(context.threads, 'thread'),
           context.pinned && `pinned to CPU ${context.pinned}`,
+          context.governor && context.governor !== 'performance' && `governor ${context.governor}`,
           caches(file),
           `${plural(file.rowCount, 'row')} in ${file.name}`,
         ].filter(Boolean);
@@ -135,6 +137,9 @@ function setTheme(theme) {
   }
 }
 
+// A roof that moved further than this fraction says that the CPU was not the same all the time.
+const MAX_DRIFT = 0.05;
+
 function warnings(file) {
   const list = [];
   if (!file.rowCount) list.push(`${file.name} holds no rows: there is nothing to show for it.`);
@@ -143,12 +148,23 @@ function warnings(file) {
       `${file.name}: ${plural(file.strangerCount, 'row')} with another kind of name left out, ` +
         `such as “${file.strangers[0]}”.`,
     );
+  const { build, governor } = file.context;
+  if (build !== null && build !== 'Release')
+    list.push(
+      `${file.label}: the benchmark was built as ${build || 'no type at all'}, not as Release: ` +
+        'its times say little.',
+    );
+  if (governor && governor !== 'performance')
+    list.push(
+      `${file.label}: the CPU’s frequency governor was “${governor}”; “performance” gives ` +
+        'steadier times.',
+    );
   for (const [tier, drift] of Object.entries(file.drift)) {
-    if (Math.abs(drift) > 0.05) {
+    if (Math.abs(drift) > MAX_DRIFT) {
       list.push(
         `${file.label}: at the end of the run the fp32 roof of tier ${tier} was ` +
           `${drift > 0 ? 'up' : 'down'} by ${percent(Math.abs(drift))} %. ` +
-          'The CPU changed its speed, so take its figures with care.',
+          'The CPU changed its speed or had other work, so take fractions of a roof with care.',
       );
     }
   }
@@ -174,7 +190,7 @@ function chooser() {
   const { views } = files[choice.file];
   const parts = [
     select(
-      'CPU',
+      'CPU or file',
       files.map((file) => file.label),
       choice.file,
       (index) => show({ file: index, view: 0 }),
@@ -196,7 +212,9 @@ function reachedCards(view) {
     'div.cards',
     {},
     view.reached.map((line) => {
-      const unit = view.roofs.find((roof) => roof.precision === line.precision)?.unit;
+      const unit = view.roofs.find(
+        (roof) => !roof.peers && roof.precision === line.precision,
+      )?.unit;
       const part = (title, range, roof) =>
         range &&
         el(
@@ -230,7 +248,9 @@ function reachedCards(view) {
             ? `error ${scientific(line.error.median)}` +
                 (line.error.count > 1 ? `, median; at most ${scientific(line.error.max)}` : '')
             : 'error not measured',
-          line.noisy ? ` · ${plural(line.noisy, 'row')} spread by more than 3 %` : '',
+          line.noisy
+            ? ` · ${plural(line.noisy, 'row')} with a spread of more than ${percent(MAX_SPREAD)} %`
+            : '',
         ),
       );
     }),
@@ -333,57 +353,89 @@ function roofsSection() {
   );
 }
 
-function throughputSection(file, view) {
-  const ops = ['self', 'self_causal', 'cross']
-    .map((op) => {
-      const cases = view.cases.filter((item) => item.sweep && item.op === op);
-      const length = (item) =>
-        new Set(cases.map((one) => one.shape.k)).size > 1 ? item.shape.k : item.shape.q;
-      const dims = [...new Set(cases.map((item) => item.shape.d))].sort((a, b) => a - b);
-      const panels = dims
-        .map((dim) => {
-          const mine = cases.filter((item) => item.shape.d === dim);
-          if (new Set(mine.map(length)).size < 3) return null;
-          const point = (item, run) => ({ x: length(item), y: run.rate / 1e9 });
-          const own = seriesOf(mine, (run) => run.contender === 'sightline', point);
-          const distinct = (roofs) =>
-            roofs.filter((roof, i) => roofs.findIndex((one) => one.rate === roof.rate) === i);
-          const charts = CLASSES.map((kind) => {
-            const series = seriesOf(mine, (run) => kind.has(run.precision), point);
-            if (!series.length || (!series.some((one) => !one.style.ours) && own.length > 1))
-              return null;
-            const roofs = view.roofs.filter((roof) => kind.has(roof.precision));
-            const bf16 =
-              view.threads === (file.context.threads ?? 1) && file.roofs[view.tier]?.bf16_dot;
-            if (bf16 && series.some((one) => one.precision === 'bf16'))
-              roofs.push({ precision: 'bf16', unit: 'bf16_dot', rate: bf16 });
-            return throughputChart(`${kind.title}, head dimension ${dim}`, series, distinct(roofs));
-          });
-          const all =
-            own.length > 1
-              ? throughputChart(
-                  `Sightline alone, head dimension ${dim}`,
-                  own,
-                  distinct(view.roofs),
-                  { endLabels: true },
-                )
-              : null;
-          const made = [all, ...charts].filter(Boolean);
-          return made.length ? el('div.grid', {}, made) : null;
-        })
-        .filter(Boolean);
-      return panels.length ? [el('h3', {}, capital(OP_NAMES[op])), panels] : null;
-    })
-    .filter(Boolean);
+// The roofs of some series: those that are all but the same are one line, and one of another tier
+// (peers choose their instructions themselves) says so.
+function roofLines(view, series) {
+  const lines = [];
+  for (const { peers, precision, tier, unit, rate } of view.roofs) {
+    if (!series.some((one) => one.precision === precision && !one.style.ours === peers)) continue;
+    const near = lines.find((line) => Math.abs(line.rate / rate - 1) < 0.05);
+    if (!near) {
+      const name = unitName(unit) + (tier === view.tier ? '' : ` (${tier})`);
+      lines.push({ rate, names: [name], units: [unit] });
+    } else if (!near.units.includes(unit)) {
+      near.names.push(unitName(unit));
+      near.units.push(unit);
+    }
+  }
+  return lines.map(({ rate, names }) => ({ rate, name: names.join(', ') }));
+}
+
+// [{ …sweep, cases, text }] of one operation; text names what a curve holds fixed, and the sweep
+// where two hold the same.
+function sweepsIn(view, op) {
+  const mine = view.sweeps
+    .filter((sweep) => sweep.op === op)
+    .map((sweep) => ({
+      ...sweep,
+      cases: sweep.cases.map((index) => view.cases[index]),
+      text: sweepText(sweep),
+    }));
+  return mine.map((sweep) => {
+    const twins = mine.filter((other) => other.text === sweep.text);
+    return twins.length > 1 ? { ...sweep, text: `${sweep.text}, ${sweep.model}` } : sweep;
+  });
+}
+
+function throughputCharts(view, { op, cases, over, text }) {
+  const point = (item, run) => ({ x: item.shape[over], y: run.rate / 1e9 });
+  const axis = op !== 'cross' ? 'length, tokens' : over === 'k' ? 'keys' : 'queries';
+  const draw = (title, series, options) =>
+    throughputChart(`${title}, ${text}`, series, roofLines(view, series), {
+      over: axis,
+      ...options,
+    });
+  const own = seriesOf(cases, (run) => run.contender === 'sightline', point);
+  const all = own.length > 1 ? draw('Sightline alone', own, { endLabels: true }) : null;
+  const classes = CLASSES.map((kind) => {
+    const series = seriesOf(cases, (run) => kind.has(run.precision), point);
+    const repeats = own.length > 1 && series.every((one) => one.style.ours);
+    return series.length && !repeats ? draw(kind.title, series) : null;
+  });
+  return [all, ...classes].filter(Boolean);
+}
+
+function storeCharts({ op, cases, over, text }) {
+  const series = seriesOf(
+    cases,
+    () => true,
+    (item, run) => ({
+      x: item.shape[over],
+      y: run.rate / 1e9,
+      roof: run.roof && run.rate / run.roof / 1e9,
+    }),
+  );
+  return series.length ? [storeChart(`${capital(opShort(op))}, ${text}`, series)] : [];
+}
+
+function throughputSection(view) {
+  const ops = [...PREFILL, ...STORE].map((op) => {
+    const panels = sweepsIn(view, op)
+      .map((sweep) => (kindOf(op) === 'store' ? storeCharts(sweep) : throughputCharts(view, sweep)))
+      .filter((charts) => charts.length);
+    if (!panels.length) return null;
+    const grids = panels.every((charts) => charts.length === 1) ? [panels.flat()] : panels;
+    return [el('h3', {}, capital(OP_NAMES[op])), grids.map((charts) => el('div.grid', {}, charts))];
+  });
   return section(
     'throughput',
     'Speed over length',
-    'Prefill of the length sweeps. The dotted line is the roof: what the multiplications alone ' +
-      'would allow. Causal attention counts the half that is not masked, and the diagonal. The ' +
-      'sweep has fewer heads at great lengths, so compare rates, not times. A peer chooses its ' +
-      'instructions itself and may know some that Sightline’s tier does not have. Point at a ' +
-      'mark for its figures.',
-    ops.length
+    'The length sweeps; those of decoding are below. Dotted lines are roofs: what the ' +
+      'multiplications alone would allow, and in preparing and appending, the memory. Causal ' +
+      'attention counts the half that is not masked, and the diagonal. The sweep has fewer heads at great ' +
+      'lengths, so compare rates, not times. A peer chooses its instructions itself and may know ' +
+      'some that Sightline’s tier does not have. Point at a mark for its figures.',
+    ops.some(Boolean)
       ? ops
       : el(
           'p.empty',
@@ -394,11 +446,9 @@ function throughputSection(file, view) {
   );
 }
 
-const capital = (text) => text[0].toUpperCase() + text.slice(1);
-
-function decodeSection(file, view) {
+function decodeSection(view) {
   const decode = view.cases.filter((item) => item.kind === 'decode');
-  const bandwidth = ['decode_self', 'decode_cross'].map((op) => {
+  const bandwidth = DECODE.map((op) => {
     const charts = CLASSES.map((kind) => {
       const series = seriesOf(
         decode.filter((item) => item.op === op),
@@ -406,39 +456,29 @@ function decodeSection(file, view) {
         (item, run) => ({ x: run.kvBytes, y: run.kvBytes / run.time / 1e9 }),
       );
       return series.length
-        ? bandwidthChart(`${kind.title}, ${OP_SHORT[op]}`, series, file.bandwidth)
+        ? bandwidthChart(`${kind.title}, ${opShort(op)}`, series, view.bandwidth)
         : null;
     }).filter(Boolean);
     return charts.length
       ? [el('h3', {}, `${capital(OP_NAMES[op])}: bandwidth`), el('div.grid.three', {}, charts)]
       : null;
   });
-  const sweeps = decode.filter((item) => item.sweep && item.shape.beams === 1);
-  const latency = [
-    ...new Set(sweeps.map((item) => `${item.op}/${item.model}/${headsText(item.shape)}`)),
-  ]
-    .map((key) => {
-      const mine = sweeps.filter(
-        (item) => `${item.op}/${item.model}/${headsText(item.shape)}` === key,
+  const latency = DECODE.flatMap((op) => sweepsIn(view, op)).map(({ op, cases, over, text }) => {
+    const charts = CLASSES.map((kind) => {
+      const series = seriesOf(
+        cases,
+        (run) => kind.has(run.precision),
+        (item, run) => ({ x: item.shape[over], y: run.time * 1e6 }),
       );
-      if (new Set(mine.map((item) => item.shape.k)).size < 3) return null;
-      const { op, shape } = mine[0];
-      const charts = CLASSES.map((kind) => {
-        const series = seriesOf(
-          mine,
-          (run) => kind.has(run.precision),
-          (item, run) => ({ x: item.shape.k, y: run.time * 1e6 }),
-        );
-        return series.length ? latencyChart(`${kind.title}, ${headsText(shape)}`, series) : null;
-      }).filter(Boolean);
-      return charts.length
-        ? [
-            el('h3', {}, `${capital(OP_NAMES[op])}: time of a step, ${headsText(shape)}`),
-            el('div.grid.three', {}, charts),
-          ]
-        : null;
-    })
-    .filter(Boolean);
+      return series.length ? latencyChart(`${kind.title}, ${text}`, series) : null;
+    }).filter(Boolean);
+    return charts.length
+      ? [
+          el('h3', {}, `${capital(OP_NAMES[op])}: time of a step, ${text}`),
+          el('div.grid.three', {}, charts),
+        ]
+      : null;
+  });
   return section(
     'decode',
     'Decoding',
@@ -473,15 +513,18 @@ function errorSection(view) {
   );
 }
 
+const ACROSS = 'Across CPUs and files';
+
 function acrossSection() {
   if (files.length < 2) return null;
   if (!across.length)
-    return section('across', 'Across CPUs', 'These files have no row of Sightline in common.');
+    return section('across', ACROSS, 'These files have no row of Sightline in common.');
   return section(
     'across',
-    'Across CPUs',
-    'Sightline on the same work, each CPU with its best tier. The bars are geometric means ' +
-      'over the rows of models that all files have.',
+    ACROSS,
+    'Sightline on the same work in each file, with the best tier that the file has. Files of one ' +
+      'CPU are told apart by what differs, or by their names. The bars are geometric means over ' +
+      'the rows of models that all files have.',
     across.map((comparison) => {
       const name = (column) => files[comparison.columns[column].file].label;
       const charts = ['prefill', 'decode']
@@ -515,9 +558,8 @@ function modelsSection(view) {
   const cases = view.cases.filter(
     (item) => item.kind !== 'store' && item.runs.some((run) => run.contender === 'sightline'),
   );
-  const models = [...new Set(cases.map((item) => item.model))].sort(
-    (a, b) => a.startsWith('sweep_') - b.startsWith('sweep_'),
-  );
+  const sweepsLast = [...cases].sort((a, b) => a.sweep - b.sweep);
+  const models = [...new Set(sweepsLast.map((item) => item.model))];
   const lost = view.cases.flatMap((item) =>
     item.runs
       .filter((run) => run.failed)
@@ -537,8 +579,9 @@ function modelsSection(view) {
       'One line for each operation and precision of Sightline. A peer’s column says how many ' +
         'times as long it takes, what it ran at and its error; where a peer is faster the figure ' +
         'is marked ▾. A click on a heading sorts, another click turns the order round.',
-      '± marks a row whose repetitions spread by more than 3 %; a note in italics says what a ' +
-        'model has and the benchmark leaves out, for everybody.',
+      '“Spread” marks a row whose median is known only to within an interval of more than ' +
+        `${percent(MAX_SPREAD)} % of it (95 % confidence); a note in italics says what a model ` +
+        'has and the benchmark leaves out, for everybody.',
     ],
     models.length
       ? models.map((model) =>
@@ -621,6 +664,18 @@ function contendersSection(file) {
                 ]),
               )
             : null,
+          one.notMeasured.length
+            ? [
+                el('h4', {}, 'Not measured'),
+                el(
+                  'ul.plain',
+                  {},
+                  one.notMeasured.map(({ precision, ops, reason }) =>
+                    el('li', {}, `${precision}, ${ops.map(opShort).join(', ')}: ${reason}`),
+                  ),
+                ),
+              ]
+            : null,
         );
       }),
     ),
@@ -651,7 +706,7 @@ function footer() {
 const SECTIONS = [
   ['summary', 'At a glance'],
   ['roofs', 'Roofs'],
-  ['across', 'Across CPUs'],
+  ['across', 'Across'],
   ['throughput', 'Speed over length'],
   ['decode', 'Decoding'],
   ['error', 'Error'],
@@ -669,8 +724,8 @@ function show(next) {
         summary: summarySection(file, view),
         roofs: roofsSection(),
         across: acrossSection(),
-        throughput: throughputSection(file, view),
-        decode: decodeSection(file, view),
+        throughput: throughputSection(view),
+        decode: decodeSection(view),
         error: errorSection(view),
         models: modelsSection(view),
         stores: storeSection(view),

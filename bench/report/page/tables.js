@@ -1,15 +1,16 @@
 // The tables: which columns each has.
 
-const NOISY = 0.03;
-
-// Marks a row whose repetitions differ by more than 3 %.
+// Marks a row whose median is not known well.
 function noise(run) {
-  if (!(run.spread > NOISY)) return null;
-  const text = `±${(run.spread * 100).toFixed(1)}${NARROW}%`;
+  if (!isNoisy(run)) return null;
   return el(
     'span.noisy',
-    { title: `The repetitions spread by ${text}, more than 3 %: take this figure with care.` },
-    text,
+    {
+      title:
+        `The median is known only to within an interval of ${spreadText(run)} of it ` +
+        `(95${NARROW}% confidence): do not compare it with anything as close as that.`,
+    },
+    `spread ${spreadText(run)}`,
   );
 }
 
@@ -29,7 +30,7 @@ function rateOf(item, run) {
 
 function operationCell(item) {
   return {
-    node: [OP_SHORT[item.op], el('span.sub', {}, lengthText(item.op, item.shape))],
+    node: [opShort(item.op), el('span.sub', {}, lengthText(item.op, item.shape))],
     sort: `${item.op} ${String(item.shape.k).padStart(9, '0')}`,
   };
 }
@@ -197,7 +198,7 @@ const LEVELS = ['L1', 'L2', 'L3', 'DRAM'];
 
 function roofsTable(files) {
   const lines = files.flatMap((file) => {
-    const tiers = Object.keys(file.roofs);
+    const tiers = [...new Set([...Object.keys(file.roofs), ...Object.keys(file.bandwidth)])];
     return (tiers.length ? tiers : [file.context.tier ?? '–']).map((tier) => ({
       file,
       tier,
@@ -226,7 +227,7 @@ function roofsTable(files) {
       title: `read ${level}`,
       unit: 'GB/s',
       cell: (line) => {
-        const point = line.file.bandwidth.find((one) => one.level === level);
+        const point = line.file.bandwidth[line.tier]?.find((one) => one.level === level);
         return point
           ? {
               node: el('span', { title: `at ${bytes(point.bytes)}` }, giga(point.rate)),
@@ -242,7 +243,8 @@ function roofsTable(files) {
 function storeTable(view) {
   const lines = view.cases
     .filter((item) => item.kind === 'store')
-    .flatMap((item) => item.runs.map((run) => ({ item, run })));
+    .flatMap((item) => item.runs.map((run) => ({ item, run })))
+    .sort((a, b) => a.item.sweep - b.item.sweep);
   if (!lines.length) return null;
   const several = new Set(lines.map(({ run }) => run.contender)).size > 1;
   const columns = [
@@ -284,7 +286,7 @@ function storeTable(view) {
       cell: ({ run }) => numeric(run.error, scientific),
     },
   ].filter(Boolean);
-  return table('Storing K and V', columns, lines);
+  return table('Storing K and V', columns, lines, { tall: lines.length > 30 });
 }
 
 function acrossTable(comparison, files) {
@@ -313,7 +315,7 @@ function acrossTable(comparison, files) {
         comparison.columns.length > 2
           ? `${files[file].label}, against the first`
           : 'Against the first',
-      hint: `Time on ${files[file].label} divided by time on ${files[first.file].label}`,
+      hint: `Time in ${files[file].label} divided by time in ${files[first.file].label}`,
       cell: (row) =>
         numeric(
           row.runs[0] && row.runs[index + 1] ? row.runs[index + 1].time / row.runs[0].time : null,
@@ -322,7 +324,12 @@ function acrossTable(comparison, files) {
     })),
   ];
   const models = comparison.rows.filter((row) => !row.sweep);
-  return table('Time of Sightline on each CPU', columns, models.length ? models : comparison.rows, {
-    tall: true,
-  });
+  return table(
+    'Time of Sightline in each file',
+    columns,
+    models.length ? models : comparison.rows,
+    {
+      tall: true,
+    },
+  );
 }

@@ -135,19 +135,30 @@ describe('the page', { skip }, () => {
   it('has its charts, with marks and descriptions', async () => {
     const page = await open('full', full());
     const all = await charts(page);
-    // 2 ratios, 2 means; 2 operations at 2 head dimensions with 4 panels each; decode: 2 × 3 of
-    // bandwidth, 2 × 3 of time; 2 of error.
-    assert.equal(all.length, 2 + 2 + 2 * 2 * 4 + 6 + 6 + 2);
+    // 2 ratios, 2 means; 3 operations at 2 head dimensions with 4 panels each, 2 with one; decode:
+    // 2 × 3 of bandwidth, 2 operations at 2 head dimensions with 3 panels of time; 2 of error.
+    assert.equal(all.length, 2 + 2 + 3 * 2 * 4 + 2 * 2 + 6 + 2 * 2 * 3 + 2);
     for (const { label, marks, broken } of all) {
       assert.ok(marks > 0, `no marks: ${label}`);
       assert.ok(label.length > 30, label);
       assert.ok(!broken, label);
     }
-    const roofs = await page.$$eval(
-      '#throughput svg',
-      (plots) => plots.filter((svg) => /roof \d/.test(svg.textContent)).length,
-    );
-    assert.equal(roofs, 16);
+    const roofed = (text) =>
+      page.$$eval(
+        '#throughput svg[role=img]',
+        (plots, pattern) => plots.filter((svg) => svg.textContent.match(pattern)).length,
+        text,
+      );
+    assert.equal(await roofed('roof \\d'), 24);
+    assert.equal(await roofed('Gelements/s.*bandwidth roofs'), 4);
+    const headings = await page.$$eval('#throughput h3', (all) => all.map((h) => h.textContent));
+    assert.deepEqual(headings, [
+      'Self-attention',
+      'Causal self-attention',
+      'Cross-attention',
+      'Prepare',
+      'Append',
+    ]);
     await finish(page, 'light');
   });
 
@@ -168,7 +179,7 @@ describe('the page', { skip }, () => {
     for (const start of [
       'Time of each peer',
       'Measured peaks',
-      'Time of Sightline on each CPU',
+      'Time of Sightline in each file',
       'bert_base',
       'gpt2',
       'whisper_base',
@@ -194,9 +205,12 @@ describe('the page', { skip }, () => {
     assert.match(text, /▾.0\.\d\d×/); // a peer that is faster
     assert.match(text, /✕ not timed/);
     assert.match(text, /wrong output: relative error 0\.41/);
-    assert.match(text, /±\d\.\d.%/);
+    assert.match(text, /spread \d\.\d.%/);
+    assert.doesNotMatch(text, /±/);
     assert.match(text, /without its relative bias/);
-    assert.match(text, /Absent: not built in: CMake found no ONNX Runtime/);
+    const contenders = await page.innerText('#contenders');
+    assert.match(contenders, /Not measured\s+f32, decode cross, decode self: its graph has one/);
+    assert.match(contenders, /Not measured\s+f32, decode cross: it has no beams: every one has/);
     assert.doesNotMatch(text, /\bNaN\b|undefined|\[object|Infinity/);
     await finish(page);
   });
@@ -317,10 +331,12 @@ describe('the page', { skip }, () => {
   it('shows another CPU when it is chosen', async () => {
     const page = await open('full', full());
     assert.match(await page.innerText('.what'), /Server/);
-    await page.getByLabel('CPU', { exact: true }).selectOption('1');
+    await page.getByLabel('CPU or file').selectOption('1');
     assert.match(await page.innerText('.what'), /Board/);
     assert.ok((await charts(page)).every(({ marks, broken }) => marks > 0 && !broken));
-    assert.match(await page.innerText('#contenders'), /not for this architecture/);
+    const contenders = await page.innerText('#contenders');
+    assert.match(contenders, /Absent: not built in: not for this architecture/);
+    assert.match(contenders, /Absent: not built in: CMake found no ONNX Runtime/);
     await finish(page);
   });
 
@@ -333,7 +349,83 @@ describe('the page', { skip }, () => {
     await page.getByLabel('Tier and threads').selectOption('3');
     assert.match(await page.innerText('.what'), /avx2, 4 threads$/);
     assert.ok((await charts(page)).every(({ marks, broken }) => marks > 0 && !broken));
+    // Peers chose the instructions of the best tier, and its roof is drawn too.
+    await page.getByLabel('Tier and threads').selectOption('2');
+    const labels = (await charts(page))
+      .map(({ label }) => label)
+      .filter((label) => /GOP/.test(label));
+    const with32 = labels.find((label) => label.startsWith('32-bit, head dimension 64'));
+    assert.match(with32, /the fp32 FMA roof is 58.5, the fp32 FMA \(avx512_vnni\) roof is 117/);
+    const tiers = await page.$$eval('#roofs tbody td:nth-child(2)', (all) =>
+      all.map((cell) => cell.textContent),
+    );
+    assert.deepEqual(tiers, ['avx2', 'avx512_vnni']);
+    await finish(page, 'tiers');
+  });
+
+  it('tells files of one machine apart by their names', async () => {
+    const page = await open(
+      'twins',
+      pageOf(makeFile('server', { peers: false }), makeFile('server')),
+    );
+    const across = await page.innerText('#across');
+    assert.match(across, /^Across CPUs and files/);
+    assert.doesNotMatch(across, /each CPU/);
+    const headings = await page.$$eval('#across thead th', (all) =>
+      all.map((th) => th.textContent),
+    );
+    assert.deepEqual(headings.slice(3, 5), [
+      'file0.json · Example Server CPU 3.6 GHz, µs',
+      'file1.json · Example Server CPU 3.6 GHz, µs',
+    ]);
+    const bars = await page.$$eval('#across svg[role=img]', (all) =>
+      all.map((svg) => svg.textContent),
+    );
+    assert.equal(bars.length, 2);
+    for (const text of bars) assert.match(text, /file0\.json.*file1\.json/);
+    const options = await page.$$eval('select option', (all) => all.map((one) => one.textContent));
+    assert.match(options.join(), /file0\.json.*file1\.json/);
+    assert.match(await page.innerText('#roofs'), /file0\.json[^]*file1\.json/);
+    await finish(page, 'twins');
+  });
+
+  it('warns of a build, a governor and a drift that spoil figures', async () => {
+    const file = makeQuickFile('server');
+    Object.assign(file.context, {
+      build: 'Debug',
+      governor: 'powersave',
+      'roof_drift:avx512_vnni': '-0.12',
+    });
+    const page = await open('warnings', pageOf(file));
+    const warnings = await page.$$eval('.warning', (all) => all.map((one) => one.textContent));
+    assert.equal(warnings.length, 3);
+    assert.match(warnings[0], /built as Debug, not as Release/);
+    assert.match(warnings[1], /governor was “powersave”/);
+    assert.match(warnings[2], /tier avx512_vnni was down by 12 %/);
+    assert.match(await page.innerText('.machines'), /Debug build.*governor powersave/);
     await finish(page);
+    const quiet = await open('quiet', pageOf(makeQuickFile('server')));
+    assert.equal(await quiet.$$eval('.warning', (all) => all.length), 0);
+    assert.doesNotMatch(await quiet.innerText('.machines'), /Release|performance/);
+    await finish(quiet);
+  });
+
+  it('holds six peers at 1280 pixels', async () => {
+    const page = await open('six', pageOf(makeFile('server')));
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth));
+    const wide = await page.$$eval('#models .table-box', (boxes) =>
+      boxes.map((box) => ({
+        columns: box.querySelectorAll('thead th').length,
+        inside: box.getBoundingClientRect().right <= window.innerWidth,
+        hidden: box.scrollWidth - box.clientWidth,
+        // a heading or a ratio that runs into its neighbour
+        clash: [...box.querySelectorAll('th, td')].some(
+          (cell) => cell.scrollWidth > cell.clientWidth + 1,
+        ),
+      })),
+    );
+    assert.ok(wide.every(({ columns, inside, clash }) => columns >= 12 && inside && !clash));
+    await finish(page, 'six');
   });
 
   const damaged = makeFile('server');
@@ -347,11 +439,11 @@ describe('the page', { skip }, () => {
     '</script><script>console.error("out")</script><img src=x onerror=alert(1)>';
   hostile.context['peer:<b>x/version'] = '{{script}} $& $1';
   for (const row of hostile.benchmarks)
-    row.name = row.run_name = row.name.replace(/(gpt2|bert_base)/, '<img src=x onerror=alert(1)>');
+    row.run_name = row.run_name.replace(/(gpt2|bert_base)/, '<img src=x onerror=alert(1)>');
   const bare = {
     context: {},
-    benchmarks: makeQuickFile('board').benchmarks.map(({ name, cpu_time, time_unit }) => ({
-      name,
+    benchmarks: makeQuickFile('board').benchmarks.map(({ run_name, cpu_time, time_unit }) => ({
+      run_name,
       cpu_time,
       time_unit,
     })),

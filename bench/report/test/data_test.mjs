@@ -8,9 +8,10 @@ import path from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
-import { bitsOf, counterpart, geomean, labelsOf, median, report, roofsOf } from '../compare.mjs';
+import { counterpart, geomean, labelsOf, median, report, sweepsOf } from '../compare.mjs';
 import { InputError, parseName, parseShape, readBenchmark } from '../data.mjs';
 import { embedJson } from '../page.mjs';
+import { MAX_SPREAD, bitsOf, isNoisy } from '../shared.mjs';
 import { makeFile, makeQuickFile } from './fixtures.mjs';
 
 const NAME = 'self_causal/gpt2/i8/b1.h12.kv12.d64.q1024.k1024/tier:avx2/threads:1';
@@ -21,7 +22,8 @@ function read(benchmarks, context = {}) {
 
 function entry(name, time, more = {}) {
   return {
-    name,
+    name: `${name}_median`,
+    run_name: name,
     run_type: 'aggregate',
     aggregate_name: 'median',
     cpu_time: time,
@@ -56,7 +58,6 @@ describe('names', () => {
       threads: 1,
     });
     assert.equal(parseName(`peer:ggml/${NAME}`).contender, 'ggml');
-    assert.equal(parseName(`${NAME}/real_time`).threads, 1);
   });
   it('of other benchmarks are no names', () => {
     for (const name of [
@@ -65,6 +66,7 @@ describe('names', () => {
       NAME.replace('self_causal', 'softmax'),
       NAME.replace('.k1024', ''),
       NAME.replace('/threads:1', ''),
+      `${NAME}/real_time`,
     ]) {
       assert.equal(parseName(name), null, name);
     }
@@ -92,21 +94,6 @@ describe('rows', () => {
     assert.ok(Math.abs(rows[0].time - 10e-6) < 1e-12);
     assert.ok(Math.abs(rows[1].time - 5e-6) < 1e-12);
   });
-  it('are the medians, else the middle repetition', () => {
-    const all = [
-      { ...entry(`${NAME}_mean`, 99), run_name: NAME, aggregate_name: 'mean' },
-      { ...entry(`${NAME}_median`, 20), run_name: NAME },
-    ];
-    assert.equal(read(all).rows.length, 1);
-    assert.ok(Math.abs(read(all).rows[0].time - 20e-6) < 1e-12);
-    const runs = [30, 10, 20].map((time) => ({
-      name: NAME,
-      run_type: 'iteration',
-      cpu_time: time,
-      time_unit: 'us',
-    }));
-    assert.ok(Math.abs(read(runs).rows[0].time - 20e-6) < 1e-12);
-  });
   it('survive missing, null, negative and textual counters', () => {
     const [row] = read([
       entry(NAME, -1, { ops: null, roof: 'much', rel_l2: undefined, spread: '' }),
@@ -118,7 +105,7 @@ describe('rows', () => {
   });
   it('survive the bare NaN and Infinity of Google Benchmark, outside of strings only', () => {
     const text = `{"context": {"cpu": "NaN \\" -inf"}, "benchmarks": [
-      {"name": "${NAME}", "cpu_time": 5, "time_unit": "us", "ops": NaN, "roof": -Infinity}]}`;
+      {"run_name": "${NAME}", "cpu_time": 5, "time_unit": "us", "ops": NaN, "roof": -Infinity}]}`;
     const file = readBenchmark(text, 'a.json');
     assert.equal(file.context.cpu, 'NaN " -inf');
     assert.deepEqual([file.rows[0].rate, file.rows[0].roof], [null, null]);
@@ -133,15 +120,20 @@ describe('rows', () => {
     ]);
   });
   it('say why they failed', () => {
-    assert.equal(
-      read([{ name: NAME, error_occurred: true, error_message: 'wrong' }]).rows[0].failed,
-      'wrong',
+    const failedOf = (more) => read([entry(NAME, 1, more)]).rows[0].failed;
+    assert.equal(failedOf({ error_occurred: true, error_message: 'wrong' }), 'wrong');
+    assert.equal(failedOf({ error_occurred: true }), 'no reason given');
+    assert.equal(failedOf({}), null);
+  });
+  it('are noisy if their median is not known well', () => {
+    assert.deepEqual(
+      [null, 0.01, MAX_SPREAD, 0.04].map((spread) => isNoisy({ spread })),
+      [false, false, false, true],
     );
-    assert.equal(
-      read([{ name: NAME, skipped: true, skip_message: 'too large' }]).rows[0].failed,
-      'too large',
+    const rows = [0.02, 0.05].map((spread, i) =>
+      entry(NAME.replace('gpt2', `gpt${i}`), 1, { spread, roof: 0.5 }),
     );
-    assert.equal(read([{ name: NAME, error_occurred: true }]).rows[0].failed, 'no reason given');
+    assert.equal(onlyView([read(rows)]).reached[0].noisy, 1);
   });
 });
 
@@ -150,8 +142,14 @@ describe('the context', () => {
     const file = read([], {
       'roof:avx2/fp32_fma': '1.17e11',
       'roof:avx2/int8_dot': 'none',
-      'read_bandwidth:DRAM/1000': '2e10',
-      'read_bandwidth:L1/10': '2e11',
+      'roof_unit:avx2/i8': 'int8_dot',
+      'roof_unit:avx2/f32': 'fp32_fma',
+      'read_bandwidth:avx2/DRAM/1000': '2e10',
+      'read_bandwidth:avx2/L1/10': '2e11',
+      'read_bandwidth:scalar/L1/10': '4e10',
+      'read_bandwidth:scalar/L2/100': 'none',
+      governor: 'powersave',
+      build: 'Debug',
       sightline: '0.2',
       'sightline/f32/tensors': 'all f32',
       'peer:ggml/absent': 'not found',
@@ -159,10 +157,15 @@ describe('the context', () => {
       'roof_drift:avx2': '-0.2',
     });
     assert.deepEqual(file.roofs, { avx2: { fp32_fma: 1.17e11 } });
-    assert.deepEqual(
-      file.bandwidth.map((point) => point.level),
-      ['L1', 'DRAM'],
-    );
+    assert.deepEqual(file.units, { avx2: { i8: 'int8_dot', f32: 'fp32_fma' } });
+    assert.deepEqual(file.bandwidth, {
+      avx2: [
+        { level: 'L1', bytes: 10, rate: 2e11 },
+        { level: 'DRAM', bytes: 1000, rate: 2e10 },
+      ],
+      scalar: [{ level: 'L1', bytes: 10, rate: 4e10 }],
+    });
+    assert.deepEqual([file.context.governor, file.context.build], ['powersave', 'Debug']);
     assert.deepEqual(file.drift, { avx2: -0.2 });
     assert.deepEqual(file.contenders.find((one) => one.name === 'ggml').absent, 'not found');
     assert.equal(
@@ -170,6 +173,21 @@ describe('the context', () => {
       'all f32',
     );
     assert.equal(file.contenders.find((one) => one.name === 'naive').offers.f32.notTimed, '');
+  });
+  it('says what was not measured, and why', () => {
+    const file = read([], {
+      'not_measured:xnnpack f16: shape b1.h8: no, not here': 'cross self',
+      'not_measured:xnnpack f16': 'self',
+    });
+    assert.deepEqual(
+      file.contenders.map(({ name, notMeasured }) => [name, notMeasured]),
+      [
+        [
+          'xnnpack',
+          [{ precision: 'f16', ops: ['cross', 'self'], reason: 'shape b1.h8: no, not here' }],
+        ],
+      ],
+    );
   });
 });
 
@@ -220,7 +238,7 @@ describe('pairing', () => {
     assert.ok(Math.abs(line.decode.geomean - 2) < 1e-9);
   });
   it('leaves sweeps out of means', () => {
-    const sweep = (row) => ({ ...row, name: row.name.replace('gpt2', 'sweep_d64') });
+    const sweep = (row) => ({ ...row, run_name: row.run_name.replace('gpt2', 'sweep_d64') });
     const view = onlyView([
       read([
         ours('self', 10, { roof: 0.5 }),
@@ -248,24 +266,88 @@ describe('statistics', () => {
     assert.equal(median([3, 1, 2]), 2);
     assert.equal(median([4, 1, 2, 3]), 2.5);
   });
-  it('find the roof that a row was measured against', () => {
-    const units = { fp32_fma: 100, int16_dot: 200 };
-    const cases = (rate, roof) => [
-      { kind: 'prefill', runs: [{ contender: 'sightline', precision: 'i8', rate, roof }] },
-    ];
-    assert.deepEqual(roofsOf(units, cases(150, 0.75), ['i8']), [
-      { precision: 'i8', unit: 'int16_dot', rate: 200 },
+});
+
+describe('roofs', () => {
+  const context = {
+    tier: 'avx2',
+    'roof:avx2/fp32_fma': '100',
+    'roof:avx2/int8_dot': '150',
+    'roof:avx512/fp32_fma': '200',
+    'roof:avx512/int8_dot': '800',
+    'roof_unit:avx2/i8': 'fp32_fma',
+    'roof_unit:avx512/q8_0': 'int8_dot',
+    'read_bandwidth:avx2/L1/10': '70',
+    'read_bandwidth:avx512/L1/10': '90',
+  };
+  const ours = (more) => entry(NAME, 1, { ops: 60, roof: 0.5, ...more });
+  const peer = entry(`peer:ggml/${NAME.replace('i8', 'q8_0').replace('avx2', 'own')}`, 1);
+
+  it('are of the unit that the file names, of peers at the best tier', () => {
+    const view = onlyView([read([ours(), peer], context)]);
+    assert.deepEqual(view.roofs, [
+      { peers: false, precision: 'i8', tier: 'avx2', unit: 'fp32_fma', rate: 100 },
+      { peers: true, precision: 'q8_0', tier: 'avx512', unit: 'int8_dot', rate: 800 },
     ]);
-    assert.deepEqual(roofsOf(units, cases(75, 0.75), ['i8']), [
-      { precision: 'i8', unit: 'fp32_fma', rate: 100 },
+    assert.deepEqual(view.bandwidth, [{ level: 'L1', bytes: 10, rate: 70 }]);
+  });
+  it('are what rows were divided by where the file has none, or none of so many threads', () => {
+    const [roof] = onlyView([read([ours()], { 'roof_unit:avx2/i8': 'int8_dot' })]).roofs;
+    assert.deepEqual([roof.unit, roof.rate], ['int8_dot', 120]);
+    const view = onlyView([read([ours()], { ...context, threads: '2' })]);
+    assert.deepEqual([view.roofs[0].unit, view.roofs[0].rate], ['fp32_fma', 120]);
+    assert.deepEqual(view.bandwidth, []);
+    assert.deepEqual(onlyView([read([ours({ ops: null })], {})]).roofs, []);
+  });
+});
+
+describe('sweeps', () => {
+  const caseOf = (op, model, text) => {
+    const shape = parseShape(text);
+    const kind = /^decode/.test(op) ? 'decode' : 'prefill';
+    return { op, model, shape, kind, sweep: model.startsWith('sweep_') };
+  };
+  const found = (...cases) =>
+    sweepsOf(cases).map(({ op, model, over, cases: indices }) => [op, model, over, indices]);
+
+  it('are what has three lengths or more and is no model', () => {
+    const lengths = (model, count) =>
+      [64, 128, 256, 512]
+        .slice(0, count)
+        .map((n) => caseOf('self', model, `b1.h8.d64.q${n}.k${n}`));
+    assert.deepEqual(found(...lengths('sweep_a', 3)), [['self', 'sweep_a', 'k', [0, 1, 2]]]);
+    assert.deepEqual(found(...lengths('sweep_a', 2)), []);
+    assert.deepEqual(found(...lengths('bert', 4)), []);
+  });
+  it('go on with fewer heads, but not with another dimension, grouping or number of beams', () => {
+    const at = (heads, k, more = '') =>
+      caseOf('self', 'sweep_a', `b1.h${heads}.kv${heads}.d64.q${k}.k${k}${more}`);
+    assert.equal(found(at(8, 1), at(8, 2), at(1, 3)).length, 1);
+    assert.equal(found(at(8, 1), at(8, 2), at(8, 3, '.dv128')).length, 0);
+    const decode = (text) => caseOf('decode_self', 'sweep_a', text);
+    const two = ['b1.h8.d64.q1.k1', 'b1.h8.d64.q1.k2'].map(decode);
+    assert.equal(found(...two, decode('b1.h8.d64.q1.k3')).length, 1);
+    assert.equal(found(...two, decode('b1.h1.d64.q1.k3')).length, 0);
+    assert.equal(found(...two, decode('b1.h8.kv2.d64.q1.k3')).length, 0);
+    assert.equal(found(...two, decode('b1.h8.d64.q1.k3.beams5')).length, 0);
+  });
+  it('of cross-attention are over keys or over queries', () => {
+    const cross = (q, k) => caseOf('cross', 'sweep_a', `b1.h8.d64.q${q}.k${k}`);
+    assert.deepEqual(found(cross(64, 1), cross(64, 2), cross(64, 3), cross(1, 2), cross(2, 2)), [
+      ['cross', 'sweep_a', 'k', [0, 1, 2]],
+      ['cross', 'sweep_a', 'q', [1, 3, 4]],
     ]);
-    assert.deepEqual(roofsOf(units, cases(300, 0.75), ['i8'], { threads: 2 }), [
-      { precision: 'i8', unit: 'int16_dot', rate: 400 },
-    ]);
-    assert.deepEqual(roofsOf(units, cases(150, 0.75), ['i8'], { threads: 2, measuredThreads: 2 }), [
-      { precision: 'i8', unit: 'int16_dot', rate: 200 },
-    ]);
-    assert.deepEqual(roofsOf({}, cases(null, null), ['i8']), []);
+  });
+  it('are there for every operation', () => {
+    const view = onlyView([readBenchmark(JSON.stringify(makeFile('server')), 's.json')]);
+    assert.deepEqual(
+      view.sweeps.map(({ op, shape }) => `${op} ${shape.d}`),
+      [64, 128].flatMap((d) =>
+        ['self', 'self_causal', 'cross', 'decode_self', 'decode_cross', 'prepare', 'append'].map(
+          (op) => `${op} ${d}`,
+        ),
+      ),
+    );
   });
 });
 
@@ -295,18 +377,27 @@ describe('several files', () => {
     );
     assert.deepEqual(
       labelsOf([of('a.json', { cpu: 'X', tier: 's' }), of('b.json', { cpu: 'X', tier: 't' })]),
-      ['X, s', 'X, t'],
+      ['s · X', 't · X'],
     );
     assert.deepEqual(
       labelsOf([
         of('a.json', { cpu: 'X', tier: 't' }),
         of('b.json', { cpu: 'X', tier: 't', threads: '2' }),
       ]),
-      ['X, threads 1', 'X, threads 2'],
+      ['threads 1 · X', 'threads 2 · X'],
     );
-    assert.deepEqual(labelsOf([of('a.json', { cpu: 'X' }), of('b.json', { cpu: 'X' })]), [
-      'X, a.json',
-      'X, b.json',
+    const twin = { cpu: 'X', tier: 't' };
+    assert.deepEqual(
+      labelsOf([
+        of('a.json', { ...twin, date: '2026-01-01' }),
+        of('b.json', { ...twin, date: '2026-01-02' }),
+      ]),
+      ['a.json · X', 'b.json · X'],
+    );
+    assert.deepEqual(labelsOf([of('a', twin), of('b', twin), of('c', { ...twin, tier: 's' })]), [
+      'a · X',
+      'b · X',
+      'c · X',
     ]);
   });
   it('give a view for each tier and number of threads, the first tier first', () => {

@@ -23,7 +23,7 @@ export const MACHINES = {
     compiler: 'Clang 19.1.7',
     tier: 'avx512_vnni',
     pinned: '3',
-    roofs: { fp32_fma: 117e9, int8_dot: 468e9, int16_dot: 234e9 },
+    roofs: { fp32_fma: 117e9, int8_dot: 468e9, int16_dot: 234e9, bf16_dot: 236e9 },
     bandwidth: [
       ['L1', 24576, 210e9],
       ['L2', 393216, 115e9],
@@ -39,10 +39,16 @@ export const MACHINES = {
     peers: {
       naive: { version: 'this compiler', f32: [0.03, 2e-7] },
       xnnpack: { version: '2024-11-08', f32: [0.72, 3e-7], f16: [0.58, 9e-4] },
-      onednn: { version: '3.7.2', f32: [0.76, 2e-7], bf16: [1.25, 3.5e-3], i8: [0.5, 1.9e-1] },
+      onednn: { version: '3.7.2', f32: [0.76, 2e-7], bf16: [0.62, 3.5e-3], i8: [0.5, 1.9e-1] },
+      onednn_graph: { version: '3.7.2', f32: [0.7, 2e-7], bf16: [0.55, 3.6e-3] },
       ggml: { version: '0.27', f16: [0.26, 4e-4], q8_0: [0.019, 9.5e-3] },
+      onnxruntime: { version: '1.23.2', f32: [0.66, 3e-7] },
     },
-    absent: { onnxruntime: 'not built in: CMake found no ONNX Runtime' },
+    refusals: {
+      onednn_graph: { ops: ['decode_cross', 'decode_self'], why: 'its graph has one length' },
+      onnxruntime: { ops: ['decode_cross'], why: 'it has no beams: every one has its own memory' },
+    },
+    absent: {},
   },
   board: {
     cpu: 'Example Board CPU 2.4 GHz',
@@ -69,6 +75,7 @@ export const MACHINES = {
     absent: {
       onednn: 'not built in: not for this architecture',
       ggml: 'not built in: CMake found no ggml',
+      onnxruntime: 'not built in: CMake found no ONNX Runtime',
     },
   },
 };
@@ -77,10 +84,12 @@ const OURS = { f32: [0.88, 2.5e-7, 4], f16: [0.86, 3e-4, 2], i8: [0.78, 1.3e-2, 
 const UNIT = {
   f32: 'fp32_fma',
   f16: 'fp32_fma',
-  bf16: 'fp32_fma',
+  bf16: 'bf16_dot',
   i8: 'int8_dot',
   q8_0: 'int8_dot',
 };
+const unitOf = (machine, precision) =>
+  UNIT[precision] in machine.roofs ? UNIT[precision] : 'fp32_fma';
 const BYTES = { f32: 4, f16: 2, bf16: 2, i8: 1, q8_0: 1.0625 };
 
 const prefill = (op, model, h, d, q, k = q, note = '') => ({ op, model, h, kv: h, d, q, k, note });
@@ -89,14 +98,20 @@ const lengths = (first, last) =>
   Array.from({ length: Math.log2(last / first) + 1 }, (_, i) => first * 2 ** i);
 
 export function sweepCases() {
-  return [64, 128].flatMap((d) => [
-    ...['self', 'self_causal'].flatMap((op) =>
-      lengths(64, 32768).map((n) => prefill(op, `sweep_d${d}`, sweepHeads(n), d, n)),
-    ),
-    ...lengths(512, 131072)
-      .filter((_, i) => i % 2 === 0)
-      .map((k) => prefill('decode_self', `sweep_d${d}`, 8, d, 1, k)),
-  ]);
+  const every = (step, all) => all.filter((_, i) => i % step === 0);
+  return [64, 128].flatMap((d) => {
+    const sweep = (op, q, k, heads = 8) => prefill(op, `sweep_d${d}`, heads, d, q, k);
+    return [
+      ...['self', 'self_causal'].flatMap((op) =>
+        lengths(64, 32768).map((n) => sweep(op, n, n, sweepHeads(n))),
+      ),
+      ...every(2, lengths(64, 16384)).map((k) => sweep('cross', 64, k)),
+      ...every(2, lengths(512, 131072)).map((k) => sweep('decode_self', 1, k)),
+      ...every(2, lengths(512, 32768)).map((k) => ({ ...sweep('decode_cross', 1, k), beams: 5 })),
+      ...every(2, lengths(64, 16384)).map((k) => sweep('prepare', 1, k)),
+      ...every(4, lengths(64, 16384)).map((k) => sweep('append', 1, k)),
+    ];
+  });
 }
 
 export function modelCases() {
@@ -136,6 +151,14 @@ export function modelCases() {
   ];
 }
 
+// Peers are held against the machine's own tier, the best one. Another reads as fast, but
+// multiplies at half the speed.
+const scaleOf = (machine, tier) => (tier === machine.tier || tier === 'own' ? 1 : 0.5);
+
+function bandwidthAt(machine, bytes) {
+  return (machine.bandwidth.find(([, size]) => size * 1.4 >= bytes) ?? machine.bandwidth.at(-1))[2];
+}
+
 function row(machine, item, contender, precision, [speed, error], tier, threads) {
   const shape =
     `b1.h${item.h}.kv${item.kv}.d${item.d}.q${item.q}.k${item.k}` +
@@ -146,7 +169,7 @@ function row(machine, item, contender, precision, [speed, error], tier, threads)
   const causal = item.op === 'self_causal' ? (item.q + 1) / (2 * item.q) : 1;
   const beams = item.beams ?? 1;
   const kvBytes = 2 * item.kv * item.k * item.d * BYTES[precision];
-  const peak = machine.roofs[UNIT[precision]] ?? machine.roofs.fp32_fma;
+  const peak = machine.roofs[unitOf(machine, precision)] * scaleOf(machine, tier);
   const stored = item.op === 'prepare' || item.op === 'append';
   const counters = {
     kv_bytes: kvBytes,
@@ -157,19 +180,19 @@ function row(machine, item, contender, precision, [speed, error], tier, threads)
   if (stored) {
     const elements = 2 * item.kv * item.d * (item.op === 'append' ? 1 : item.k);
     counters.kv_bytes = elements * BYTES[precision];
-    counters.ops = 4e9 * (1 + 0.2 * wobble);
+    const traffic = elements * (4 + BYTES[precision]);
+    const peak = (bandwidthAt(machine, traffic) / traffic) * elements;
+    counters.ops = Math.min(4e9, 0.7 * peak) * (1 + 0.2 * wobble);
     time = elements / counters.ops;
-    counters.roof = counters.kv_bytes / time / machine.bandwidth[2][2];
+    counters.roof = counters.ops / peak;
   } else if (item.op.startsWith('decode')) {
-    const roof =
-      machine.bandwidth.find(([, size]) => size * 1.4 >= kvBytes) ?? machine.bandwidth.at(-1);
     const reached =
       Math.min(0.97, speed * (contender === 'sightline' ? 1 : 0.4)) *
       (1 + 0.08 * wobble) *
       (beams > 1 ? 0.7 : 1);
-    time = kvBytes / (roof[2] * reached);
+    time = kvBytes / (bandwidthAt(machine, kvBytes) * reached);
     counters.ops = (4 * beams * item.h * item.k * item.d) / time;
-    if (contender === 'sightline') counters.roof = reached;
+    counters.roof = reached;
   } else {
     const warm = (item.q / (item.q + 40)) * (causal < 1 ? item.q / (item.q + 60) : 1);
     counters.ops =
@@ -180,12 +203,12 @@ function row(machine, item, contender, precision, [speed, error], tier, threads)
       (contender === 'onednn' && item.k > 1024 ? 0.7 : 1);
     counters.ops *= contender !== 'sightline' && causal < 1 ? 0.6 : 1;
     time = (4 * item.h * item.q * item.k * item.d * causal) / counters.ops;
-    if (contender === 'sightline') counters.roof = counters.ops / peak;
+    counters.roof = counters.ops / peak;
   }
   const shared = threads ** 0.95;
   const spread = counters.spread > 0.03 ? `spread ${(counters.spread * 100).toFixed(1)} %` : '';
   return {
-    name,
+    name: `${name}_median`,
     run_name: name,
     run_type: 'aggregate',
     aggregate_name: 'median',
@@ -204,7 +227,12 @@ function row(machine, item, contender, precision, [speed, error], tier, threads)
 // One whole file, as an object.
 export function makeFile(
   key,
-  { cases = [...modelCases(), ...sweepCases()], peers = true, threads = [1], tiers } = {},
+  {
+    cases = [...modelCases(), ...sweepCases()],
+    peers = true,
+    threads = [1],
+    tiers = [MACHINES[key].tier],
+  } = {},
 ) {
   const machine = MACHINES[key];
   const context = {
@@ -222,14 +250,22 @@ export function makeFile(
     cpu: machine.cpu,
     os: machine.os,
     compiler: machine.compiler,
+    build: 'Release',
+    governor: 'performance',
     sightline: '0.2.0',
     tier: machine.tier,
+    threads: String(threads[0]),
     pinned_cpus: machine.pinned,
   };
-  for (const [unit, rate] of Object.entries(machine.roofs))
-    context[`roof:${machine.tier}/${unit}`] = String(rate);
-  for (const [level, size, rate] of machine.bandwidth)
-    context[`read_bandwidth:${level}/${size}`] = String(rate);
+  for (const tier of new Set([...tiers, ...(peers ? [machine.tier] : [])])) {
+    for (const [unit, rate] of Object.entries(machine.roofs))
+      context[`roof:${tier}/${unit}`] = String(rate * scaleOf(machine, tier));
+    for (const [level, size, rate] of machine.bandwidth)
+      context[`read_bandwidth:${tier}/${level}/${size}`] = String(rate);
+    context[`roof_drift:${tier}`] = '-0.004';
+    for (const precision of tiers.includes(tier) ? Object.keys(OURS) : [])
+      context[`roof_unit:${tier}/${precision}`] = unitOf(machine, precision);
+  }
   for (const precision of Object.keys(OURS)) {
     context[`sightline/${precision}/tensors`] =
       `Q and O f32, K and V packed as ${precision}, head-major`;
@@ -238,7 +274,7 @@ export function makeFile(
   }
   const benchmarks = [];
   for (const count of threads) {
-    for (const tier of tiers ?? [machine.tier]) {
+    for (const tier of tiers) {
       for (const item of cases) {
         for (const [precision, figures] of Object.entries(OURS))
           benchmarks.push(row(machine, item, 'sightline', precision, figures, tier, count));
@@ -250,16 +286,22 @@ export function makeFile(
         context[`peer:${peer}/${precision}/tensors`] =
           `Q, K, V and O ${precision}, head-major, the layout that it likes best`;
         context[`peer:${peer}/${precision}/not_timed`] = 'making the layout and the operator';
+        context[`roof_unit:${machine.tier}/${precision}`] = unitOf(machine, precision);
+        const refusal = machine.refusals?.[peer];
+        if (refusal)
+          context[`not_measured:${peer} ${precision}: ${refusal.why}`] = refusal.ops.join(' ');
         for (const item of cases) {
           if (item.op === 'prepare' || item.op === 'append' || (peer === 'naive' && item.k > 4096))
             continue;
+          if (refusal?.ops.includes(item.op)) continue;
           const made = row(machine, item, peer, precision, figures, 'own', count);
           benchmarks.push(
             peer === 'onednn' && precision === 'i8' && item.model === 'llama32_1b' && item.q > 1
               ? {
                   name: made.name,
-                  run_name: made.name,
-                  run_type: 'iteration',
+                  run_name: made.run_name,
+                  run_type: 'aggregate',
+                  aggregate_name: 'median',
                   error_occurred: true,
                   error_message: 'wrong output: relative error 0.41 > 0.25',
                 }
