@@ -18,7 +18,6 @@
 // VNNI add pairs of products in 16 bits, with saturation; there K and V have 6 bits and a sign, so
 // that a pair fits beside u8.
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 #include <dnnl.hpp>
 
@@ -29,6 +28,7 @@
 #include <utility>
 
 #include "bench/peers/layout.h"
+#include "bench/peers/onednn_common.h"
 #include "bench/peers/peers.h"
 #include "quant/elements.h"
 
@@ -71,34 +71,10 @@ Precision Parse(const std::string& name) {
   return {DType::undef, DType::undef, DType::undef};
 }
 
-bool Has(dnnl::cpu_isa isa) {
-  const auto wanted = static_cast<unsigned>(isa);
-  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & wanted) == wanted;
-}
-
-// The threads of this thread's parallel regions and of primitives created or executed meanwhile.
-class OmpThreads {
- public:
-  explicit OmpThreads(int threads) : before_(omp_get_max_threads()) {
-    omp_set_num_threads(threads);
-  }
-  ~OmpThreads() { omp_set_num_threads(before_); }
-  OmpThreads(const OmpThreads&) = delete;
-  OmpThreads& operator=(const OmpThreads&) = delete;
-
- private:
-  int before_;
-};
-
-const dnnl::engine& Engine() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
 memory Bytes(size_t count) {
   return memory(
       {{static_cast<memory::dim>(std::max<size_t>(count, 1))}, DType::u8, memory::format_tag::a},
-      Engine());
+      OnednnEngine());
 }
 
 unsigned char* At(const memory& buffer, int64_t offset, DType type) {
@@ -108,7 +84,7 @@ unsigned char* At(const memory& buffer, int64_t offset, DType type) {
 
 memory Floats(const std::vector<float>& values) {
   memory result({{static_cast<memory::dim>(values.size())}, DType::f32, memory::format_tag::a},
-                Engine());
+                OnednnEngine());
   memcpy(result.get_data_handle(), values.data(), values.size() * sizeof(float));
   return result;
 }
@@ -148,7 +124,7 @@ struct Worker {
   struct Arguments {
     Args qk, softmax, pv;
   };
-  dnnl::stream stream{Engine()};
+  dnnl::stream stream{OnednnEngine()};
   memory scores, probabilities, scratchpad, p_scale;
   std::vector<Arguments> arguments;  // [product]
 };
@@ -234,7 +210,7 @@ class OnednnEntry : public Entry {
   matmul::primitive_desc Find(const memory::desc& src, const memory::desc& weights,
                               const memory::desc& dst, const Way& way) const {
     const primitive_attr attr = MatmulAttributes();
-    matmul::primitive_desc found(Engine(), src, weights, dst, attr);
+    matmul::primitive_desc found(OnednnEngine(), src, weights, dst, attr);
     // A packed layout is found by asking anew: oneDNN takes some of its own for a stranger's when
     // they are passed to it.
     const bool packed = way.layout == Layout::kPacked;
@@ -244,14 +220,14 @@ class OnednnEntry : public Entry {
     } while (found.next_impl());
     if (packed)
       throw dnnl::error(dnnl_unimplemented, "blocks of different length disagree on a layout");
-    return {Engine(), src, weights, dst, attr};
+    return {OnednnEngine(), src, weights, dst, attr};
   }
 
   softmax_forward::primitive_desc SoftmaxOf(int64_t batch, int64_t rows, int64_t keys) const {
     primitive_attr attr;
     attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
     if (int8_) attr.set_scales_mask(DNNL_ARG_DST, 0);
-    return {Engine(),
+    return {OnednnEngine(),
             dnnl::prop_kind::forward_inference,
             dnnl::algorithm::softmax_accurate,
             Dense(batch, rows, keys, DType::f32),
@@ -264,7 +240,7 @@ class OnednnEntry : public Entry {
   template <class PrimitiveDesc>
   static double Time(const PrimitiveDesc& desc, const Args& args) {
     const dnnl::primitive primitive(desc);
-    dnnl::stream stream(Engine());
+    dnnl::stream stream(OnednnEngine());
     double best = std::numeric_limits<double>::infinity();
     double total = 0.0;
     for (int i = 0; i < 4 || total < kMinTuningSeconds; ++i) {
@@ -279,7 +255,7 @@ class OnednnEntry : public Entry {
   }
 
   static memory Zeros(const memory::desc& desc) {
-    memory result(desc, Engine());
+    memory result(desc, OnednnEngine());
     if (desc.get_size() > 0) memset(result.get_data_handle(), 0, desc.get_size());
     return result;
   }
@@ -312,7 +288,7 @@ class OnednnEntry : public Entry {
     for (const Layout layout : kAllLayouts) {
       if (layout == Layout::kPacked && !may_pack_) continue;
       try {
-        matmul::primitive_desc desc(Engine(), src, weights(layout), dst, MatmulAttributes());
+        matmul::primitive_desc desc(OnednnEngine(), src, weights(layout), dst, MatmulAttributes());
         do {
           const std::string name = desc.impl_info_str();
           if (name.find("ref") != std::string::npos) continue;  // orders of magnitude slower
@@ -449,9 +425,9 @@ class OnednnEntry : public Entry {
     const memory::desc plain({static_cast<memory::dim>(q.size())}, DType::f32,
                              memory::format_tag::a);
     const memory::desc typed({static_cast<memory::dim>(q.size())}, type_.q, memory::format_tag::a);
-    memory from(plain, Engine(), q.data());
-    memory to(typed, Engine(), q_.get_data_handle());
-    dnnl::stream stream(Engine());
+    memory from(plain, OnednnEngine(), q.data());
+    memory to(typed, OnednnEngine(), q_.get_data_handle());
+    dnnl::stream stream(OnednnEngine());
     dnnl::reorder(from, to).execute(stream, from, to);
     stream.wait();
   }
@@ -474,7 +450,7 @@ class OnednnEntry : public Entry {
       AddPack(Values(batch, c_.kv_len, Layout::kByToken, DType::f32), v, whole.pv.weights_desc(),
               v_scales_.back(), &v_);
     }
-    dnnl::stream stream(Engine());
+    dnnl::stream stream(OnednnEngine());
     for (size_t i = 0; i < packs_.size(); ++i) packs_[i].execute(stream, pack_arguments_[i]);
     stream.wait();
     if (c_.op == Op::kPrepare) return;
@@ -488,9 +464,10 @@ class OnednnEntry : public Entry {
                const memory& scales, std::vector<memory>* stores) {
     primitive_attr attr;
     if (int8_) attr.set_scales_mask(DNNL_ARG_DST, kScalePerColumn);
-    stores->emplace_back(to, Engine());
-    packs_.emplace_back(dnnl::reorder::primitive_desc(Engine(), from, Engine(), to, attr));
-    pack_arguments_.push_back({{DNNL_ARG_FROM, memory(from, Engine(), values)},
+    stores->emplace_back(to, OnednnEngine());
+    packs_.emplace_back(
+        dnnl::reorder::primitive_desc(OnednnEngine(), from, OnednnEngine(), to, attr));
+    pack_arguments_.push_back({{DNNL_ARG_FROM, memory(from, OnednnEngine(), values)},
                                {DNNL_ARG_TO, stores->back()},
                                {DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, scales}});
     kv_bytes_ += static_cast<double>(to.get_size());
@@ -501,7 +478,7 @@ class OnednnEntry : public Entry {
                   bool per_row) const {
     std::vector<float> scales(int8_ ? static_cast<size_t>(per_row ? rows : channels) : 1, 0.0f);
     if (!int8_) return Floats(scales);
-    const bool vnni = Has(dnnl::cpu_isa::avx512_core_vnni) || Has(dnnl::cpu_isa::avx2_vnni);
+    const bool vnni = OnednnUsesInt8DotProducts();
     float range = vnni ? 127.0f : 63.0f;
     for (int64_t i = 0; i < batch * rows * channels; ++i) {
       float& scale = scales[static_cast<size_t>(per_row ? i / channels % rows : i % channels)];
@@ -531,11 +508,13 @@ class OnednnEntry : public Entry {
     w.p_scale = Floats({1.0f});
     for (const Product& p : products_) {
       const auto at = [](const memory::desc& desc, const memory& data) {
-        return memory(desc, Engine(), data.get_data_handle());
+        return memory(desc, OnednnEngine(), data.get_data_handle());
       };
-      const auto later = [](const memory::desc& desc) { return memory(desc, Engine(), nullptr); };
+      const auto later = [](const memory::desc& desc) {
+        return memory(desc, OnednnEngine(), nullptr);
+      };
       const auto scales = [](int64_t count) {
-        return memory({{count}, DType::f32, memory::format_tag::a}, Engine(), nullptr);
+        return memory({{count}, DType::f32, memory::format_tag::a}, OnednnEngine(), nullptr);
       };
       w.arguments.push_back({{{DNNL_ARG_SRC, later(p.qk.src_desc())},
                               {DNNL_ARG_WEIGHTS, later(p.qk.weights_desc())},
@@ -628,10 +607,10 @@ class OnednnEntry : public Entry {
       const Product& p = products_[item.product];
       if (exact.count(item.product) == 0) {
         exact[item.product] = softmax_forward(softmax_forward::primitive_desc(
-            Engine(), dnnl::prop_kind::forward_inference, dnnl::algorithm::softmax_accurate,
+            OnednnEngine(), dnnl::prop_kind::forward_inference, dnnl::algorithm::softmax_accurate,
             p.softmax.src_desc(), p.softmax.src_desc(), 2));
       }
-      const memory scores(p.softmax.src_desc(), Engine(), w.scores.get_data_handle());
+      const memory scores(p.softmax.src_desc(), OnednnEngine(), w.scores.get_data_handle());
       exact[item.product].execute(w.stream, {{DNNL_ARG_SRC, scores}, {DNNL_ARG_DST, scores}});
       w.stream.wait();
       const float* probabilities = static_cast<float*>(scores.get_data_handle());
@@ -665,11 +644,7 @@ class OnednnEntry : public Entry {
 class Onednn : public Contender {
  public:
   std::string name() const override { return "onednn"; }
-  std::string version() const override {
-    const dnnl_version_t* v = dnnl_version();
-    return std::to_string(v->major) + "." + std::to_string(v->minor) + "." +
-           std::to_string(v->patch);
-  }
+  std::string version() const override { return OnednnVersion(); }
   const std::vector<Offer>& offers() const override { return offers_; }
 
   std::unique_ptr<Entry> Enter(const Problem& problem, const std::string& precision, int threads,
@@ -681,8 +656,10 @@ class Onednn : public Contender {
       *why_not = "has no cache to append to";
     } else if (c.mask() == Mask::kCausal && c.kv_len < c.q_len) {
       *why_not = "its softmax has no rows without a visible key";
-    } else if (precision == "bf16" && !Has(dnnl::cpu_isa::avx512_core_bf16)) {
+    } else if (precision == "bf16" && !OnednnUsesBf16()) {
       *why_not = "this CPU has no bf16 dot product that oneDNN uses";
+    } else if (threads != 1 && !kOnednnHasOmp) {
+      *why_not = "this oneDNN was built for other threads than OpenMP's";
     } else {
       try {
         return std::make_unique<OnednnEntry>(problem, precision, threads);

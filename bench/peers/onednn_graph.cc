@@ -27,12 +27,9 @@
 #include <utility>
 
 #include "bench/peers/layout.h"
+#include "bench/peers/onednn_common.h"
 #include "bench/peers/peers.h"
 #include "quant/elements.h"
-
-#if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
-#include <omp.h>
-#endif
 
 namespace sightline {
 namespace bench {
@@ -45,43 +42,6 @@ using Dims = logical_tensor::dims;
 
 // Up to so many rows of Q for each head of K and V, they are rows of one head to oneDNN.
 constexpr int64_t kFewRows = 32;
-
-const dnnl::engine& Engine() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
-bool Has(dnnl::cpu_isa isa) {
-  const auto wanted = static_cast<unsigned>(isa);
-  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & wanted) == wanted;
-}
-
-bool HasInt8DotProduct() {
-  return Has(dnnl::cpu_isa::avx2_vnni) || Has(dnnl::cpu_isa::avx512_core_vnni);
-}
-bool HasBf16() { return Has(dnnl::cpu_isa::avx512_core_bf16) || Has(dnnl::cpu_isa::avx2_vnni_2); }
-
-// The threads of everything that oneDNN compiles or executes meanwhile.
-#if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
-constexpr bool kThreaded = true;
-
-class Threads {
- public:
-  explicit Threads(int threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
-  ~Threads() { omp_set_num_threads(before_); }
-  Threads(const Threads&) = delete;
-  Threads& operator=(const Threads&) = delete;
-
- private:
-  int before_;
-};
-#else
-constexpr bool kThreaded = false;
-
-struct Threads {
-  explicit Threads(int) {}
-};
-#endif
 
 // With fewer heads than that there are no threads that take one each, and all scores are stored.
 bool OneHeadPerThread(int64_t heads, int threads) { return heads > 2 * threads; }
@@ -229,7 +189,7 @@ class OnednnGraphEntry : public Entry {
 
     float q_scale = 1.0f, k_scale = 1.0f, v_scale = 1.0f, p_scale = 1.0f;
     if (int8) {
-      const float top = HasInt8DotProduct() ? 127.0f : 63.0f;
+      const float top = OnednnUsesInt8DotProducts() ? 127.0f : 63.0f;
       q_scale = Largest(p.q) / 127.0f;
       k_scale = Largest(p.k) / top;
       v_scale = Largest(p.v) / top;
@@ -279,20 +239,20 @@ class OnednnGraphEntry : public Entry {
     fused_ = partitions.size() == 1 && partitions[0].is_supported();
     if (!fused_) return;
     for (size_t i = 0; i < inputs.size(); ++i) {
-      inputs_.emplace_back(inputs[i], Engine(), buffers_[i].data());
+      inputs_.emplace_back(inputs[i], OnednnEngine(), buffers_[i].data());
     }
     out_.resize(o.get_mem_size());
-    outputs_.emplace_back(o, Engine(), out_.data());
-    const Threads use(threads_);
-    stream_ = dnnl::stream(Engine());
-    compiled_ = partitions[0].compile(inputs, {o}, Engine());
+    outputs_.emplace_back(o, OnednnEngine(), out_.data());
+    const OmpThreads use(threads_);
+    stream_ = dnnl::stream(OnednnEngine());
+    compiled_ = partitions[0].compile(inputs, {o}, OnednnEngine());
     Run();  // if it throws, it does so here
   }
 
   bool fused() const { return fused_; }
 
   void Run() override {
-    const Threads use(threads_);
+    const OmpThreads use(threads_);
     compiled_.execute(stream_, inputs_, outputs_);
     stream_.wait();
   }
@@ -342,11 +302,7 @@ class OnednnGraphEntry : public Entry {
 class OnednnGraph : public Contender {
  public:
   std::string name() const override { return "onednn_graph"; }
-  std::string version() const override {
-    const dnnl_version_t* v = dnnl_version();
-    return std::to_string(v->major) + "." + std::to_string(v->minor) + "." +
-           std::to_string(v->patch);
-  }
+  std::string version() const override { return OnednnVersion(); }
   const std::vector<Offer>& offers() const override { return offers_; }
 
   std::unique_ptr<Entry> Enter(const Problem& problem, const std::string& precision, int threads,
@@ -360,11 +316,11 @@ class OnednnGraph : public Contender {
       *why_not = "only attention is measured";
     } else if (c.mask() == Mask::kCausal && c.kv_len < c.q_len) {
       *why_not = "its softmax has no rows without a visible key";
-    } else if (type->second == DType::bf16 && !HasBf16()) {
+    } else if (type->second == DType::bf16 && !OnednnUsesBf16()) {
       *why_not = "this CPU has no bf16 arithmetic that oneDNN uses";
     } else if (ScoreBytes(c, threads) > kMaxExtraBytes) {
       *why_not = "it would store more than 2 GiB of scores";
-    } else if (threads != 1 && !kThreaded) {
+    } else if (threads != 1 && !kOnednnHasOmp) {
       *why_not = "this oneDNN was built for other threads than OpenMP's";
     } else {
       try {
