@@ -40,7 +40,7 @@ namespace bench {
 namespace {
 
 // Some two dozen rows, and as many of each peer, within a minute.
-constexpr Effort kQuickEffort = {0.005, 0.25};
+constexpr Effort kQuickEffort = {0.01, 0.5};
 // Roofs that moved more than this say that the CPU's speed changed during the run.
 constexpr double kMaxDrift = 0.05;
 // How much of a run may get lost.
