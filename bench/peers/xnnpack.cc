@@ -23,10 +23,6 @@
 #include "bench/peers/peers.h"
 #include "quant/elements.h"
 
-#ifndef SIGHTLINE_XNNPACK_VERSION
-#define SIGHTLINE_XNNPACK_VERSION "unknown"
-#endif
-
 namespace sightline {
 namespace bench {
 namespace {
