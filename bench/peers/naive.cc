@@ -106,9 +106,11 @@ class Naive : public Contender {
   }
 
  private:
-  const std::vector<Offer> offers_ = {
-      {"f32", "Q, K, V and O in f32, one head after another, [head][token][channel].",
-       "Bringing the tensors into that order.", 1e-5}};
+  const std::vector<Offer> offers_ = {{"f32",
+                                       "Q, K, V and O in f32, one head after another, "
+                                       "[head][token][channel]. Compiled for any CPU of "
+                                       "the architecture.",
+                                       "Bringing the tensors into that order.", 1e-5}};
 };
 
 }  // namespace
