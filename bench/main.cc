@@ -361,7 +361,7 @@ int Main(const Options& options) {
 }  // namespace bench
 }  // namespace sightline
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   namespace fs = std::filesystem;
   sightline::bench::Options options;
   std::string error;
@@ -379,4 +379,6 @@ int main(int argc, char** argv) {
     options.models = beside.string();
   }
   return sightline::bench::Main(options);
+} catch (const std::exception& e) {  // a roof's buffer that the memory does not hold, for example
+  return sightline::bench::Fail(e.what());
 }

@@ -73,7 +73,7 @@ bool ParseOptions(int argc, const char* const* argv, Options* options, std::stri
     }
   }
   try {
-    const std::regex check(result.filter);
+    static_cast<void>(std::regex(result.filter));
   } catch (const std::regex_error& e) {
     *error = "--filter '" + result.filter + "' is no regular expression: " + e.what();
     return false;

@@ -77,6 +77,7 @@ bool WriteJson(const std::string& path, const std::map<std::string, std::string>
   reporter.SetErrorStream(&out);
   reporter.ReportContext(benchmark::BenchmarkReporter::Context());
   std::vector<Run> runs;
+  runs.reserve(rows.size());
   for (const Row& row : rows) runs.push_back(RunOf(row));
   if (!runs.empty()) reporter.ReportRuns(runs);
   reporter.Finalize();

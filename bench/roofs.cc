@@ -158,9 +158,9 @@ std::string Roofs::UnitOf(const std::string& precision) {
 
 double Roofs::ReadBandwidth(double footprint_bytes) {
   const size_t threads = static_cast<size_t>(threads_);
-  const size_t footprint = RoundDown(std::clamp(footprint_bytes / static_cast<double>(threads),
-                                                static_cast<double>(kReadBytes),
-                                                static_cast<double>(kMaxFootprint / threads)));
+  const size_t footprint = RoundDown(
+      std::clamp(footprint_bytes / static_cast<double>(threads), static_cast<double>(kReadBytes),
+                 static_cast<double>(kMaxFootprint) / static_cast<double>(threads)));
   const auto known = bandwidth_.find(footprint);
   return known != bandwidth_.end() ? known->second
                                    : bandwidth_[footprint] = MeasureBandwidth(footprint);
