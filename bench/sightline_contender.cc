@@ -9,7 +9,6 @@
 
 #include <pthreadpool.h>
 #include <stdint.h>
-#include <string.h>
 
 #include <algorithm>
 #include <utility>
@@ -71,21 +70,14 @@ class Tensor {
 
   void Set(const std::vector<float>& values) {
     for (size_t i = 0; i < values.size(); ++i) {
-      if (view_.dtype == DType::kF32) {
-        memcpy(&data_[i * sizeof(float)], &values[i], sizeof(float));
-      } else {
-        const uint16_t half = view_.dtype == DType::kF16 ? internal::F16FromF32(values[i])
-                                                         : internal::BF16FromF32(values[i]);
-        memcpy(&data_[i * sizeof(half)], &half, sizeof(half));
-      }
+      internal::StoreElement(values[i], view_.dtype, &data_[i * element_bytes()]);
     }
   }
 
   std::vector<float> Get() const {
-    std::vector<float> values(data_.size() / static_cast<size_t>(SizeBytes(view_.dtype)));
+    std::vector<float> values(data_.size() / element_bytes());
     for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = internal::LoadElement(&data_[i * static_cast<size_t>(SizeBytes(view_.dtype))],
-                                        view_.dtype);
+      values[i] = internal::LoadElement(&data_[i * element_bytes()], view_.dtype);
     }
     return values;
   }
@@ -102,6 +94,8 @@ class Tensor {
   }
 
  private:
+  size_t element_bytes() const { return static_cast<size_t>(SizeBytes(view_.dtype)); }
+
   std::vector<unsigned char> data_;
   TensorView view_;
 };

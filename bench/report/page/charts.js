@@ -214,6 +214,18 @@ function lengthTicks(values, width) {
   return d3.range(from, to + 1, step).map((power) => 2 ** power);
 }
 
+// The axis of lengths that every chart over length has.
+const lengthAxis = (points, over, width) => ({
+  type: 'log',
+  base: 2,
+  label: `${over} →`,
+  ticks: lengthTicks(
+    points.map((p) => p.x),
+    width,
+  ),
+  tickFormat: lengthTick,
+});
+
 // Labels at their lines' ends, pushed apart so that they can be read.
 function spreadLabels(labels, gap) {
   const sorted = [...labels].sort((a, b) => a.y - b.y);
@@ -252,16 +264,7 @@ function throughputChart(title, series, roofs, { over = 'length, tokens', endLab
       marginRight: endLabels ? 40 : 14,
       marginBottom: 36,
       style: FONT,
-      x: {
-        type: 'log',
-        base: 2,
-        label: `${over} →`,
-        ticks: lengthTicks(
-          points.map((p) => p.x),
-          width,
-        ),
-        tickFormat: lengthTick,
-      },
+      x: lengthAxis(points, over, width),
       y: { domain: [0, top], label: '↑ GOP/s', grid: true, ticks: 6 },
       marks: [
         Plot.ruleY([0], { strokeOpacity: 0.4 }),
@@ -339,16 +342,7 @@ function storeChart(title, series) {
       marginRight: 18,
       marginBottom: 36,
       style: FONT,
-      x: {
-        type: 'log',
-        base: 2,
-        label: 'keys →',
-        ticks: lengthTicks(
-          points.map((p) => p.x),
-          width,
-        ),
-        tickFormat: lengthTick,
-      },
+      x: lengthAxis(points, 'keys', width),
       y: y.scale,
       marks: [
         ...y.marks,
@@ -496,16 +490,7 @@ function latencyChart(title, series) {
       marginBottom: 36,
       marginLeft: 52,
       style: FONT,
-      x: {
-        type: 'log',
-        base: 2,
-        label: 'keys →',
-        ticks: lengthTicks(
-          points.map((p) => p.x),
-          width,
-        ),
-        tickFormat: lengthTick,
-      },
+      x: lengthAxis(points, 'keys', width),
       y: y.scale,
       marks: [...y.marks, ...lineMarks(series), tipMark(series)],
     }),

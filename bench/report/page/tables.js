@@ -20,6 +20,15 @@ function notesOf(run) {
 
 const failedMark = (run) => el('span.lose', { title: run.failed }, '✕ not timed');
 
+const TIME_COLUMN = {
+  title: 'Time',
+  unit: 'µs',
+  cell: ({ run }) =>
+    run.failed
+      ? { node: failedMark(run), sort: '' }
+      : { node: [run.time ? micros(run.time) : '–', noise(run)], sort: run.time ?? '' },
+};
+
 function rateOf(item, run) {
   return item.kind === 'decode'
     ? run.kvBytes && run.time
@@ -88,14 +97,7 @@ function modelTable(view, model, cases, peers) {
       },
     },
     { title: 'Precision', text: true, cell: ({ run }) => run.precision },
-    {
-      title: 'Time',
-      unit: 'µs',
-      cell: ({ run }) =>
-        run.failed
-          ? { node: failedMark(run), sort: '' }
-          : { node: [run.time ? micros(run.time) : '–', noise(run)], sort: run.time ?? '' },
-    },
+    TIME_COLUMN,
     { title: 'Speed', unit: 'GOP/s', cell: ({ run }) => numeric(run.rate, giga) },
     decodes && {
       title: 'K, V read',
@@ -260,14 +262,7 @@ function storeTable(view) {
     { title: 'Operation', text: true, cell: ({ item }) => operationCell(item) },
     several && { title: 'By', text: true, cell: ({ run }) => contenderName(run.contender) },
     { title: 'Precision', text: true, cell: ({ run }) => run.precision },
-    {
-      title: 'Time',
-      unit: 'µs',
-      cell: ({ run }) =>
-        run.failed
-          ? { node: failedMark(run), sort: '' }
-          : { node: [run.time ? micros(run.time) : '–', noise(run)], sort: run.time ?? '' },
-    },
+    TIME_COLUMN,
     { title: 'Elements', unit: '10⁹/s', cell: ({ run }) => numeric(run.rate, giga) },
     {
       title: 'Written',
