@@ -84,7 +84,6 @@ void Int8Dot(size_t rounds) {
   Peak(rounds, hn::Zero(di32), hn::Set(di8, 1), hn::Set(di8, 1),
        [](VI32 sum, VI8 a, VI8 b) HWY_ATTR {
 #if HWY_ARCH_X86 && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-         const hn::Repartition<int16_t, DF> di16;
          const auto pairs = hn::SatWidenMulPairwiseAdd(di16, hn::BitCast(du8, a), b);
          return hn::Add(sum, hn::WidenMulPairwiseAdd(di32, pairs, hn::Set(di16, 1)));
 #else
@@ -93,21 +92,10 @@ void Int8Dot(size_t rounds) {
        });
 }
 
-using DI16 = hn::Repartition<int16_t, DF>;
-using VI16 = hn::Vec<DI16>;
-
 void Int16Dot(size_t rounds) {
-  Peak(rounds, hn::Zero(di32), hn::Set(DI16(), 1), hn::Set(DI16(), 1),
+  Peak(rounds, hn::Zero(di32), hn::Set(di16, 1), hn::Set(di16, 1),
        [](VI32 sum, VI16 a, VI16 b) HWY_ATTR {
-#if defined(__AVX512VNNI__)
-         return VI32{_mm512_dpwssd_epi32(sum.raw, a.raw, b.raw)};
-#elif defined(__AVXVNNI__)
-         return VI32{_mm256_dpwssd_avx_epi32(sum.raw, a.raw, b.raw)};
-#else
-         VI32 unused = hn::Zero(di32);  // where the products of a vector go to two sums, both are the one
-         sum = hn::ReorderWidenMulAccumulate(di32, a, b, sum, unused);
-         return HWY_ARCH_X86 ? sum : hn::Add(sum, unused);
-#endif
+         return I16Ops::Dot(sum, a, b);
        });
 }
 
@@ -160,7 +148,7 @@ const bench::RoofKernels& GetRoofKernels();  // bench/roofs.cc declares it for e
 const bench::RoofKernels& GetRoofKernels() {
   static constexpr RoofKernels kKernels = {{&Fp32Fma, OperationsPerRound(df)},
                                            {&Int8Dot, OperationsPerRound(di8)},
-                                           {&Int16Dot, OperationsPerRound(DI16())},
+                                           {&Int16Dot, OperationsPerRound(di16)},
                                            kBf16Dot,
                                            &Read};
   return kKernels;

@@ -148,16 +148,17 @@ class SightlineEntry : public Entry {
   ParallelFor parallel() const { return pool_.parallel(); }
 
   double raw_kv_bytes() const { return k_.bytes() + v_.bytes(); }
-  // What so many tokens take in a cache: the elements, in int8 with the scales of K (per token) and
+  // What so many tokens take in a cache: the elements, quantised with the scales of K (per token) and
   // V (per channel and tile). Not the room that a cache keeps beside them.
   double cached_bytes(int64_t tokens) const {
     const int64_t channels = c_.head_dim + c_.v_head_dim;
     int64_t bytes = tokens * channels * (format_.precision == Precision::kF32 ? 4 : 2);
-    if (format_.precision == Precision::kI8) {
+    const bool fine = format_.precision == Precision::kI8Fine;
+    if (format_.precision == Precision::kI8 || fine) {
       const int64_t tile = static_cast<int64_t>(internal::kKvTile);
       const int64_t tiles = (tokens + tile - 1) / tile;
       const int64_t scale_bytes = static_cast<int64_t>(sizeof(float));
-      bytes = tokens * (channels + scale_bytes) + tiles * c_.v_head_dim * scale_bytes;
+      bytes = tokens * (channels + (fine ? c_.head_dim : 0) + scale_bytes) + tiles * c_.v_head_dim * scale_bytes;
     }
     return static_cast<double>(c_.batch * c_.kv_heads * bytes);
   }
@@ -280,6 +281,9 @@ class SightlineContender : public Contender {
         {"bf16", "Q, K, V and O in bf16, K and V packed as bf16, sums in f32", "", 2e-2},
         {"i8", "Q, K, V and O in f16, K packed as int8 per token, V as int8 per channel and block",
          "", 1e-1},
+        {"i8_fine",
+         "Q, K, V and O in f16, K packed as int16 per token, V as int8 per channel and block", "",
+         3e-2},
     };
     for (Offer offer : known) {
       offer.not_timed =

@@ -123,7 +123,7 @@ struct PackScratch {
   alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchRows * kMaxHeadDim * sizeof(float)];
 };
 
-constexpr size_t kNumPrecisions = 3;  // f32, f16, i8: the values of Precision, in its order
+constexpr size_t kNumPrecisions = 4;  // f32, f16, i8, i8_fine: the values of Precision, in its order
 
 struct KernelTable {
   const char* tier;

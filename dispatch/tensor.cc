@@ -22,6 +22,8 @@ const char* Name(Precision precision) {
       return "f16";
     case Precision::kI8:
       return "i8";
+    case Precision::kI8Fine:
+      return "i8_fine";
     case Precision::kBF16:
       return "bf16";
   }

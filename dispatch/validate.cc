@@ -192,7 +192,7 @@ Status ValidatePrecision(const char* argument, Precision precision) {
     return Status::Error(StatusCode::kUnsupported, "%s is bf16, which is not implemented yet",
                          argument);
   }
-  return Status::Error(kInvalid, "%s is %d, must be f32, f16 or i8", argument,
+  return Status::Error(kInvalid, "%s is %d, must be f32, f16, i8 or i8_fine", argument,
                        static_cast<int>(precision));
 }
 

@@ -4,7 +4,7 @@
 //
 // B is packed K (n = keys, steps along head_dim) or V (n = channels, steps along keys), read by
 // broadcasts; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit
-// lane a step: one float, or four int8 that one dot product consumes. Per step: kQV loads and kStep
+// lane a step: one float, or the two int16 or four int8 that one dot product consumes. Per step: kQV loads and kStep
 // broadcasts feed kQV * kStep multiplications.
 #ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 #define SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
@@ -25,7 +25,7 @@ HWY_INLINE VI32 Broadcast32(const uint8_t* p) {
   return hn::Set(di32, bits);
 }
 
-// The three multiplications. b is a broadcast 32-bit lane, a a vector of the panel.
+// The multiplications. b is a broadcast 32-bit lane, a a vector of the panel.
 struct F32Product {
   using Acc = VF;
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
@@ -36,6 +36,12 @@ struct I8QkProduct {
   using Acc = VI32;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return I8Ops::DotQK(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
+  }
+};
+struct I16QkProduct {
+  using Acc = VI32;
+  static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
+    return I16Ops::Dot(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
   }
 };
 struct I8PvProduct {

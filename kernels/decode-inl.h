@@ -39,9 +39,9 @@ constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || ro
 struct DecodeRow {
   uint8_t* q;        // head_dim / depth 32-bit lanes
   float* s;          // [kKvTile] scores, then for f32 P
-  uint8_t* p;        // int8: [kKvTile]
+  uint8_t* p;        // quantised: [kKvTile]
   float* o;          // [PaddedVHeadDim]
-  float row_scale;   // int8, as in QueryTile
+  float row_scale;   // quantised, as in QueryTile
   int32_t acc_init;  // int8
   int32_t p_init;    // int8
   size_t limit;      // keys below it are visible
@@ -63,19 +63,23 @@ HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
   const size_t channels = PaddedVHeadDim(shape);
   ScratchArena arena(base);
   for (DecodeRow& row : scratch.rows) {
-    row.q = arena.Take<uint8_t>(dims / kDepth<Scheme> * kLaneBytes);
+    row.q = arena.Take<uint8_t>(dims / kQkDepth<Scheme> * kLaneBytes);
     row.s = arena.Take<float>(kKvTile);
-    row.p = arena.Take<uint8_t>(Scheme::kI8 ? kKvTile : 0);
+    row.p = arena.Take<uint8_t>(Scheme::kQuantized ? kKvTile : 0);
     row.o = arena.Take<float>(channels);
   }
   scratch.query = arena.Take<float>(dims);
   return arena.used();
 }
 
-// A vector of packed K or V, widened to 32-bit lanes where it is stored in fewer bits.
+// Bytes of a 32-bit lane in memory: floats may be stored in fewer bits.
+template <typename Stored>
+constexpr size_t kStoredLaneBytes = hwy::IsSame<Stored, hwy::float16_t>() ? 2 : kLaneBytes;
+
+// A vector of packed K or V, widened where it is stored in fewer bits.
 template <typename Stored>
 HWY_INLINE VI32 LoadLanes(const uint8_t* p) {
-  if constexpr (sizeof(Stored) == 2) {
+  if constexpr (kStoredLaneBytes<Stored> == 2) {
     const hn::Rebind<Stored, DF> d;
     return hn::BitCast(di32, ToF32(hn::Load(d, reinterpret_cast<const Stored*>(p))));
   } else {
@@ -85,7 +89,7 @@ HWY_INLINE VI32 LoadLanes(const uint8_t* p) {
 
 // acc[r][v] += B[step][v] * A[r][step]: vectors of packed K or V times one broadcast lane for each
 // row. a_rows[r] points to row r's lanes.
-template <class Product, class Scheme, size_t kVectors, size_t kRows>
+template <class Product, typename Stored, size_t kVectors, size_t kRows>
 HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
                               const uint8_t* const (&a_rows)[kRows], size_t num_steps,
                               typename Product::Acc (&acc)[kRows][kVectors]) {
@@ -96,7 +100,7 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
     VI32 bv[kVectors];
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      bv[v] = LoadLanes<typename Scheme::Stored>(b + v * kLanes * kTileLaneBytes<Scheme>);
+      bv[v] = LoadLanes<Stored>(b + v * kLanes * kStoredLaneBytes<Stored>);
     }
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
@@ -123,14 +127,14 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
     q[r] = rows[r].q;
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      if constexpr (Scheme::kI8) {
+      if constexpr (Scheme::kQuantized) {
         acc[r][v] = hn::Set(di32, rows[r].acc_init);
       } else {
         acc[r][v] = hn::Zero(df);
       }
     }
   }
-  VectorProduct<typename Scheme::QkProduct, Scheme, kVectors, kRows>(
+  VectorProduct<typename Scheme::QkProduct, typename Scheme::KStored, kVectors, kRows>(
       KeyColumns<Scheme>(kv, key), kKeyBlock * kTileLaneBytes<Scheme>, q, num_steps, acc);
 
   HWY_UNROLL(4)
@@ -140,7 +144,7 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
     for (size_t v = 0; v < kVectors; ++v) {
       const size_t first = key + v * kLanes;
       VF s;
-      if constexpr (Scheme::kI8) {
+      if constexpr (Scheme::kQuantized) {
         s = hn::Mul(hn::Mul(hn::ConvertTo(df, acc[r][v]), hn::Set(df, rows[r].row_scale)),
                     hn::LoadU(df, kv.k_scale + first));
       } else {
@@ -163,17 +167,17 @@ HWY_INLINE void DecodeSoftmax(DecodeRow& row, size_t num_keys) {
   const VF old_m = hn::Set(df, row.m);
   const VF new_m = hn::Max(old_m, tile_m);
   const VF reference = FiniteReference(new_m);
-  const VF tile_reference = Scheme::kI8 ? FiniteReference(tile_m) : reference;
+  const VF tile_reference = Scheme::kQuantized ? FiniteReference(tile_m) : reference;
   row.m = hn::GetLane(new_m);
-  row.rescale = hn::GetLane(Exp2NonPositive(hn::Sub(old_m, reference)));
+  row.rescale = hn::GetLane(Exp2(hn::Sub(old_m, reference)));
 
   VF sum = hn::Zero(df);
-  VI32 sum_of_p = hn::Zero(di32);
+  [[maybe_unused]] VI32 sum_of_p = hn::Zero(di32);
   for (size_t key = 0; key < num_keys; key += kLanes) {
-    const VF p = Exp2NonPositive(hn::Sub(hn::Load(df, row.s + key), tile_reference));
+    const VF p = Exp2(hn::Sub(hn::Load(df, row.s + key), tile_reference));
     sum = hn::Add(sum, p);
-    if constexpr (Scheme::kI8) {
-      const VI32 rounded = hn::NearestInt(hn::Mul(p, hn::Set(df, kMaxP)));
+    if constexpr (Scheme::kQuantized) {
+      const VI32 rounded = hn::NearestInt(hn::Mul(p, hn::Set(df, float{I8Ops::kMaxP})));
       sum_of_p = hn::Add(sum_of_p, rounded);
       const hn::Rebind<uint8_t, DF> d8;
       hn::StoreU(hn::DemoteTo(d8, rounded), d8, row.p + key);
@@ -182,12 +186,12 @@ HWY_INLINE void DecodeSoftmax(DecodeRow& row, size_t num_keys) {
     }
   }
   float tile_d = hn::ReduceSum(df, sum);
-  if constexpr (Scheme::kI8) {
-    const float weight = hn::GetLane(Exp2NonPositive(hn::Sub(tile_m, reference)));
+  if constexpr (Scheme::kQuantized) {
+    const float weight = hn::GetLane(Exp2(hn::Sub(tile_m, reference)));
     tile_d *= weight;
-    row.weight = weight * (1.0f / kMaxP);
+    row.weight = weight * (1.0f / I8Ops::kMaxP);
     row.p_init =
-        Scheme::kLayout == LayoutId::kI8BiasedV ? -kBias * hn::ReduceSum(di32, sum_of_p) : 0;
+        I8Ops::kBiasedV ? -kBias * hn::ReduceSum(di32, sum_of_p) : 0;
   }
   row.d = row.d * row.rescale + tile_d;
 }
@@ -201,10 +205,10 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const KvTile& kv, size_t pad
   const uint8_t* p[kRows];
   HWY_UNROLL(4)
   for (size_t r = 0; r < kRows; ++r) {
-    p[r] = Scheme::kI8 ? rows[r].p : reinterpret_cast<const uint8_t*>(rows[r].s);
+    p[r] = Scheme::kQuantized ? rows[r].p : reinterpret_cast<const uint8_t*>(rows[r].s);
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      if constexpr (Scheme::kI8) {
+      if constexpr (Scheme::kQuantized) {
         acc[r][v] = hn::Set(di32, rows[r].p_init);
       } else {
         acc[r][v] = hn::Zero(df);
@@ -212,9 +216,8 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const KvTile& kv, size_t pad
     }
   }
   const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
-  VectorProduct<typename Scheme::PvProduct, Scheme, kVectors, kRows>(
-      columns.data, columns.stride_bytes, p, RoundUp(num_keys, kDepth<Scheme>) / kDepth<Scheme>,
-      acc);
+  VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
+      columns.data, columns.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>, acc);
 
   HWY_UNROLL(4)
   for (size_t r = 0; r < kRows; ++r) {
@@ -223,7 +226,7 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const KvTile& kv, size_t pad
       float* o = rows[r].o + channel + v * kLanes;
       const VF old_o = hn::Load(df, o);
       const VF rescale = hn::Set(df, rows[r].rescale);
-      if constexpr (Scheme::kI8) {
+      if constexpr (Scheme::kQuantized) {
         const VF unit =
             hn::Mul(hn::Set(df, rows[r].weight), hn::Load(df, kv.v_scale + channel + v * kLanes));
         const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), unit);
@@ -258,7 +261,7 @@ HWY_INLINE void DecodeTile(const PackedShape& shape, DecodeRow* rows, size_t num
   if (num_rows == kRows) {
     constexpr size_t kBlockLanes = VectorsPerBlock(kRows) * kLanes;
     static_assert(kKeyBlock % kBlockLanes == 0, "a block of keys is whole vectors");
-    const size_t num_steps = PaddedHeadDim(shape) / kDepth<Scheme>;
+    const size_t num_steps = PaddedHeadDim(shape) / kQkDepth<Scheme>;
     for (size_t key = 0; key < num_keys; key += kBlockLanes) {
       DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, key);
     }

@@ -17,8 +17,8 @@ struct KvTile {
   const uint8_t* v;      // first panel of the V tile that these keys are part of
   size_t v_panel_bytes;  // from a panel to the next
   size_t v_key;          // keys of the V tile before these
-  const float* k_scale;  // int8: [kKvTile]
-  const float* v_scale;  // int8: [PaddedVHeadDim]
+  const float* k_scale;  // quantised: [kKvTile]
+  const float* v_scale;  // quantised: [PaddedVHeadDim]
   bool v_special;        // a NaN or an infinity is among V
   size_t key_begin;
 };
@@ -40,7 +40,7 @@ HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t 
   const size_t panel = channel / kPanelWidth;
   const size_t width = MinOf(kPanelWidth, padded_channels - panel * kPanelWidth);
   const size_t stride_bytes = width * kTileLaneBytes<Scheme>;
-  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kDepth<Scheme> * stride_bytes +
+  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kPvDepth<Scheme> * stride_bytes +
               channel % kPanelWidth * kTileLaneBytes<Scheme>,
           stride_bytes};
 }
@@ -49,7 +49,7 @@ HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t 
 // keys.
 template <class Scheme>
 HWY_INLINE const float* VCenter(const AttendTask& task) {
-  if (!Scheme::kI8 || task.kv_len == 0) return nullptr;
+  if (!Scheme::kQuantized || task.kv_len == 0) return nullptr;
   return reinterpret_cast<const float*>(task.head.base + task.head.offsets.v_center);
 }
 
@@ -79,12 +79,13 @@ HWY_INLINE void Widen(const hwy::float16_t* HWY_RESTRICT from, size_t n, float* 
 template <class Scheme>
 HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_keys,
                               const WideTile& wide) {
-  using Stored = typename Scheme::Stored;
+  using KStored = typename Scheme::KStored;
+  using VStored = typename Scheme::VStored;
   const PackedShape& shape = head.shape;
   const size_t channels = PaddedVHeadDim(shape);
-  const Stored* k =
-      reinterpret_cast<const Stored*>(head.base + head.offsets.k) + KBlockOffset(shape, key);
-  const Stored* v = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
+  const KStored* k =
+      reinterpret_cast<const KStored*>(head.base + head.offsets.k) + KBlockOffset(shape, key);
+  const VStored* v = reinterpret_cast<const VStored*>(head.base + head.offsets.v);
   const VPanel first_panel = VPanelAt(shape, key, 0);
 
   KvTile tile = {};
@@ -106,12 +107,12 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
     tile.v = reinterpret_cast<const uint8_t*>(v + first_panel.offset);
     if (channels > kPanelWidth) {
       tile.v_panel_bytes =
-          (VPanelAt(shape, key, kPanelWidth).offset - first_panel.offset) * sizeof(Stored);
+          (VPanelAt(shape, key, kPanelWidth).offset - first_panel.offset) * sizeof(VStored);
     }
     tile.v_key = key % kVTileKeys;
-    tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(Stored);
+    tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(KStored);
   }
-  if constexpr (Scheme::kI8) {
+  if constexpr (Scheme::kQuantized) {
     tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
     tile.v_scale =
         reinterpret_cast<const float*>(head.base + head.offsets.v_scale) + key / kKvTile * channels;

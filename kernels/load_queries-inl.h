@@ -1,10 +1,11 @@
 // The first step: rows of Q, of the caller's type, to the panel of a query tile.
 //
-// f32 multiplies Q by the softmax scale, so that scores need no scaling. int8 quantises each row
-// and leaves the scale to the scores, where the per-token scale of K has to be applied anyway.
+// Floats multiply Q by the softmax scale, so that scores need no scaling. Quantised schemes quantise
+// each row and leave the scale to the scores, where the per-token scale of K has to be applied anyway.
 #ifndef SIGHTLINE_KERNELS_LOAD_QUERIES_INL_H_
 #define SIGHTLINE_KERNELS_LOAD_QUERIES_INL_H_
 
+#include "kernels/fixed_point-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "quant/quantize-inl.h"
@@ -16,7 +17,7 @@ namespace {
 // Elements of a query row's panel form, in 32-bit lanes.
 template <class Scheme>
 HWY_INLINE size_t QueryLanes(size_t head_dim) {
-  return RowBufferElements(head_dim) / kDepth<Scheme>;
+  return RowBufferElements(head_dim) / kQkDepth<Scheme>;
 }
 
 // Where a query row's scale and accumulators begin; see QueryTile. f32 has no use for them.
@@ -32,13 +33,14 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
   LoadRow(RowAt(task.q, r), task.q.dtype, task.q.dim_stride, head_dim, row);
-  if constexpr (Scheme::kI8) {
+  if constexpr (Scheme::kQuantized) {
     SanitizeRow(row, elements);
-    // In place: vector after vector is read before a quarter as many bytes are written.
+    // In place: vector after vector is read before fewer bytes are written.
     int32_t sum;
-    const float scale = QuantizeRow(row, elements, reinterpret_cast<int8_t*>(row), &sum);
-    const bool biased = Scheme::kLayout == LayoutId::kI8BiasedK;
-    return {scale * task.scale_log2e, biased ? -kBias * sum : 0};
+    const float scale =
+        QuantizeRow(row, elements, Scheme::MaxQ(head_dim),
+                    reinterpret_cast<typename Scheme::KStored*>(row), &sum);
+    return {scale * task.scale_log2e, -Scheme::kKBias * sum};
   } else {
     const VF scale = hn::Set(df, task.scale_log2e);
     for (size_t i = 0; i < elements; i += kLanes) {
@@ -55,6 +57,7 @@ HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q,
   const size_t lanes = QueryLanes<Scheme>(task.head.shape.head_dim);
   const size_t num_chunks = lanes / kChunkElements;
   const size_t row_stride = q.num_vectors * kLanes;
+  const int32_t half = SumRounding<Scheme>(task.head.shape.head_dim);
   for (size_t v = 0; v < q.num_vectors; ++v) {
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const size_t r = v * kLanes + lane;
@@ -65,7 +68,7 @@ HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q,
         for (size_t i = 0; i < lanes; i += kLanes) hn::Store(hn::Zero(df), df, row + i);
       }
       q.row_scale[r] = scale.row_scale;
-      q.acc_init[r] = scale.acc_init;
+      q.acc_init[r] = scale.acc_init + half;
       for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
         CopyChunk(row + chunk * kChunkElements, chunks + ChunkOffset(lane, chunk));
       }

@@ -3,27 +3,33 @@
 //
 //   m' = max(m, max S)    d' = 2^(m - m') d + Σ P    O' = 2^(m - m') O + P·V
 //
-// f32 takes P relative to m'. int8 takes it relative to the tile's own maximum, so that all 255
-// steps are used even when an earlier tile held a larger score, and weighs the tile's product by
-// 2^(tile m - m'); d sums P before rounding, so that thousands of keys too faint for a step of
-// their own still count.
+// The float schemes take P relative to m'. The quantised ones take it relative to the tile's own
+// maximum, so that all steps of a byte are used even when an earlier tile held a larger score, and
+// weigh the tile's product by 2^(tile m - m). There m need not be the maximum: it is a reference
+// that stays while no tile's maximum is more than kReferenceSlack octaves above it, so that O is
+// rescaled a few times in the life of a row and not with every tile.
 //
-// Cost per score: 10 instructions for 2^x, a subtraction and an addition; int8 rounds and packs.
+// Cost per score: floats 10 instructions for 2^x, a subtraction, an addition; quantised: see
+// fixed_point-inl.h.
 #ifndef SIGHTLINE_KERNELS_ONLINE_SOFTMAX_INL_H_
 #define SIGHTLINE_KERNELS_ONLINE_SOFTMAX_INL_H_
 
+#include "kernels/fixed_point-inl.h"
 #include "kernels/schemes-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
+// Octaves: weights reach 2^8, which f32 holds beside the largest values (kLargestFinite).
+constexpr float kReferenceSlack = 8.0f;
+
 // A row that has seen no key yet has maximum -inf; any finite reference will do for it, and 0 keeps
 // -inf - (-inf) away.
 HWY_INLINE VF FiniteReference(VF m) { return hn::IfThenZeroElse(hn::Eq(m, NegInf()), m); }
 
 // num_keys is a multiple of kStep; hidden scores are -inf and become exactly 0.
-template <class Scheme, size_t kQV>
+template <size_t kQV>
 HWY_INLINE void SoftmaxTile(const QueryTile& q, size_t num_keys, const TileScratch& scratch) {
   constexpr size_t kRowStride = kQV * kLanes;
   HWY_UNROLL(8)
@@ -33,43 +39,88 @@ HWY_INLINE void SoftmaxTile(const QueryTile& q, size_t num_keys, const TileScrat
     const VF old_m = hn::Load(df, q.m + row);
     const VF new_m = hn::Max(old_m, tile_m);
     const VF reference = FiniteReference(new_m);
-    const VF rescale = Exp2NonPositive(hn::Sub(old_m, reference));
+    const VF rescale = Exp2(hn::Sub(old_m, reference));
     const VF old_d = hn::Mul(hn::Load(df, q.d + row), rescale);
     hn::Store(new_m, df, q.m + row);
     hn::Store(rescale, df, scratch.rescale + row);
 
     VF sum = hn::Zero(df);
     float* HWY_RESTRICT s = scratch.s + row;
-    if constexpr (Scheme::kI8) {
-      const VF tile_reference = FiniteReference(tile_m);
-      const VF weight = Exp2NonPositive(hn::Sub(tile_m, reference));
-      uint8_t* HWY_RESTRICT p = scratch.p + row * 4;
-      VI32 sum_of_p = hn::Zero(di32);
-      for (size_t key = 0; key < num_keys; key += 4) {
-        VI32 packed = hn::Zero(di32);
-        HWY_UNROLL(4)
-        for (size_t i = 0; i < 4; ++i) {
-          const VF x = hn::Load(df, s + (key + i) * kRowStride);
-          const VF exact = Exp2NonPositive(hn::Sub(x, tile_reference));
-          sum = hn::Add(sum, exact);
-          const VI32 rounded = hn::NearestInt(hn::Mul(exact, hn::Set(df, kMaxP)));
-          sum_of_p = hn::Add(sum_of_p, rounded);
-          packed = hn::Or(packed, hn::ShiftLeftSame(rounded, static_cast<int>(8 * i)));
-        }
-        hn::Store(hn::BitCast(du8, packed), du8, p + key * kRowStride);
+    for (size_t key = 0; key < num_keys; ++key) {
+      const VF p = Exp2(hn::Sub(hn::Load(df, s + key * kRowStride), reference));
+      sum = hn::Add(sum, p);
+      hn::Store(p, df, s + key * kRowStride);
+    }
+    hn::Store(hn::Add(old_d, sum), df, q.d + row);
+  }
+}
+
+// Moves rows whose tile maximum is far above their reference, or that have none yet.
+template <size_t kQV>
+HWY_INLINE void RaiseReferences(const QueryTile& q, size_t padded_channels,
+                                const FixedScratch& scratch) {
+  for (size_t v = 0; v < kQV; ++v) {
+    const size_t row = v * kLanes;
+    const VF old_m = hn::Load(df, q.m + row);
+    const VF tile_max = hn::Load(df, scratch.tile_max + row);
+    const auto raised = hn::Gt(tile_max, hn::Add(old_m, hn::Set(df, kReferenceSlack)));
+    if (HWY_LIKELY(hn::AllFalse(df, raised))) continue;
+    const VF new_m = hn::IfThenElse(raised, tile_max, old_m);
+    hn::Store(new_m, df, q.m + row);
+    const VF d = hn::Load(df, q.d + row);
+    if (hn::AllTrue(df, hn::Eq(d, hn::Zero(df)))) continue;  // O is 0 as well
+    const VF rescale = Exp2(hn::Sub(old_m, FiniteReference(new_m)));
+    hn::Store(hn::Mul(d, rescale), df, q.d + row);
+    for (size_t c = 0; c < padded_channels; ++c) {
+      float* o = q.o + (c * kQV + v) * kLanes;
+      hn::Store(hn::Mul(hn::Load(df, o), rescale), df, o);
+    }
+  }
+}
+
+// num_keys is a multiple of kStep; hidden scores are kHiddenScore.
+template <size_t kQV>
+HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, size_t num_keys,
+                                 const FixedScratch& scratch) {
+  constexpr size_t kRowWords = kQV * kLanes * 2;
+  RaiseReferences<kQV>(q, padded_channels, scratch);
+  const Exp2Fixed exp2;
+  const VI16 one = hn::Set(di16, 1);
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    const size_t row = v * kLanes;
+    const VI16 tile_m = hn::Load(di16, scratch.tile_m + row * 2);
+    const int16_t* HWY_RESTRICT s = scratch.s + row * 2;
+    uint8_t* HWY_RESTRICT p = scratch.p + row * 4;
+    // Two sums, so that one addition need not wait for the other.
+    VI32 sum02 = hn::Zero(di32);
+    VI32 sum13 = hn::Zero(di32);
+    VI32 sum_of_bytes = hn::Zero(di32);
+    for (size_t quad = 0; quad < num_keys / 4; ++quad) {
+      const VI16 s02 = hn::Load(di16, s + quad * 2 * kRowWords);
+      const VI16 s13 = hn::Load(di16, s + (quad * 2 + 1) * kRowWords);
+      const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));
+      const VI16 p13 = exp2(hn::SaturatedSub(tile_m, s13));
+      sum02 = I16Ops::Dot(sum02, p02, one);
+      sum13 = I16Ops::Dot(sum13, p13, one);
+      const VU8 bytes = BytesOfP(p02, p13);
+      if constexpr (I8Ops::kBiasedV) {
+        sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes, hn::Set(di8, 1));
       }
-      hn::Store(hn::MulAdd(weight, sum, old_d), df, q.d + row);
-      hn::Store(hn::Mul(weight, hn::Set(df, 1.0f / kMaxP)), df, scratch.weight + row);
-      if constexpr (Scheme::kLayout == LayoutId::kI8BiasedV) {
-        hn::Store(hn::Mul(sum_of_p, hn::Set(di32, -kBias)), di32, scratch.p_init + row);
-      }
-    } else {
-      for (size_t key = 0; key < num_keys; ++key) {
-        const VF p = Exp2NonPositive(hn::Sub(hn::Load(df, s + key * kRowStride), reference));
-        sum = hn::Add(sum, p);
-        hn::Store(p, df, s + key * kRowStride);
-      }
-      hn::Store(hn::Add(old_d, sum), df, q.d + row);
+      hn::Store(bytes, du8, p + quad * kRowWords * 2);
+    }
+    // A row that has seen nothing in this tile has maximum -inf and thus no weight, whatever P is.
+    const VF reference = FiniteReference(hn::Load(df, q.m + row));
+    const VF tile_max = hn::Load(df, scratch.tile_max + row);
+    const VF weight =
+        hn::Mul(Exp2(hn::Sub(tile_max, reference)), hn::Set(df, 1.0f / I8Ops::kMaxP));
+    const VF sum = hn::Mul(hn::ConvertTo(df, hn::Add(sum02, sum13)),
+                           hn::Set(df, 1.0f / (1 << kPBits)));
+    const VF d = hn::Load(df, q.d + row);
+    hn::Store(hn::MulAdd(weight, sum, d), df, q.d + row);
+    hn::Store(weight, df, scratch.weight + row);
+    if constexpr (I8Ops::kBiasedV) {
+      hn::Store(hn::Mul(sum_of_bytes, hn::Set(di32, -kBias)), di32, scratch.p_init + row);
     }
   }
 }

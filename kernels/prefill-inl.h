@@ -2,7 +2,7 @@
 //
 //   for each K/V tile of 128 keys         K and V stream from memory once per task of 192 rows
 //     for each query tile that sees it    Q and O of the task stay in L2, S and P in L1
-//       S = K·Q, softmax, O += P·V
+//       S = K·Q, softmax, O += P·V      in f32, or the quantised schemes in 16-bit fixed point
 //
 // Traffic per task: K and V once, Q and O once. A K/V tile hidden from a query tile (above the
 // causal diagonal) is never computed. Work per score: head_dim + v_head_dim multiplications and one
@@ -15,6 +15,7 @@
 #include "kernels/online_softmax-inl.h"
 #include "kernels/pv-inl.h"
 #include "kernels/qk-inl.h"
+#include "kernels/scores_fixed-inl.h"
 #include "kernels/scratch-inl.h"
 #include "kernels/store_output-inl.h"
 
@@ -32,11 +33,37 @@ struct TaskScratch {
   static_assert(kTaskRows % kTileRows<Scheme> == 0, "query tiles must divide a task");
 
   QueryTile tiles[kMaxTiles];
-  TileScratch shared;
+  TileScratch floats;
+  FixedScratch fixed;
+  KeyFactors keys;
   uint8_t* chunks;
   float* row;
   WideTile wide;
 };
+
+HWY_INLINE TileScratch TakeTileScratch(size_t rows, ScratchArena& arena) {
+  TileScratch scratch;
+  scratch.s = arena.Take<float>(kKvTile * rows);
+  scratch.tile_m = arena.Take<float>(rows);
+  scratch.rescale = arena.Take<float>(rows);
+  return scratch;
+}
+
+HWY_INLINE FixedScratch TakeFixedScratch(size_t rows, ScratchArena& arena) {
+  FixedScratch scratch;
+  scratch.s = arena.Take<int16_t>(kKvTile * rows);
+  scratch.p = arena.Take<uint8_t>(kKvTile * rows);
+  scratch.row_factor = arena.Take<int16_t>(2 * rows);
+  scratch.gain = arena.Take<int16_t>(2 * rows);
+  scratch.bound = arena.Take<int16_t>(2 * rows);
+  scratch.tile_m = arena.Take<int16_t>(2 * rows);
+  scratch.wide = arena.Take<int32_t>(rows);
+  scratch.tile_max = arena.Take<float>(rows);
+  scratch.weight = arena.Take<float>(rows);
+  scratch.p_init = arena.Take<int32_t>(rows);
+  scratch.s_wide = arena.Take<float>(kKvTile * rows);
+  return scratch;
+}
 
 template <class Scheme>
 HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
@@ -47,7 +74,7 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
   const size_t widest = MaxOf(dims, channels);
   ScratchArena arena(base);
   for (QueryTile& q : task.tiles) {
-    q.panel = arena.Take<uint8_t>(dims / kDepth<Scheme> * kRows * kLaneBytes);
+    q.panel = arena.Take<uint8_t>(dims / kQkDepth<Scheme> * kRows * kLaneBytes);
     q.row_scale = arena.Take<float>(kRows);
     q.acc_init = arena.Take<int32_t>(kRows);
     q.limit = arena.Take<int32_t>(kRows);
@@ -55,12 +82,12 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
     q.d = arena.Take<float>(kRows);
     q.o = arena.Take<float>(channels * kRows);
   }
-  task.shared.s = arena.Take<float>(kKvTile * kRows);
-  task.shared.p = arena.Take<uint8_t>(Scheme::kI8 ? kKvTile * kRows : 0);
-  task.shared.tile_m = arena.Take<float>(kRows);
-  task.shared.rescale = arena.Take<float>(kRows);
-  task.shared.weight = arena.Take<float>(kRows);
-  task.shared.p_init = arena.Take<int32_t>(kRows);
+  if constexpr (Scheme::kQuantized) {
+    task.fixed = TakeFixedScratch(kRows, arena);
+    task.keys.words = arena.Take<uint32_t>(kKvTile / 2);
+  } else {
+    task.floats = TakeTileScratch(kRows, arena);
+  }
   task.chunks = arena.Take<uint8_t>(kLanes * widest * sizeof(float));
   task.row = arena.Take<float>(widest);
   task.wide = TakeWideTile<Scheme>(shape, arena);
@@ -98,11 +125,20 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
 // at a time costs 10 % of a causal prefill of 2048.
 template <class Scheme, size_t kQV>
 HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
-                               size_t num_keys, const TileScratch& scratch) {
+                               size_t num_keys, const TaskScratch<Scheme>& scratch) {
   if (q.num_vectors == kQV) {
-    ScoreTile<Scheme, kQV>(q, kv, task.head.shape.head_dim, num_keys, scratch);
-    SoftmaxTile<Scheme, kQV>(q, RoundUp(num_keys, Scheme::kStep), scratch);
-    AccumulateTile<Scheme, kQV>(q, kv, PaddedVHeadDim(task.head.shape), num_keys, scratch);
+    const size_t head_dim = task.head.shape.head_dim;
+    const size_t channels = PaddedVHeadDim(task.head.shape);
+    const size_t padded_keys = RoundUp(num_keys, Scheme::kStep);
+    if constexpr (Scheme::kQuantized) {
+      ScoreTileFixed<Scheme, kQV>(q, kv, scratch.keys, head_dim, num_keys, scratch.fixed);
+      SoftmaxTileFixed<kQV>(q, channels, padded_keys, scratch.fixed);
+      AccumulateTileFixed<Scheme, kQV>(q, kv, channels, num_keys, scratch.fixed);
+    } else {
+      ScoreTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch.floats);
+      SoftmaxTile<kQV>(q, padded_keys, scratch.floats);
+      AccumulateTile<Scheme, kQV>(q, kv, channels, num_keys, scratch.floats);
+    }
   } else if constexpr (kQV > 1) {
     AttendTilePair<Scheme, kQV - 1>(task, q, kv, num_keys, scratch);
   }
@@ -122,11 +158,12 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   for (size_t key = 0; key < visible; key += kKvTile) {
     const size_t tile_keys = MinOf(kKvTile, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch.wide);
+    if constexpr (Scheme::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
     for (size_t t = 0; t < num_tiles; ++t) {
       const QueryTile& q = scratch.tiles[t];
       if (q.max_limit <= key) continue;
       const size_t num_keys = MinOf(tile_keys, q.max_limit - key);
-      AttendTilePair<Scheme, Scheme::kQueryVectors>(task, q, kv, num_keys, scratch.shared);
+      AttendTilePair<Scheme, Scheme::kQueryVectors>(task, q, kv, num_keys, scratch);
     }
   }
 

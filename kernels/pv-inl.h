@@ -3,7 +3,8 @@
 // keys.
 //
 // Cost per kStep channels: num_keys / depth steps of BlockProduct, then for each of the kStep * kQV
-// vectors a load, a multiplication and a store of O; int8 converts and multiplies twice more.
+// vectors a load, a multiply-add and a store of O; quantised ones a conversion and a multiplication
+// more.
 #ifndef SIGHTLINE_KERNELS_PV_INL_H_
 #define SIGHTLINE_KERNELS_PV_INL_H_
 
@@ -15,48 +16,64 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
+// The products of kStep channels from `channel` on: acc += V · P. `p` is the panel of P.
+template <class Scheme, size_t kQV>
+HWY_INLINE void ValueStep(const KvTile& kv, size_t padded_channels, size_t channel, size_t num_keys,
+                          const uint8_t* p,
+                          typename Scheme::PvProduct::Acc (&acc)[Scheme::kStep][kQV]) {
+  const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
+  const size_t num_steps = RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>;
+  BlockProduct<typename Scheme::PvProduct, Scheme::kStep, kQV>(columns.data, columns.stride_bytes, p,
+                                                               num_steps, acc);
+}
+
 template <class Scheme, size_t kQV>
 HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, size_t padded_channels,
                                size_t channel, size_t num_keys, const TileScratch& scratch) {
   constexpr size_t kStep = Scheme::kStep;
-  using Acc = typename Scheme::PvProduct::Acc;
   float* HWY_RESTRICT o = q.o + channel * kQV * kLanes;
-  Acc acc[kStep][kQV];
+  VF acc[kStep][kQV];
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kStep; ++n) {
-      if constexpr (!Scheme::kI8) {
-        acc[n][v] = hn::Zero(df);
-      } else if constexpr (Scheme::kLayout == LayoutId::kI8BiasedV) {
-        acc[n][v] = hn::Load(di32, scratch.p_init + v * kLanes);
-      } else {
-        acc[n][v] = hn::Zero(di32);
-      }
-    }
+    for (size_t n = 0; n < kStep; ++n) acc[n][v] = hn::Zero(df);
   }
-
-  const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
-  const uint8_t* p = Scheme::kI8 ? scratch.p : reinterpret_cast<const uint8_t*>(scratch.s);
-  const size_t num_steps = RoundUp(num_keys, kDepth<Scheme>) / kDepth<Scheme>;
-  BlockProduct<typename Scheme::PvProduct, kStep, kQV>(columns.data, columns.stride_bytes, p,
-                                                       num_steps, acc);
-
+  ValueStep<Scheme, kQV>(kv, padded_channels, channel, num_keys,
+                         reinterpret_cast<const uint8_t*>(scratch.s), acc);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
+    const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
       float* out = o + (n * kQV + v) * kLanes;
-      const VF old_o = hn::Load(df, out);
-      const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
-      if constexpr (Scheme::kI8) {
-        const VF unit = hn::Mul(hn::Load(df, scratch.weight + v * kLanes),
-                                hn::Set(df, kv.v_scale[channel + n]));
-        const VF product = hn::Mul(hn::ConvertTo(df, acc[n][v]), unit);
-        hn::Store(hn::MulAdd(old_o, rescale, product), df, out);
-      } else {
-        hn::Store(hn::MulAdd(old_o, rescale, acc[n][v]), df, out);
-      }
+      hn::Store(hn::MulAdd(hn::Load(df, out), rescale, acc[n][v]), df, out);
+    }
+  }
+}
+
+// Quantised: O stays relative to the row's reference, and the tile's product is weighed.
+template <class Scheme, size_t kQV>
+HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, size_t padded_channels,
+                                    size_t channel, size_t num_keys, const FixedScratch& scratch) {
+  constexpr size_t kStep = Scheme::kStep;
+  float* HWY_RESTRICT o = q.o + channel * kQV * kLanes;
+  VI32 acc[kStep][kQV];
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kStep; ++n) {
+      acc[n][v] = I8Ops::kBiasedV ? hn::Load(di32, scratch.p_init + v * kLanes) : hn::Zero(di32);
+    }
+  }
+  ValueStep<Scheme, kQV>(kv, padded_channels, channel, num_keys, scratch.p, acc);
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    const VF weight = hn::Load(df, scratch.weight + v * kLanes);
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kStep; ++n) {
+      float* out = o + (n * kQV + v) * kLanes;
+      const VF unit = hn::Mul(weight, hn::Set(df, kv.v_scale[channel + n]));
+      hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[n][v]), unit, hn::Load(df, out)), df, out);
     }
   }
 }
@@ -87,13 +104,19 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t
 template <class Scheme, size_t kQV>
 HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, size_t padded_channels,
                                size_t num_keys, const TileScratch& scratch) {
-  if constexpr (!Scheme::kI8) {
-    if (HWY_UNLIKELY(kv.v_special && kv.key_begin + num_keys > q.min_limit)) {
-      return AccumulateVisible<kQV>(q, kv, padded_channels, num_keys, scratch);
-    }
+  if (HWY_UNLIKELY(kv.v_special && kv.key_begin + num_keys > q.min_limit)) {
+    return AccumulateVisible<kQV>(q, kv, padded_channels, num_keys, scratch);
   }
   for (size_t channel = 0; channel < padded_channels; channel += Scheme::kStep) {
     AccumulateStep<Scheme, kQV>(q, kv, padded_channels, channel, num_keys, scratch);
+  }
+}
+
+template <class Scheme, size_t kQV>
+HWY_INLINE void AccumulateTileFixed(const QueryTile& q, const KvTile& kv, size_t padded_channels,
+                                    size_t num_keys, const FixedScratch& scratch) {
+  for (size_t channel = 0; channel < padded_channels; channel += Scheme::kStep) {
+    AccumulateStepFixed<Scheme, kQV>(q, kv, padded_channels, channel, num_keys, scratch);
   }
 }
 

@@ -1,8 +1,8 @@
-// S = K·Q for one pair of tiles, in units of log2 so that softmax is a power of two, and the rows'
-// maxima over the tile.
+// S = K·Q of the float schemes for one pair of tiles, in octaves (units of log2) so that softmax is a
+// power of two, and the rows' maxima over the tile. The quantised schemes: scores_fixed-inl.h.
 //
-// Cost per kStep keys: head_dim / depth steps of BlockProduct, then for each of the kStep * kQV
-// vectors one store, one maximum and, for int8, a conversion and two multiplications.
+// Cost per kStep keys: head_dim steps of BlockProduct, then for each of the kStep * kQV vectors one
+// store and one maximum.
 #ifndef SIGHTLINE_KERNELS_QK_INL_H_
 #define SIGHTLINE_KERNELS_QK_INL_H_
 
@@ -19,18 +19,11 @@ template <class Scheme, size_t kQV, bool kMasked>
 HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
                           const TileScratch& scratch) {
   constexpr size_t kStep = Scheme::kStep;
-  using Acc = typename Scheme::QkProduct::Acc;
-  Acc acc[kStep][kQV];
+  VF acc[kStep][kQV];
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
-    Acc init;
-    if constexpr (Scheme::kI8) {
-      init = hn::Load(di32, q.acc_init + v * kLanes);
-    } else {
-      init = hn::Zero(df);
-    }
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kStep; ++n) acc[n][v] = init;
+    for (size_t n = 0; n < kStep; ++n) acc[n][v] = hn::Zero(df);
   }
 
   BlockProduct<typename Scheme::QkProduct, kStep, kQV>(
@@ -42,14 +35,7 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps
     VF tile_m = hn::Load(df, scratch.tile_m + v * kLanes);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
-      VF s;
-      if constexpr (Scheme::kI8) {
-        const VF row_scale = hn::Load(df, q.row_scale + v * kLanes);
-        s = hn::Mul(hn::Mul(hn::ConvertTo(df, acc[n][v]), row_scale),
-                    hn::Set(df, kv.k_scale[key + n]));
-      } else {
-        s = acc[n][v];
-      }
+      VF s = acc[n][v];
       if constexpr (kMasked) {
         const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key + n));
         s = Hide(s, index, hn::Load(di32, q.limit + v * kLanes));
@@ -65,7 +51,7 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps
 template <class Scheme, size_t kQV>
 HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
                           const TileScratch& scratch) {
-  const size_t num_steps = RoundUp(head_dim, kDepth<Scheme>) / kDepth<Scheme>;
+  const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
   for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
   for (size_t key = 0; key < num_keys; key += Scheme::kStep) {
     if (kv.key_begin + key + Scheme::kStep <= q.min_limit) {

@@ -16,7 +16,7 @@ namespace {
 
 using namespace internal;  // NOLINT: the plain structs of the border
 
-constexpr LayoutId kI8Layout = LayoutId::kI8BiasedK;
+constexpr float kMaxP = 255.0f;
 
 float LoadSource(const SourceRows& rows, size_t i, size_t d) {
   return LoadElement(rows.data + static_cast<int64_t>(i) * rows.length_stride +
@@ -30,20 +30,20 @@ struct QuantStep {
   float scale;
   float inverse;
 };
-QuantStep StepForRange(float range) {
+QuantStep StepForRange(float range, float max_quantum) {
   if (range < kSmallestRange) return {0.0f, 0.0f};
-  return {range * (1.0f / kMaxQuantum), kMaxQuantum / range};
+  return {range * (1.0f / max_quantum), max_quantum / range};
 }
 
 int Quantize(float x, QuantStep step) { return static_cast<int>(lrintf(x * step.inverse)); }
 
 // Index of an element in packed K or V.
 size_t KIndex(const PackedShape& s, size_t key, size_t d) {
-  const size_t depth = Depth(s.layout);
+  const size_t depth = KDepth(s.layout);
   return KBlockOffset(s, key) + (d / depth * kKeyBlock + key % kKeyBlock) * depth + d % depth;
 }
 size_t VIndex(const PackedShape& s, size_t key, size_t c) {
-  const size_t depth = Depth(s.layout);
+  const size_t depth = VDepth(s.layout);
   const VPanel panel = VPanelAt(s, key, c);
   const size_t row = key % kVTileKeys;
   return panel.offset + (row / depth * panel.width + c % kPanelWidth) * depth + row % depth;
@@ -81,7 +81,7 @@ float MeanOfColumn(const SourceRows& rows, size_t num_rows, size_t d) {
   return sum / static_cast<float>(num_rows);
 }
 
-void CenterI8(const PackTask& task, unsigned char*) {
+void CenterQuantized(const PackTask& task, unsigned char*) {
   const PackedShape& s = task.head.shape;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
@@ -91,17 +91,25 @@ void CenterI8(const PackTask& task, unsigned char*) {
   }
 }
 
-void PackI8(const PackTask& task, unsigned char*) {
+// K in int8, with a bias, or in int16.
+constexpr int BiasOf(uint8_t) { return kBias; }
+constexpr int BiasOf(int16_t) { return 0; }
+int MaxQuantumOf(uint8_t, size_t) { return static_cast<int>(kMaxQuantum); }
+int MaxQuantumOf(int16_t, size_t head_dim) { return MaxWideQuantum(head_dim); }
+
+template <typename KStored>
+void PackQuantized(const PackTask& task, unsigned char*) {
   const PackedShape& s = task.head.shape;
   const PackedOffsets& o = task.head.offsets;
   unsigned char* base = task.head.base;
-  uint8_t* k = base + o.k;
+  KStored* k = reinterpret_cast<KStored*>(base + o.k);
   int8_t* v = reinterpret_cast<int8_t*>(base + o.v);
   float* k_scale = reinterpret_cast<float*>(base + o.k_scale);
   float* v_scale =
       reinterpret_cast<float*>(base + o.v_scale) + task.key_begin / kKvTile * PaddedVHeadDim(s);
   const float* k_center = reinterpret_cast<const float*>(base + o.k_center);
   const float* v_center = reinterpret_cast<const float*>(base + o.v_center);
+  const float max_k = static_cast<float>(MaxQuantumOf(KStored(), s.head_dim));
 
   float row[kMaxHeadDim];
   for (size_t i = task.num_keys_done; i < task.num_keys; ++i) {
@@ -111,11 +119,11 @@ void PackI8(const PackTask& task, unsigned char*) {
       row[d] = Sanitize(LoadSource(task.k, i, d)) - k_center[d];
       range = std::max(range, fabsf(row[d]));
     }
-    const QuantStep step = StepForRange(range);
+    const QuantStep step = StepForRange(range, max_k);
     k_scale[key] = step.scale;
     for (size_t d = 0; d < PaddedHeadDim(s); ++d) {
       const int q = d < s.head_dim ? Quantize(row[d], step) : 0;
-      k[KIndex(s, key, d)] = static_cast<uint8_t>(q + kBias);
+      k[KIndex(s, key, d)] = static_cast<KStored>(q + BiasOf(KStored()));
     }
   }
   for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
@@ -124,7 +132,7 @@ void PackI8(const PackTask& task, unsigned char*) {
     };
     float range = 0.0f;
     for (size_t i = 0; i < task.num_keys; ++i) range = std::max(range, fabsf(centered(i)));
-    const QuantStep step = StepForRange(range);
+    const QuantStep step = StepForRange(range, kMaxQuantum);
     v_scale[c] = step.scale;
     for (size_t i = 0; i < task.num_keys; ++i) {
       v[VIndex(s, task.key_begin + i, c)] = static_cast<int8_t>(Quantize(centered(i), step));
@@ -165,26 +173,28 @@ class FloatRow {
   float q_[kMaxHeadDim];
 };
 
-class I8Row {
+template <typename KStored>
+class QuantizedRow {
  public:
-  I8Row(const AttendTask& task, const float* q) : shape_(task.head.shape) {
+  QuantizedRow(const AttendTask& task, const float* q) : shape_(task.head.shape) {
     const unsigned char* base = task.head.base;
     const PackedOffsets& o = task.head.offsets;
-    k_ = base + o.k;
+    k_ = reinterpret_cast<const KStored*>(base + o.k);
     v_ = reinterpret_cast<const int8_t*>(base + o.v);
     k_scale_ = reinterpret_cast<const float*>(base + o.k_scale);
     v_scale_ = reinterpret_cast<const float*>(base + o.v_scale);
     v_center_ = reinterpret_cast<const float*>(base + o.v_center);
     float range = 0.0f;
     for (size_t d = 0; d < shape_.head_dim; ++d) range = std::max(range, fabsf(Sanitize(q[d])));
-    const QuantStep step = StepForRange(range);
+    const QuantStep step =
+        StepForRange(range, static_cast<float>(MaxQuantumOf(KStored(), shape_.head_dim)));
     row_scale_ = step.scale * task.scale_log2e;
     for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = Quantize(Sanitize(q[d]), step);
   }
   float Score(size_t key) const {
     int32_t dot = 0;
     for (size_t d = 0; d < shape_.head_dim; ++d) {
-      dot += q_[d] * (k_[KIndex(shape_, key, d)] - kBias);
+      dot += q_[d] * (k_[KIndex(shape_, key, d)] - BiasOf(KStored()));
     }
     return static_cast<float>(dot) * row_scale_ * k_scale_[key];
   }
@@ -200,7 +210,7 @@ class I8Row {
 
  private:
   const PackedShape& shape_;
-  const uint8_t* k_;
+  const KStored* k_;
   const int8_t* v_;
   const float* k_scale_;
   const float* v_scale_;
@@ -277,7 +287,10 @@ const internal::KernelTable& GetTable() {
       {
           KernelsOf<FloatRow<float>>(LayoutId::kF32, nullptr, &PackFloat<float>),
           KernelsOf<FloatRow<uint16_t>>(LayoutId::kF16, nullptr, &PackFloat<uint16_t>),
-          KernelsOf<I8Row>(kI8Layout, &CenterI8, &PackI8),
+          KernelsOf<QuantizedRow<uint8_t>>(LayoutId::kI8BiasedK, &CenterQuantized,
+                                           &PackQuantized<uint8_t>),
+          KernelsOf<QuantizedRow<int16_t>>(LayoutId::kI8Fine, &CenterQuantized,
+                                           &PackQuantized<int16_t>),
       }};
   return kTable;
 }

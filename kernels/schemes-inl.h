@@ -12,11 +12,12 @@ namespace {
 // Everything in f32. Q carries the softmax scale, P replaces S in place.
 struct F32Scheme {
   static constexpr LayoutId kLayout = LayoutId::kF32;
-  static constexpr bool kI8 = false;
+  static constexpr bool kQuantized = false;
   static constexpr bool kWidensKv = false;
   static constexpr size_t kQueryVectors = F32Ops::kQueryVectors;
   static constexpr size_t kStep = F32Ops::kStep;
-  using Stored = float;
+  using KStored = float;
+  using VStored = float;
   using QkProduct = F32Product;
   using PvProduct = F32Product;
 };
@@ -25,7 +26,8 @@ struct F32Scheme {
 struct F16Scheme : F32Scheme {
   static constexpr LayoutId kLayout = LayoutId::kF16;
   static constexpr bool kWidensKv = true;
-  using Stored = hwy::float16_t;
+  using KStored = hwy::float16_t;
+  using VStored = hwy::float16_t;
 };
 
 // The same K and V, widened as they are loaded: where few rows share each load.
@@ -33,36 +35,57 @@ struct F16LoadScheme : F16Scheme {
   static constexpr bool kWidensKv = false;
 };
 
-// Q per row, K per token, V per channel and tile in int8; P in u8, 255 at the tile's own maximum.
+// Q per row, K per token, V per channel and tile in int8; P in u8 relative to the tile's maximum.
 struct I8Scheme {
-  static constexpr LayoutId kLayout = I8Ops::kLayout;
-  static constexpr bool kI8 = true;
+  static constexpr LayoutId kLayout =
+      I8Ops::kBiasedV ? LayoutId::kI8BiasedV : LayoutId::kI8BiasedK;
+  static constexpr bool kQuantized = true;
   static constexpr bool kWidensKv = false;
   static constexpr size_t kQueryVectors = I8Ops::kQueryVectors;
   static constexpr size_t kStep = I8Ops::kStep;
-  using Stored = int8_t;
+  static constexpr int kKBias = I8Ops::kBiasedV ? 0 : kBias;
+  using KStored = int8_t;
+  using VStored = int8_t;
   using QkProduct = I8QkProduct;
   using PvProduct = I8PvProduct;
+
+  static HWY_INLINE int MaxQ(size_t) { return I8Ops::kMaxQ; }
+  static HWY_INLINE int MaxK(size_t) { return static_cast<int>(kMaxQuantum); }
+};
+
+// The same with Q and K in int16: scores as exact as those of f16, for twice their multiplications.
+struct I8FineScheme : I8Scheme {
+  static constexpr LayoutId kLayout =
+      I8Ops::kBiasedV ? LayoutId::kI8FineBiasedV : LayoutId::kI8Fine;
+  static constexpr int kKBias = 0;
+  using KStored = int16_t;
+  using QkProduct = I16QkProduct;
+
+  static HWY_INLINE int MaxQ(size_t head_dim) { return MaxWideQuantum(head_dim); }
+  static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
 };
 
 // Elements of a 32-bit lane.
 template <class Scheme>
-constexpr size_t kDepth = Scheme::kI8 ? 4 : 1;
-
-// Bytes in memory of what becomes one 32-bit lane, in the tile that the products read.
+constexpr size_t kQkDepth = Scheme::kQuantized ? kLaneBytes / sizeof(typename Scheme::KStored) : 1;
 template <class Scheme>
-constexpr size_t kTileLaneBytes =
-    Scheme::kWidensKv ? kLaneBytes : kDepth<Scheme> * sizeof(typename Scheme::Stored);
+constexpr size_t kPvDepth = Scheme::kQuantized ? kLaneBytes / sizeof(typename Scheme::VStored) : 1;
+
+// Bytes in memory of what becomes one 32-bit lane, of K or V, in the tile that the products read.
+template <class Scheme>
+constexpr size_t kTileLaneBytes = Scheme::kQuantized || Scheme::kWidensKv
+                                      ? kLaneBytes
+                                      : sizeof(typename Scheme::KStored);
 
 // A query tile: up to kQueryVectors * kLanes rows that pass through the kernels together. Arrays
 // are per row unless said otherwise; rows past the last real one are zero queries, computed and
 // dropped.
 struct QueryTile {
   uint8_t* panel;     // Q: [RoundUp(head_dim, 16) / depth][rows] 32-bit lanes
-  float* row_scale;   // int8: what one unit of a score's integer part is worth, scales included
-  int32_t* acc_init;  // int8: where the accumulators of Q·K start
+  float* row_scale;   // quantised: what one unit of q·k is worth but for K's scale, in octaves
+  int32_t* acc_init;  // quantised: where the accumulators of Q·K start
   int32_t* limit;     // keys below it are visible
-  float* m;           // running maximum of the scores, in units of log2
+  float* m;           // floats: running maximum of the scores; quantised: the reference near it
   float* d;           // running denominator
   float* o;           // [PaddedVHeadDim][rows]: running numerator
   size_t first_row;
@@ -74,14 +97,28 @@ struct QueryTile {
   size_t max_limit;
 };
 
-// What one pair of tiles leaves between its steps.
+// What one pair of tiles leaves between its steps, for floats. Scores are in octaves: units of
+// log2.
 struct TileScratch {
-  float* s;         // [kKvTile][rows]: scores, then for f32 P itself
-  uint8_t* p;       // int8: [kKvTile / 4][rows][4]
-  float* tile_m;    // maximum of the tile's visible scores
-  float* rescale;   // 2^(old m - new m): what O and d have to be multiplied by
-  float* weight;    // int8: 2^(tile m - new m) / 255, the worth of one unit of P
-  int32_t* p_init;  // int8: where the accumulators of P·V start
+  float* s;        // [kKvTile][rows]: scores, then P itself
+  float* tile_m;   // maximum of the tile's visible scores
+  float* rescale;  // 2^(old m - new m): what O and d have to be multiplied by
+};
+
+// The same for the quantised schemes. Lanes hold two keys of one row as 16-bit words: see
+// fixed_point-inl.h for "words" and their order.
+struct FixedScratch {
+  int16_t* s;           // [kKvTile / 2][rows] words: scores
+  uint8_t* p;           // [kKvTile / 4][rows][4]
+  int16_t* row_factor;  // words: what turns sums times key factors into fixed point
+  int16_t* gain;        // words: and by which power of two the result is multiplied
+  int16_t* bound;       // words: and up to which magnitude that fits
+  int16_t* tile_m;      // words: maximum of the tile's visible scores
+  int32_t* wide;        // -1 in rows whose scores do not fit fixed point
+  float* tile_max;      // maximum of the tile's visible scores, in octaves
+  float* weight;        // what one unit of P is worth
+  int32_t* p_init;      // where the accumulators of P·V start
+  float* s_wide;        // [kKvTile][rows]: scores of wide rows
 };
 
 }  // namespace

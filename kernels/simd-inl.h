@@ -30,8 +30,12 @@ using DF = hn::ScalableTag<float>;
 using DI32 = hn::RebindToSigned<DF>;
 using DI8 = hn::Repartition<int8_t, DF>;
 using DU8 = hn::Repartition<uint8_t, DF>;
+using DI16 = hn::Repartition<int16_t, DF>;
+using DU16 = hn::Repartition<uint16_t, DF>;
 using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
+using VI16 = hn::Vec<DI16>;
+using VU16 = hn::Vec<DU16>;
 using VI8 = hn::Vec<DI8>;
 using VU8 = hn::Vec<DU8>;
 
@@ -41,6 +45,8 @@ constexpr DF df;
 constexpr DI32 di32;
 constexpr DI8 di8;
 constexpr DU8 du8;
+constexpr DI16 di16;
+constexpr DU16 du16;
 // NOLINTEND(readability-identifier-naming)
 
 constexpr size_t kLanes = hn::MaxLanes(DF());
@@ -64,9 +70,9 @@ constexpr size_t MaxOf(size_t a, size_t b) { return a > b ? a : b; }
 constexpr float kNegInf = -__builtin_huge_valf();
 HWY_INLINE VF NegInf() { return hn::Set(df, kNegInf); }
 
-// 2^x for x <= 0, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
+// 2^x for x < 127, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
 // Cost: 6 FMA-port and 4 other instructions.
-HWY_INLINE VF Exp2NonPositive(VF x) {
+HWY_INLINE VF Exp2(VF x) {
   const VF floor = hn::Set(df, -127.0f);
 #if HWY_ARCH_X86
   x = hn::Max(floor, x);  // x86's max returns the second operand when either is NaN

@@ -49,7 +49,8 @@ const internal::KernelTable& GetTable() {
       {
           KernelsOf<F32Scheme, F32Scheme>(nullptr, &PackFloat<float>),
           KernelsOf<F16Scheme, F16LoadScheme>(nullptr, &PackFloat<hwy::float16_t>),
-          KernelsOf<I8Scheme, I8Scheme>(&CenterI8, &PackI8),
+          KernelsOf<I8Scheme, I8Scheme>(&CenterQuantized, &PackQuantized<I8Scheme>),
+          KernelsOf<I8FineScheme, I8FineScheme>(&CenterQuantized, &PackQuantized<I8FineScheme>),
       }};
   return kTable;
 }

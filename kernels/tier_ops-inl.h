@@ -1,6 +1,9 @@
-// What differs between tiers: the int8 products (one small file each) and the size of register
-// blocks. Chosen by the compiler's own macros, so that a tier's flags are the only thing to keep in
-// step.
+// What differs between tiers: the integer products (one small file each), how far their quanta may
+// reach, and the size of register blocks. Chosen by the compiler's own macros, so that a tier's
+// flags are the only thing to keep in step.
+//
+// I8Ops, I16Ops: kQueryVectors x kStep accumulators fill the register file. kMaxQ, kMaxP: largest
+// quantum of Q and P whose products are exact. kBiasedV: V is stored with a bias, and K is not.
 #ifndef SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 #define SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 
@@ -10,6 +13,8 @@
 #include "kernels/ops/x86_vnni-inl.h"
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include "kernels/ops/neon_dot-inl.h"
+#elif HWY_ARCH_X86
+#include "kernels/ops/x86_maddubs-inl.h"
 #else
 #include "kernels/ops/portable-inl.h"
 #endif

@@ -36,8 +36,8 @@ SourceRows DenseRows(const float* data, size_t dim) {
           static_cast<int64_t>(dim * sizeof(float)), sizeof(float)};
 }
 
-// Tokens for one int8 head that already holds `length`.
-void AppendI8(const PrecisionKernels& kernels, const PackedHead& head, const PackedTail& tail,
+// Tokens for one quantised head that already holds `length`.
+void AppendQuantized(const PrecisionKernels& kernels, const PackedHead& head, const PackedTail& tail,
               size_t length, const SourceRows& k, const SourceRows& v, size_t num_tokens) {
   PackScratch scratch;
   const size_t head_dim = head.shape.head_dim;
@@ -89,7 +89,7 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
   geometry.capacity = desc.capacity;
   const PrecisionKernels& kernels = table->kernels[static_cast<size_t>(desc.format.precision)];
   size_t tail_rows = 0;
-  if (internal::IsI8(kernels.layout)) {
+  if (internal::IsQuantized(kernels.layout)) {
     tail_rows = std::min(internal::kKvTile, internal::RoundUp(static_cast<size_t>(desc.capacity),
                                                               internal::kKeyBlock));
   }
@@ -136,8 +136,8 @@ Status KvCache::Append(const ConstTensorView& k, const ConstTensorView& v,
         const internal::SourceRows k_rows = internal::SourceRowsOf(k, batch, kv_head);
         const internal::SourceRows v_rows = internal::SourceRowsOf(v, batch, kv_head);
         if (kernels.center != nullptr) {
-          internal::AppendI8(kernels, head, packed.tail(batch, kv_head), length, k_rows, v_rows,
-                             num_tokens);
+          internal::AppendQuantized(kernels, head, packed.tail(batch, kv_head), length, k_rows,
+                                    v_rows, num_tokens);
         } else {
           internal::PackScratch scratch;
           kernels.pack({head, k_rows, v_rows, length, num_tokens, 0}, scratch.bytes);

@@ -7,8 +7,8 @@
 //   V  [key / 1024][channel / 64][key / depth][width][depth]
 //
 // The last block of keys is padded; a panel of V has width 64, the last one what is left.
-// depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 1 for floats. 64-key
-// blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key blocks and 256-key
+// depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 2 for int16, 1 for
+// floats. 64-key blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key blocks and 256-key
 // tiles at 10 to 15: the runs are long enough for the prefetchers, and prefill does not care.
 //
 // This header is also compiled with each tier's ISA flags: functions are `static`, so that no tier
@@ -25,7 +25,7 @@ namespace sightline {
 namespace internal {
 
 // Raised whenever the meaning of a layout id changes.
-constexpr uint32_t kLayoutVersion = 1;
+constexpr uint32_t kLayoutVersion = 2;
 
 enum class LayoutId : uint32_t {
   kNone = 0,
@@ -33,6 +33,8 @@ enum class LayoutId : uint32_t {
   kF16 = 2,
   kI8BiasedK = 3,  // K as u8 = k + 128, V as i8: for dot products of u8 with i8 (x86, plain NEON)
   kI8BiasedV = 4,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
+  kI8Fine = 5,          // K as i16, V as i8
+  kI8FineBiasedV = 6,   // K as i16, V as u8 = v + 128
 };
 
 constexpr size_t kKeyBlock = 64;      // keys interleaved in K
@@ -47,13 +49,16 @@ constexpr size_t kKvTile = 128;
 
 constexpr size_t kMaxHeadDim = 512;
 
-// The int8 format: quanta reach +-127, biased ones are stored with 128 added, P's quanta reach 255.
+// The quantised formats: quanta of int8 reach +-127, biased ones are stored with 128 added.
 constexpr float kMaxQuantum = 127.0f;
 constexpr int kBias = 128;
-constexpr float kMaxP = 255.0f;
-// int8 has no infinity, and one wild element would flatten its whole row: magnitudes end here.
-// Small enough that the sum over 10^8 keys is still finite.
-constexpr float kLargestFinite = 1e30f;
+// Quanta of K in int16. 12 bits keep the rounding of the scores below that of everything else, and
+// dot products of 128 of them fit 32 bits; see MaxWideQuantum for more dimensions.
+constexpr int kMaxWideQuantum = 4095;
+// Quanta cannot be infinite, and one wild element would flatten its whole row: magnitudes end here.
+// Small enough that a sum over 10^8 keys, each weighed by up to 2^kReferenceSlack
+// (kernels/online_softmax-inl.h), is still finite.
+constexpr float kLargestFinite = 1e27f;
 // Rows whose largest magnitude is below this are zero: 127 / magnitude stays finite.
 constexpr float kSmallestRange = 1e-30f;
 
@@ -64,17 +69,29 @@ static inline size_t RoundUp(size_t x, size_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
-static inline bool IsI8(LayoutId layout) {
-  return layout == LayoutId::kI8BiasedK || layout == LayoutId::kI8BiasedV;
-}
+static inline bool IsQuantized(LayoutId layout) { return layout >= LayoutId::kI8BiasedK; }
+static inline bool HasWideK(LayoutId layout) { return layout >= LayoutId::kI8Fine; }
 
-// Bytes of one stored K or V element.
-static inline size_t ElementBytes(LayoutId layout) {
+// Bytes of one stored K or V element, and how many of them one 32-bit lane multiplies.
+static inline size_t KElementBytes(LayoutId layout) {
+  return layout == LayoutId::kF32 ? 4 : layout == LayoutId::kF16 || HasWideK(layout) ? 2 : 1;
+}
+static inline size_t VElementBytes(LayoutId layout) {
   return layout == LayoutId::kF32 ? 4 : layout == LayoutId::kF16 ? 2 : 1;
 }
+static inline size_t KDepth(LayoutId layout) {
+  return HasWideK(layout) ? 2 : IsQuantized(layout) ? 4 : 1;
+}
+static inline size_t VDepth(LayoutId layout) { return IsQuantized(layout) ? 4 : 1; }
 
-// Elements multiplied by one 32-bit lane.
-static inline size_t Depth(LayoutId layout) { return IsI8(layout) ? 4 : 1; }
+// Largest quantum of int16 Q and K: head_dim products of two of them, and a rounding constant of
+// 2^15, stay below 2^31.
+static inline int MaxWideQuantum(size_t head_dim) {
+  int quantum = kMaxWideQuantum;
+  const int64_t limit = (int64_t{1} << 31) - (int64_t{1} << 16);
+  while (static_cast<int64_t>(head_dim) * quantum * quantum >= limit) --quantum;
+  return quantum;
+}
 
 // Shape of one packed head, the same for all heads of a memory, cache or workspace.
 struct PackedShape {
@@ -96,7 +113,7 @@ static inline PackedShape ShapeOf(LayoutId layout, size_t head_dim, size_t v_hea
 }
 
 static inline size_t PaddedHeadDim(const PackedShape& s) {
-  return RoundUp(s.head_dim, Depth(s.layout));
+  return RoundUp(s.head_dim, KDepth(s.layout));
 }
 static inline size_t PaddedVHeadDim(const PackedShape& s) {
   return RoundUp(s.v_head_dim, kChannelAlign);
@@ -105,7 +122,7 @@ static inline size_t NumKvTiles(const PackedShape& s) {
   return (s.capacity + kKvTile - 1) / kKvTile;
 }
 
-// Byte offsets inside one head. Scales and centres exist for int8 only and are f32.
+// Byte offsets inside one head. Scales and centres exist for quantised layouts only and are f32.
 struct PackedOffsets {
   size_t k;
   size_t v;
@@ -119,23 +136,22 @@ struct PackedOffsets {
 
 static inline PackedOffsets OffsetsOf(const PackedShape& s) {
   PackedOffsets o = {};
-  const bool i8 = IsI8(s.layout);
-  const size_t element = ElementBytes(s.layout);
+  const bool quantized = IsQuantized(s.layout);
   size_t end = 0;
   o.k = end;
-  end = RoundUp(end + s.capacity * PaddedHeadDim(s) * element, kPackedAlignBytes);
+  end = RoundUp(end + s.capacity * PaddedHeadDim(s) * KElementBytes(s.layout), kPackedAlignBytes);
   o.v = end;
-  end = RoundUp(end + s.capacity * PaddedVHeadDim(s) * element, kPackedAlignBytes);
+  end = RoundUp(end + s.capacity * PaddedVHeadDim(s) * VElementBytes(s.layout), kPackedAlignBytes);
   o.k_scale = end;
-  end = RoundUp(end + (i8 ? s.capacity * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized ? s.capacity * 4 : 0), kPackedAlignBytes);
   o.v_scale = end;
-  end = RoundUp(end + (i8 ? NumKvTiles(s) * PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized ? NumKvTiles(s) * PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
   o.k_center = end;
-  end = RoundUp(end + (i8 ? s.head_dim * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized ? s.head_dim * 4 : 0), kPackedAlignBytes);
   o.v_center = end;
-  end = RoundUp(end + (i8 ? PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized ? PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
   o.v_special = end;
-  end = RoundUp(end + (i8 ? 0 : NumKvTiles(s)), kPackedAlignBytes);
+  end = RoundUp(end + (quantized ? 0 : NumKvTiles(s)), kPackedAlignBytes);
   o.bytes = end;
   return o;
 }

@@ -93,7 +93,7 @@ HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
 }
 
 // Writes k_center and v_center: the means of the task's rows, of which there is at least one.
-void CenterI8(const PackTask& task, unsigned char* scratch) {
+void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* row = reinterpret_cast<float*>(scratch);
   float* mean = row + kMaxHeadDim;
@@ -116,18 +116,21 @@ HWY_INLINE void LoadCentered(const SourceRows& rows, size_t index, size_t n,
 }
 
 // K of one tile, per token.
-HWY_INLINE void PackKeysI8(const PackTask& task, float* HWY_RESTRICT scratch) {
+template <class Scheme>
+HWY_INLINE void PackKeys(const PackTask& task, float* HWY_RESTRICT scratch) {
+  using Quantum = typename Scheme::KStored;
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
-  uint8_t* k_out = task.head.base + offsets.k;
+  Quantum* k_out = reinterpret_cast<Quantum*>(task.head.base + offsets.k);
   float* k_scale = reinterpret_cast<float*>(task.head.base + offsets.k_scale);
   const float* k_center = reinterpret_cast<const float*>(task.head.base + offsets.k_center);
   const size_t elements = RowBufferElements(shape.head_dim);
+  const int max_k = Scheme::MaxK(shape.head_dim);
   float* row = scratch;
   float* center = scratch + kMaxHeadDim;
-  int8_t* quanta = reinterpret_cast<int8_t*>(scratch + 2 * kMaxHeadDim);
+  Quantum* quanta = reinterpret_cast<Quantum*>(scratch + 2 * kMaxHeadDim);
   // Adding 128 to four bytes is flipping their sign bits.
-  constexpr uint32_t kFlip = I8Ops::kLayout == LayoutId::kI8BiasedK ? 0x80808080u : 0;
+  constexpr uint32_t kFlip = Scheme::kKBias != 0 ? 0x80808080u : 0;
 
   // Copied to where whole vectors of it can be read.
   for (size_t d = 0; d < elements; ++d) center[d] = d < shape.head_dim ? k_center[d] : 0.0f;
@@ -135,19 +138,19 @@ HWY_INLINE void PackKeysI8(const PackTask& task, float* HWY_RESTRICT scratch) {
     const size_t key = task.key_begin + i;
     LoadCentered(task.k, i, shape.head_dim, center, row);
     int32_t sum;
-    k_scale[key] = QuantizeRow(row, elements, quanta, &sum);
-    uint8_t* lane = k_out + KBlockOffset(shape, key) + key % kKeyBlock * 4;
-    for (size_t d = 0; d < PaddedHeadDim(shape); d += 4) {
-      uint32_t four;
-      __builtin_memcpy(&four, quanta + d, sizeof(four));
-      four ^= kFlip;
-      __builtin_memcpy(lane + d * kKeyBlock, &four, sizeof(four));
+    k_scale[key] = QuantizeRow(row, elements, max_k, quanta, &sum);
+    Quantum* lane = k_out + KBlockOffset(shape, key) + key % kKeyBlock * kQkDepth<Scheme>;
+    for (size_t d = 0; d < PaddedHeadDim(shape); d += kQkDepth<Scheme>) {
+      uint32_t lane_bits;
+      __builtin_memcpy(&lane_bits, quanta + d, sizeof(lane_bits));
+      lane_bits ^= kFlip;
+      __builtin_memcpy(lane + d * kKeyBlock, &lane_bits, sizeof(lane_bits));
     }
   }
 }
 
 // V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane.
-HWY_INLINE void PackValuesI8(const PackTask& task, float* HWY_RESTRICT scratch) {
+HWY_INLINE void PackValues(const PackTask& task, float* HWY_RESTRICT scratch) {
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
   const size_t channels = PaddedVHeadDim(shape);
@@ -158,7 +161,7 @@ HWY_INLINE void PackValuesI8(const PackTask& task, float* HWY_RESTRICT scratch) 
   float* inverse = scratch;
   float* rows = scratch + kMaxHeadDim;  // four of them
   constexpr int32_t kFlip =
-      I8Ops::kLayout == LayoutId::kI8BiasedV ? static_cast<int32_t>(0x80808080u) : 0;
+      I8Ops::kBiasedV ? static_cast<int32_t>(0x80808080u) : 0;
 
   for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, inverse + c);
   for (size_t i = 0; i < task.num_keys; ++i) {
@@ -169,7 +172,7 @@ HWY_INLINE void PackValuesI8(const PackTask& task, float* HWY_RESTRICT scratch) 
     }
   }
   for (size_t c = 0; c < channels; c += kLanes) {
-    const QuantStep step = StepForRange(hn::Load(df, inverse + c));
+    const QuantStep step = StepForRange(hn::Load(df, inverse + c), kMaxQuantum);
     hn::Store(step.scale, df, v_scale + c);
     hn::Store(step.inverse, df, inverse + c);
   }
@@ -201,10 +204,11 @@ HWY_INLINE void PackValuesI8(const PackTask& task, float* HWY_RESTRICT scratch) 
 }
 
 // One tile of up to kKvTile keys, from its first.
-void PackI8(const PackTask& task, unsigned char* scratch) {
+template <class Scheme>
+void PackQuantized(const PackTask& task, unsigned char* scratch) {
   static_assert(kPackScratchRows >= 5, "a range and four rows of V");
-  PackKeysI8(task, reinterpret_cast<float*>(scratch));
-  PackValuesI8(task, reinterpret_cast<float*>(scratch));
+  PackKeys<Scheme>(task, reinterpret_cast<float*>(scratch));
+  PackValues(task, reinterpret_cast<float*>(scratch));
 }
 
 }  // namespace

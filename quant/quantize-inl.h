@@ -1,7 +1,7 @@
-// Symmetric int8 quantisation of one row: x ≈ scale * q with q = round(x * 127 / max|x|).
+// Symmetric quantisation of one row: x ≈ scale * q with q = round(x * max_quantum / max|x|).
 //
 // Shared by Q (quantised at each call) and K (quantised once); V, whose scale is per channel, uses
-// the same rules across rows. int8 has no NaN and no infinity: elements are made finite first. The
+// the same rules across rows. Integers have no NaN and no infinity: elements are made finite first. The
 // format's constants are in kv/layout.h.
 #ifndef SIGHTLINE_QUANT_QUANTIZE_INL_H_
 #define SIGHTLINE_QUANT_QUANTIZE_INL_H_
@@ -29,29 +29,32 @@ struct QuantStep {
   VF inverse;  // quanta per unit
 };
 
-// Elementwise on vectors of ranges (the largest magnitudes).
-HWY_INLINE QuantStep StepForRange(VF range) {
+// Elementwise on vectors of ranges (the largest magnitudes), for quanta up to max_quantum.
+HWY_INLINE QuantStep StepForRange(VF range, float max_quantum) {
   const auto usable = hn::Ge(range, hn::Set(df, kSmallestRange));
   QuantStep step;
-  step.scale = hn::IfThenElseZero(usable, hn::Mul(range, hn::Set(df, 1.0f / kMaxQuantum)));
-  step.inverse = hn::IfThenElseZero(usable, hn::Div(hn::Set(df, kMaxQuantum), range));
+  step.scale = hn::IfThenElseZero(usable, hn::Mul(range, hn::Set(df, 1.0f / max_quantum)));
+  step.inverse = hn::IfThenElseZero(usable, hn::Div(hn::Set(df, max_quantum), range));
   return step;
 }
 
 // Quantises n elements, a multiple of kChannelAlign, zero-padded; `out` may be `row` itself.
 // Returns the scale; adds up the quanta, which products with a biased operand have to take back.
-HWY_INLINE float QuantizeRow(const float* row, size_t n, int8_t* out, int32_t* sum_of_quanta) {
+template <typename Quantum>
+HWY_INLINE float QuantizeRow(const float* row, size_t n, int max_quantum, Quantum* out,
+                             int32_t* sum_of_quanta) {
   VF range = hn::Zero(df);
   for (size_t i = 0; i < n; i += kLanes) {
     range = hn::Max(range, hn::Abs(hn::Load(df, row + i)));
   }
-  const QuantStep step = StepForRange(hn::MaxOfLanes(df, range));
-  const hn::Rebind<int8_t, DF> d8;
+  const QuantStep step =
+      StepForRange(hn::MaxOfLanes(df, range), static_cast<float>(max_quantum));
+  const hn::Rebind<Quantum, DF> d_out;
   VI32 sum = hn::Zero(di32);
   for (size_t i = 0; i < n; i += kLanes) {
     const VI32 q = hn::NearestInt(hn::Mul(hn::Load(df, row + i), step.inverse));
     sum = hn::Add(sum, q);
-    hn::StoreU(hn::DemoteTo(d8, q), d8, out + i);
+    hn::StoreU(hn::DemoteTo(d_out, q), d_out, out + i);
   }
   *sum_of_quanta = hn::ReduceSum(di32, sum);
   return hn::GetLane(step.scale);

