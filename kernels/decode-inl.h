@@ -308,8 +308,7 @@ HWY_INLINE void EndDecodeRow(const AttendTask& task, size_t r, const float* v_ce
     if (v_center != nullptr && !empty) y = hn::Add(y, hn::Load(df, v_center + c));
     hn::Store(y, df, row.o + c);
   }
-  StoreRow(row.o, task.head.shape.v_head_dim, task.out.dtype, task.out.dim_stride,
-           RowAt(task.out, r));
+  StoreRow(row.o, task.head.shape.v_head_dim, RowAt(task.out, r));
 }
 
 template <class Scheme>

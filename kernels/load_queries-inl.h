@@ -31,7 +31,7 @@ template <class Scheme>
 HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  LoadRow(RowAt(task.q, r), task.q.dtype, task.q.dim_stride, head_dim, row);
+  LoadRow(RowAt(task.q, r), head_dim, row);
   if constexpr (Scheme::kI8) {
     SanitizeRow(row, elements);
     // In place: vector after vector is read before a quarter as many bytes are written.

@@ -41,8 +41,7 @@ HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const fl
       for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
         CopyChunk(chunks + ChunkOffset(r - first, chunk), row + chunk * kChunkElements);
       }
-      StoreRow(row, task.head.shape.v_head_dim, task.out.dtype, task.out.dim_stride,
-               RowAt(task.out, q.first_row + r));
+      StoreRow(row, task.head.shape.v_head_dim, RowAt(task.out, q.first_row + r));
     }
   }
 }
