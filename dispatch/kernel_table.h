@@ -4,8 +4,8 @@
 // was validated above (dispatch/validate.h); pointers are non-null, sizes fit, scratch is aligned.
 //
 // Included by tier code: functions are `static`, and nothing of the standard library is used. (The
-// views of sightline/tensor.h come along and are not used; the build checks that no tier exports
-// them.)
+// views of sightline/tensor.h come along and are not used, but for the fields of ScaleView; the
+// build checks that no tier exports them.)
 #ifndef SIGHTLINE_DISPATCH_KERNEL_TABLE_H_
 #define SIGHTLINE_DISPATCH_KERNEL_TABLE_H_
 
@@ -18,6 +18,21 @@
 namespace sightline {
 namespace internal {
 
+// One row of a caller's tensor. i8: element d is worth its quantum times the scale that lies
+// d * scale_stride bytes behind `scale`; null for the other types.
+struct Row {
+  unsigned char* data;  // const for inputs by convention
+  DType dtype;
+  int64_t dim_stride;
+  const float* scale;
+  int64_t scale_stride;
+};
+
+static inline const float* ScaleAt(const float* scale, int64_t offset_bytes) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const unsigned char*>(scale) +
+                                        offset_bytes);
+}
+
 // Rows of a caller's tensor that belong to one (batch, kv head): row r is query r / (beams *
 // group), beam r / group % beams, head r % group. Query-major, so that the causal limit never falls
 // with r.
@@ -28,31 +43,41 @@ struct Rows {
   int64_t beam_stride;
   int64_t head_stride;
   int64_t dim_stride;
+  ScaleView scale;  // of row 0; from beam to beam by its batch_stride
   size_t beams;
   size_t group;
 };
 
-static inline unsigned char* RowAt(const Rows& rows, size_t r) {
+static inline Row RowAt(const Rows& rows, size_t r) {
   const size_t sharing = rows.beams * rows.group;
-  const size_t query = r / sharing;
-  const size_t beam = r % sharing / rows.group;
-  const size_t head = r % rows.group;
-  return rows.data + static_cast<int64_t>(query) * rows.length_stride +
-         static_cast<int64_t>(beam) * rows.beam_stride +
-         static_cast<int64_t>(head) * rows.head_stride;
+  const int64_t query = static_cast<int64_t>(r / sharing);
+  const int64_t beam = static_cast<int64_t>(r % sharing / rows.group);
+  const int64_t head = static_cast<int64_t>(r % rows.group);
+  const ScaleView& scale = rows.scale;
+  return {
+      rows.data + query * rows.length_stride + beam * rows.beam_stride + head * rows.head_stride,
+      rows.dtype, rows.dim_stride,
+      ScaleAt(scale.data,
+              query * scale.length_stride + beam * scale.batch_stride + head * scale.head_stride),
+      scale.dim_stride};
 }
 
 // K or V rows of one (batch, kv head), as the caller stores them.
 struct SourceRows {
-  const unsigned char* data;
-  DType dtype;
+  Row first;
   int64_t length_stride;
-  int64_t dim_stride;
+  int64_t scale_length_stride;
 };
 
-static inline SourceRows Skip(SourceRows rows, size_t count) {
-  rows.data += static_cast<int64_t>(count) * rows.length_stride;
-  return rows;
+static inline Row RowAt(const SourceRows& rows, size_t i) {
+  Row row = rows.first;
+  row.data += static_cast<int64_t>(i) * rows.length_stride;
+  row.scale = ScaleAt(row.scale, static_cast<int64_t>(i) * rows.scale_length_stride);
+  return row;
+}
+
+static inline SourceRows Skip(const SourceRows& rows, size_t count) {
+  return {RowAt(rows, count), rows.length_stride, rows.scale_length_stride};
 }
 
 // One packed head; offsets are computed once per plan or memory, not per head.

@@ -51,6 +51,7 @@ Rows RowsOf(const View& view, size_t kv_batch, size_t kv_head, size_t beams, siz
               static_cast<int64_t>(kv_batch * beams) * view.batch_stride +
               static_cast<int64_t>(kv_head * group) * view.head_stride;
   rows.dtype = view.dtype;
+  rows.scale = HeadScales(view, kv_batch * beams, kv_head * group);
   rows.length_stride = view.length_stride;
   rows.beam_stride = view.batch_stride;
   rows.head_stride = view.head_stride;

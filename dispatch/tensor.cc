@@ -10,6 +10,8 @@ const char* Name(DType dtype) {
       return "f16";
     case DType::kBF16:
       return "bf16";
+    case DType::kI8:
+      return "i8";
   }
   return "?";
 }
@@ -37,6 +39,8 @@ int64_t SizeBytes(DType dtype) {
     case DType::kF16:
     case DType::kBF16:
       return 2;
+    case DType::kI8:
+      return 1;
   }
   return 0;
 }

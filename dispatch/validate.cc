@@ -32,7 +32,7 @@ struct Axis {
   int64_t stride;
 };
 
-// The bytes that a view touches: [begin, end), empty if it has no elements.
+// Bytes of memory: [begin, end).
 struct Span {
   uintptr_t begin = 0;
   uintptr_t end = 0;
@@ -42,23 +42,34 @@ struct Span {
   }
 };
 
+// What a view touches; empty if it has no elements or no scales.
+struct ViewSpans {
+  Span elements;
+  Span scales;
+};
+
 class ViewCheck {
  public:
   template <typename Void>
   ViewCheck(const char* name, const BasicTensorView<Void>& view)
       : name_(name),
-        address_(reinterpret_cast<uintptr_t>(view.data)),
         dtype_(view.dtype),
+        address_(reinterpret_cast<uintptr_t>(view.data)),
         axes_{{"batch", view.batch, view.batch_stride},
               {"length", view.length, view.length_stride},
               {"heads", view.heads, view.head_stride},
-              {"dim", view.dim, view.dim_stride}} {}
+              {"dim", view.dim, view.dim_stride}},
+        scale_address_(reinterpret_cast<uintptr_t>(view.scale.data)),
+        scale_axes_{{"batch", view.batch, view.scale.batch_stride},
+                    {"length", view.length, view.scale.length_stride},
+                    {"heads", view.heads, view.scale.head_stride},
+                    {"dim", view.dim, view.scale.dim_stride}} {}
 
-  // Shape, strides and address, which give the span.
-  Status Validate(Span* span) const {
-    const int64_t element = SizeBytes(dtype_);
-    if (element == 0) {
-      return Status::Error(kInvalid, "%s.dtype is %d, must be f32, f16 or bf16", name_,
+  // Shape, strides and addresses, which give the spans.
+  Status Validate(ViewSpans* spans) const {
+    *spans = ViewSpans();
+    if (SizeBytes(dtype_) == 0) {
+      return Status::Error(kInvalid, "%s.dtype is %d, must be f32, f16, bf16 or i8", name_,
                            static_cast<int>(dtype_));
     }
     for (const Axis& axis : axes_) {
@@ -69,45 +80,21 @@ class ViewCheck {
         return Status::Error(kInvalid, "%s.%s is %lld, must be %lld to %lld", name_, axis.name,
                              LL{axis.count}, LL{min}, LL{max});
       }
-      if (axis.stride % element != 0) {
-        return Status::Error(
-            kInvalid, "%s's %s stride is %lld bytes, must be a multiple of the element's %lld",
-            name_, axis.name, LL{axis.stride}, LL{element});
-      }
     }
-    *span = Span();
-    if (axes_[0].count == 0 || axes_[1].count == 0) return Status();
-    if (address_ == 0) return Status::Error(kInvalid, "%s.data is null", name_);
-    if (address_ % static_cast<uintptr_t>(element) != 0) {
-      return Status::Error(kInvalid, "%s.data is not aligned to its element's %lld bytes", name_,
-                           LL{element});
+    Status status = ValidateMemory("", address_, SizeBytes(dtype_), axes_, &spans->elements);
+    if (!status.ok()) return status;
+    if (dtype_ == DType::kI8) {
+      return ValidateMemory(".scale", scale_address_, sizeof(float), scale_axes_, &spans->scales);
     }
-
-    // Offsets of the lowest and highest element.
-    int64_t low = 0;
-    int64_t high = 0;
-    bool overflow = false;
-    for (const Axis& axis : axes_) {
-      int64_t reach = 0;
-      overflow |= __builtin_mul_overflow(axis.count - 1, axis.stride, &reach);
-      int64_t& bound = reach < 0 ? low : high;
-      overflow |= __builtin_add_overflow(bound, reach, &bound);
-    }
-    overflow |= __builtin_add_overflow(high, element, &high);
-    // The low bound is negative or 0; its magnitude must not pass address 0.
-    overflow = overflow || static_cast<uintptr_t>(-(low + 1)) + 1 > address_ ||
-               __builtin_add_overflow(address_, static_cast<uintptr_t>(high), &span->end);
-    if (overflow) {
-      return Status::Error(kInvalid, "%s's sizes and strides overflow the address space", name_);
-    }
-    span->begin = address_ - (static_cast<uintptr_t>(-(low + 1)) + 1);
-    return Status();
+    if (scale_address_ == 0) return Status();
+    return Status::Error(kInvalid, "%s.scale.data is given, must be null: %s is %s, not i8", name_,
+                         name_, Name(dtype_));
   }
 
   // Outputs: no two elements share memory. Checked as nesting: every axis steps over all that the
   // axes with smaller strides span.
   Status ValidateDistinct() const {
-    if (axes_[0].count == 0 || axes_[1].count == 0) return Status();
+    if (IsEmpty()) return Status();
     Axis sorted[4] = {axes_[0], axes_[1], axes_[2], axes_[3]};
     std::sort(sorted, sorted + 4, [](const Axis& a, const Axis& b) {
       return Magnitude(a.stride) < Magnitude(b.stride);
@@ -130,10 +117,57 @@ class ViewCheck {
     return stride < 0 ? uint64_t{0} - static_cast<uint64_t>(stride) : static_cast<uint64_t>(stride);
   }
 
+  bool IsEmpty() const { return axes_[0].count == 0 || axes_[1].count == 0; }
+
+  // Strides and address of the elements or of the scales (`part` is what their name ends in), which
+  // give the span.
+  Status ValidateMemory(const char* part, uintptr_t address, int64_t element, const Axis (&axes)[4],
+                        Span* span) const {
+    for (const Axis& axis : axes) {
+      if (axis.stride % element != 0) {
+        return Status::Error(
+            kInvalid, "%s%s's %s stride is %lld bytes, must be a multiple of the element's %lld",
+            name_, part, axis.name, LL{axis.stride}, LL{element});
+      }
+    }
+    if (IsEmpty()) return Status();
+    if (address == 0) {
+      return Status::Error(kInvalid, "%s%s.data is null, must not be: %s is %s and not empty",
+                           name_, part, name_, Name(dtype_));
+    }
+    if (address % static_cast<uintptr_t>(element) != 0) {
+      return Status::Error(kInvalid, "%s%s.data is not aligned to its element's %lld bytes", name_,
+                           part, LL{element});
+    }
+
+    // Offsets of the lowest and highest element.
+    int64_t low = 0;
+    int64_t high = 0;
+    bool overflow = false;
+    for (const Axis& axis : axes) {
+      int64_t reach = 0;
+      overflow |= __builtin_mul_overflow(axis.count - 1, axis.stride, &reach);
+      int64_t& bound = reach < 0 ? low : high;
+      overflow |= __builtin_add_overflow(bound, reach, &bound);
+    }
+    overflow |= __builtin_add_overflow(high, element, &high);
+    // The low bound is negative or 0; its magnitude must not pass address 0.
+    overflow = overflow || static_cast<uintptr_t>(-(low + 1)) + 1 > address ||
+               __builtin_add_overflow(address, static_cast<uintptr_t>(high), &span->end);
+    if (overflow) {
+      return Status::Error(kInvalid, "%s%s's sizes and strides overflow the address space", name_,
+                           part);
+    }
+    span->begin = address - (static_cast<uintptr_t>(-(low + 1)) + 1);
+    return Status();
+  }
+
   const char* name_;
-  uintptr_t address_;
   DType dtype_;
+  uintptr_t address_;
   Axis axes_[4];
+  uintptr_t scale_address_;
+  Axis scale_axes_[4];
 };
 
 Status ValidateEqual(const char* name, int64_t value, const char* other_name, int64_t other) {
@@ -145,10 +179,10 @@ Status ValidateEqual(const char* name, int64_t value, const char* other_name, in
 #define SIGHTLINE_RETURN_IF_ERROR(expression) \
   if (Status status = (expression); !status.ok()) return status
 
-Status ValidateKvSpans(const ConstTensorView& k, const ConstTensorView& v, Span* k_span,
-                       Span* v_span) {
-  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("k", k).Validate(k_span));
-  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("v", v).Validate(v_span));
+Status ValidateKvSpans(const ConstTensorView& k, const ConstTensorView& v, ViewSpans* k_spans,
+                       ViewSpans* v_spans) {
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("k", k).Validate(k_spans));
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("v", v).Validate(v_spans));
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("v.batch", v.batch, "k.batch", k.batch));
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("v.length", v.length, "k.length", k.length));
   return ValidateEqual("v.heads", v.heads, "k.heads", k.heads);
@@ -240,8 +274,8 @@ Status ValidateCacheDesc(const KvCacheDesc& desc) {
 }
 
 Status ValidateKv(const ConstTensorView& k, const ConstTensorView& v) {
-  Span k_span, v_span;
-  return ValidateKvSpans(k, v, &k_span, &v_span);
+  ViewSpans k_spans, v_spans;
+  return ValidateKvSpans(k, v, &k_spans, &v_spans);
 }
 
 Status ValidateKvShape(const ConstTensorView& k, const ConstTensorView& v, int64_t num_kv_heads,
@@ -263,9 +297,9 @@ Status ValidateKvShape(const ConstTensorView& k, const ConstTensorView& v, int64
 
 Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionArgs& args,
                     const PackedKv** packed) {
-  Span q_span, out_span, k_span, v_span;
-  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("q", args.q).Validate(&q_span));
-  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("out", args.out).Validate(&out_span));
+  ViewSpans q, out, k, v;
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("q", args.q).Validate(&q));
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("out", args.out).Validate(&out));
   SIGHTLINE_RETURN_IF_ERROR(ViewCheck("out", args.out).ValidateDistinct());
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("q.heads", args.q.heads, "num_heads", desc.num_heads));
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("q.dim", args.q.dim, "head_dim", desc.head_dim));
@@ -298,7 +332,7 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
   int64_t kv_batch = 0;
   *packed = nullptr;
   if (has_tensors) {
-    SIGHTLINE_RETURN_IF_ERROR(ValidateKvSpans(args.k, args.v, &k_span, &v_span));
+    SIGHTLINE_RETURN_IF_ERROR(ValidateKvSpans(args.k, args.v, &k, &v));
     SIGHTLINE_RETURN_IF_ERROR(
         ValidateKvShape(args.k, args.v, desc.num_kv_heads, desc.head_dim, desc.v_head_dim, "plan"));
     if (args.k.length > desc.max_kv_len) {
@@ -313,8 +347,7 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
     if (*packed == nullptr) return Status::Error(kInvalid, "%s is empty: create it first", name);
     SIGHTLINE_RETURN_IF_ERROR(ValidatePacked(name, desc, layout, **packed));
     const uintptr_t block = reinterpret_cast<uintptr_t>((*packed)->block());
-    k_span.begin = block;
-    k_span.end = block + (*packed)->bytes();
+    k.elements = {block, block + (*packed)->bytes()};
     kv_batch = (*packed)->header().batch;
   }
   if (kv_batch == 0 ? args.q.batch != 0 : args.q.batch % kv_batch != 0) {
@@ -322,13 +355,19 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
                          "q.batch is %lld, must be a multiple of the K/V batch, which is %lld",
                          LL{args.q.batch}, LL{kv_batch});
   }
+  // Scales are only read, those of `out` too.
   const struct {
     const char* name;
     const Span& span;
-  } inputs[] = {
-      {"q", q_span}, {*packed != nullptr ? "the memory or cache" : "k", k_span}, {"v", v_span}};
+  } inputs[] = {{"q", q.elements},
+                {"q.scale", q.scales},
+                {*packed != nullptr ? "the memory or cache" : "k", k.elements},
+                {"k.scale", k.scales},
+                {"v", v.elements},
+                {"v.scale", v.scales},
+                {"out.scale", out.scales}};
   for (const auto& input : inputs) {
-    if (out_span.Overlaps(input.span))
+    if (out.elements.Overlaps(input.span))
       return Status::Error(kInvalid, "out overlaps %s", input.name);
   }
   return Status();
@@ -354,10 +393,13 @@ Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes,
     const ConstTensorView view;
   } tensors[] = {{"q", args.q}, {"k", args.k}, {"v", args.v}, {"out", args.out}};
   for (const auto& tensor : tensors) {
-    Span used;
+    ViewSpans used;
     if (tensor.view.data == nullptr) continue;
     SIGHTLINE_RETURN_IF_ERROR(ViewCheck(tensor.name, tensor.view).Validate(&used));
-    if (span.Overlaps(used)) return Status::Error(kInvalid, "workspace overlaps %s", tensor.name);
+    if (span.Overlaps(used.elements))
+      return Status::Error(kInvalid, "workspace overlaps %s", tensor.name);
+    if (span.Overlaps(used.scales))
+      return Status::Error(kInvalid, "workspace overlaps %s.scale", tensor.name);
   }
   return Status();
 }

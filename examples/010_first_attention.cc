@@ -28,7 +28,7 @@ int main() {
   Plan plan;
   Status status = Plan::Create(desc, &plan);
 
-  AttentionArgs args;  // any strides; f32, f16 or bf16
+  AttentionArgs args;  // any strides; f32, f16, bf16, or int8 with scales
   args.q = ConstTensorView::Dense(q.data(), DType::kF32, 1, 512, 8, 64);
   args.k = ConstTensorView::Dense(k.data(), DType::kF32, 1, 512, 8, 64);
   args.v = ConstTensorView::Dense(v.data(), DType::kF32, 1, 512, 8, 64);

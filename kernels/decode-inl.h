@@ -78,7 +78,7 @@ constexpr size_t kStoredLaneBytes = hwy::IsSame<Stored, hwy::float16_t>() ? 2 : 
 
 // A vector of packed K or V, widened where it is stored in fewer bits.
 template <typename Stored>
-HWY_INLINE VI32 LoadLanes(const uint8_t* p) {
+HWY_INLINE VI32 LoadPacked(const uint8_t* p) {
   if constexpr (kStoredLaneBytes<Stored> == 2) {
     const hn::Rebind<Stored, DF> d;
     return hn::BitCast(di32, ToF32(hn::Load(d, reinterpret_cast<const Stored*>(p))));
@@ -100,7 +100,7 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
     VI32 bv[kVectors];
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      bv[v] = LoadLanes<Stored>(b + v * kLanes * kStoredLaneBytes<Stored>);
+      bv[v] = LoadPacked<Stored>(b + v * kLanes * kStoredLaneBytes<Stored>);
     }
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
@@ -311,8 +311,7 @@ HWY_INLINE void EndDecodeRow(const AttendTask& task, size_t r, const float* v_ce
     if (v_center != nullptr && !empty) y = hn::Add(y, hn::Load(df, v_center + c));
     hn::Store(y, df, row.o + c);
   }
-  StoreRow(row.o, task.head.shape.v_head_dim, task.out.dtype, task.out.dim_stride,
-           RowAt(task.out, r));
+  StoreRow(row.o, task.head.shape.v_head_dim, RowAt(task.out, r));
 }
 
 template <class Scheme>

@@ -20,7 +20,7 @@ HWY_INLINE size_t QueryLanes(size_t head_dim) {
   return RowBufferElements(head_dim) / kQkDepth<Scheme>;
 }
 
-// Where a query row's scale and accumulators begin; see QueryTile. f32 has no use for them.
+// Where a query row's scale and accumulators begin; see QueryTile. Floats have no use for them.
 struct QueryScale {
   float row_scale;
   int32_t acc_init;
@@ -32,9 +32,8 @@ template <class Scheme>
 HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  LoadRow(RowAt(task.q, r), task.q.dtype, task.q.dim_stride, head_dim, row);
+  LoadRow(RowAt(task.q, r), head_dim, row);
   if constexpr (Scheme::kQuantized) {
-    SanitizeRow(row, elements);
     // In place: vector after vector is read before fewer bytes are written.
     int32_t sum;
     const float scale =
@@ -50,30 +49,81 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   }
 }
 
-// All rows of a tile. chunks: kLanes * RowBufferElements(head_dim) floats; row: one row of them.
+// kLanes rows from row r of the tile on, as LoadQuery would leave them: one after the other, each of
+// its own. A step at a time for all of them, since each waits for the one before: rows then overlap.
 template <class Scheme>
-HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q,
-                            uint8_t* HWY_RESTRICT chunks, float* HWY_RESTRICT row) {
-  const size_t lanes = QueryLanes<Scheme>(task.head.shape.head_dim);
+HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t r,
+                              float* HWY_RESTRICT rows) {
+  const size_t head_dim = task.head.shape.head_dim;
+  const size_t elements = RowBufferElements(head_dim);
+  const size_t count = MinOf(kLanes, q.num_rows - MinOf(r, q.num_rows));
+  for (size_t lane = 0; lane < count; ++lane) {
+    LoadRow(RowAt(task.q, q.first_row + r + lane), head_dim, rows + lane * elements);
+  }
+  for (size_t i = count * elements; i < kLanes * elements; i += kLanes) {
+    hn::Store(hn::Zero(df), df, rows + i);
+  }
+  if constexpr (Scheme::kQuantized) {
+    HWY_ALIGN float inverse[kLanes];
+    HWY_ALIGN float range[kLanes];
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      range[lane] = RangeOfRow(rows + lane * elements, elements);
+    }
+    const QuantStep step =
+        StepForRange(hn::Load(df, range), static_cast<float>(Scheme::MaxQ(head_dim)));
+    hn::Store(step.inverse, df, inverse);
+    hn::Store(hn::Mul(step.scale, hn::Set(df, task.scale_log2e)), df, q.row_scale + r);
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      float* row = rows + lane * elements;
+      QuantaOfRow(row, elements, inverse[lane],
+                  reinterpret_cast<typename Scheme::KStored*>(row));
+    }
+  } else {
+    const VF scale = hn::Set(df, task.scale_log2e);
+    for (size_t i = 0; i < count * elements; i += kLanes) {
+      hn::Store(hn::Mul(hn::Load(df, rows + i), scale), df, rows + i);
+    }
+  }
+}
+
+// Where the accumulators of kLanes rows begin: what K's bias adds to their products is taken back.
+template <class Scheme>
+HWY_INLINE VI32 QueryAccInit(const uint8_t* HWY_RESTRICT panel, size_t lanes, size_t stride_bytes,
+                             size_t head_dim) {
+  VI32 sum = hn::Zero(di32);
+  if constexpr (Scheme::kKBias != 0) {
+    for (size_t i = 0; i < lanes; ++i) {
+      sum = I8Ops::DotPV(sum, hn::Set(du8, 1), hn::BitCast(di8, hn::Load(du8, panel)));
+      panel += stride_bytes;
+    }
+  }
+  return hn::Sub(hn::Set(di32, SumRounding<Scheme>(head_dim)),
+                 hn::Mul(sum, hn::Set(di32, Scheme::kKBias)));
+}
+
+// All rows of a tile; rows and chunks: scratch for kLanes * RowBufferElements(head_dim) floats each.
+template <class Scheme>
+HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* HWY_RESTRICT rows,
+                            uint8_t* HWY_RESTRICT chunks) {
+  const size_t head_dim = task.head.shape.head_dim;
+  const size_t elements = RowBufferElements(head_dim);
+  const size_t lanes = QueryLanes<Scheme>(head_dim);
   const size_t num_chunks = lanes / kChunkElements;
   const size_t row_stride = q.num_vectors * kLanes;
-  const int32_t half = SumRounding<Scheme>(task.head.shape.head_dim);
   for (size_t v = 0; v < q.num_vectors; ++v) {
+    LoadQueryRows<Scheme>(task, q, v * kLanes, rows);
     for (size_t lane = 0; lane < kLanes; ++lane) {
-      const size_t r = v * kLanes + lane;
-      QueryScale scale = {};
-      if (r < q.num_rows) {
-        scale = LoadQuery<Scheme>(task, q.first_row + r, row);
-      } else {
-        for (size_t i = 0; i < lanes; i += kLanes) hn::Store(hn::Zero(df), df, row + i);
-      }
-      q.row_scale[r] = scale.row_scale;
-      q.acc_init[r] = scale.acc_init + half;
+      const float* row = rows + lane * elements;
       for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
         CopyChunk(row + chunk * kChunkElements, chunks + ChunkOffset(lane, chunk));
       }
     }
-    ChunksToPanel(chunks, num_chunks, reinterpret_cast<int32_t*>(q.panel) + v * kLanes, row_stride);
+    uint8_t* panel = q.panel + v * kVectorBytes;
+    ChunksToPanel(chunks, num_chunks, reinterpret_cast<int32_t*>(panel), row_stride);
+    if constexpr (Scheme::kQuantized) {
+      hn::Store(QueryAccInit<Scheme>(panel, lanes, row_stride * kLaneBytes, head_dim), di32,
+                q.acc_init + v * kLanes);
+    }
   }
 }
 

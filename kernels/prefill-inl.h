@@ -36,8 +36,8 @@ struct TaskScratch {
   TileScratch floats;
   FixedScratch fixed;
   KeyFactors keys;
-  uint8_t* chunks;
-  float* row;
+  uint8_t* chunks;  // kLanes rows of Q or O on their way into or out of panels, in two forms
+  float* rows;
   WideTile wide;
 };
 
@@ -89,7 +89,7 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
     task.floats = TakeTileScratch(kRows, arena);
   }
   task.chunks = arena.Take<uint8_t>(kLanes * widest * sizeof(float));
-  task.row = arena.Take<float>(widest);
+  task.rows = arena.Take<float>(kLanes * widest);
   task.wide = TakeWideTile<Scheme>(shape, arena);
   return arena.used();
 }
@@ -118,7 +118,7 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
   for (size_t i = 0; i < channels * q.num_vectors; ++i) {
     hn::Store(hn::Zero(df), df, q.o + i * kLanes);
   }
-  LoadQueries<Scheme>(task, q, scratch.chunks, scratch.row);
+  LoadQueries<Scheme>(task, q, scratch.rows, scratch.chunks);
 }
 
 // One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector
@@ -169,7 +169,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
 
   const float* v_center = VCenter<Scheme>(task);
   for (size_t t = 0; t < num_tiles; ++t) {
-    StoreOutput(task, scratch.tiles[t], v_center, scratch.chunks, scratch.row);
+    StoreOutput(task, scratch.tiles[t], v_center, scratch.chunks, scratch.rows);
   }
 }
 

@@ -1,5 +1,8 @@
 // The caller's rows: any element type and stride in, f32 out, and back.
 //
+// Neighbouring elements are read and written by whole vectors; so are the scales of int8 elements
+// that are neighbours or all the same. Other strides, and the end of a row, go element by element.
+//
 // Nothing outside the row's own elements is touched: the caller's buffer may end at a page
 // boundary.
 #ifndef SIGHTLINE_KERNELS_ROWS_INL_H_
@@ -17,76 +20,91 @@ HWY_INLINE void CopyElement(const void* from, void* to) {
   __builtin_memcpy(to, from, sizeof(T));
 }
 
+// Elements [i, i + kLanes) of a row of n, `stride` bytes apart, to f32; 0 past the row's end.
 template <typename T>
-HWY_INLINE void LoadRowOf(const uint8_t* HWY_RESTRICT data, int64_t stride, size_t n,
-                          float* HWY_RESTRICT out) {
+HWY_INLINE VF LoadLanes(const uint8_t* HWY_RESTRICT data, int64_t stride, size_t i, size_t n) {
   const hn::Rebind<T, DF> d;
-  size_t i = 0;
-  if (stride == static_cast<int64_t>(sizeof(T))) {
-    for (; i + kLanes <= n; i += kLanes) {
-      const T* from = reinterpret_cast<const T*>(data) + i;
-      hn::Store(ToF32(hn::LoadU(d, from)), df, out + i);
-    }
+  if (stride == static_cast<int64_t>(sizeof(T)) && i + kLanes <= n) {
+    return ToF32(hn::LoadU(d, reinterpret_cast<const T*>(data) + i));
   }
   // The end of a row, or all of it when its elements are not neighbours.
-  for (; i < n; i += kLanes) {
-    HWY_ALIGN T buffer[kLanes] = {};
-    const size_t count = MinOf(kLanes, n - i);
-    for (size_t j = 0; j < count; ++j) {
-      CopyElement<T>(data + static_cast<int64_t>(i + j) * stride, buffer + j);
-    }
-    hn::Store(ToF32(hn::Load(d, buffer)), df, out + i);
+  HWY_ALIGN T buffer[kLanes] = {};
+  const size_t count = MinOf(kLanes, n - i);
+  for (size_t j = 0; j < count; ++j) {
+    CopyElement<T>(data + static_cast<int64_t>(i + j) * stride, buffer + j);
+  }
+  return ToF32(hn::Load(d, buffer));
+}
+
+// Scales of the same elements. 0 past the row's end as well, where a NaN would be more than nothing
+// times a padding quantum.
+HWY_INLINE VF LoadScales(const Row& row, size_t i, size_t n) {
+  if (row.scale_stride == 0 && i + kLanes <= n) return hn::Set(df, *row.scale);
+  return LoadLanes<float>(reinterpret_cast<const uint8_t*>(row.scale), row.scale_stride, i, n);
+}
+
+template <typename T>
+HWY_INLINE void LoadRowOf(const Row& row, size_t n, float* HWY_RESTRICT out) {
+  for (size_t i = 0; i < n; i += kLanes) {
+    VF x = LoadLanes<T>(row.data, row.dim_stride, i, n);
+    if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row, i, n));
+    hn::Store(x, df, out + i);
   }
 }
 
 // Elements that a row buffer must hold: whole vectors and whole chunks in every tier.
 HWY_INLINE size_t RowBufferElements(size_t n) { return RoundUp(n, kChannelAlign); }
 
-// Row of n elements, `stride` bytes apart, to f32. `out` is vector-aligned and holds
-// RowBufferElements(n); the elements past n become 0.
-HWY_INLINE void LoadRow(const uint8_t* data, DType dtype, int64_t stride, size_t n, float* out) {
+// Row of n elements to f32. `out` is vector-aligned and holds RowBufferElements(n); the elements
+// past n become 0.
+HWY_INLINE void LoadRow(const Row& row, size_t n, float* out) {
   for (size_t i = n / kLanes * kLanes; i < RowBufferElements(n); i += kLanes) {
     hn::Store(hn::Zero(df), df, out + i);
   }
-  switch (dtype) {
+  switch (row.dtype) {
     case DType::kF32:
-      return LoadRowOf<float>(data, stride, n, out);
+      return LoadRowOf<float>(row, n, out);
     case DType::kF16:
-      return LoadRowOf<hwy::float16_t>(data, stride, n, out);
+      return LoadRowOf<hwy::float16_t>(row, n, out);
     case DType::kBF16:
-      return LoadRowOf<hwy::bfloat16_t>(data, stride, n, out);
+      return LoadRowOf<hwy::bfloat16_t>(row, n, out);
+    case DType::kI8:
+      return LoadRowOf<int8_t>(row, n, out);
   }
 }
 
 template <typename T>
-HWY_INLINE void StoreRowOf(const float* HWY_RESTRICT row, size_t n, int64_t stride,
-                           uint8_t* HWY_RESTRICT data) {
+HWY_INLINE void StoreRowOf(const float* HWY_RESTRICT from, size_t n, const Row& row) {
   const hn::Rebind<T, DF> d;
-  size_t i = 0;
-  if (stride == static_cast<int64_t>(sizeof(T))) {
-    for (; i + kLanes <= n; i += kLanes) {
-      hn::StoreU(FromF32(d, hn::Load(df, row + i)), d, reinterpret_cast<T*>(data) + i);
+  for (size_t i = 0; i < n; i += kLanes) {
+    VF x = hn::Load(df, from + i);
+    // A quotient, not a product with the reciprocal: the contract promises its rounding.
+    if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Div(x, LoadScales(row, i, n));
+    const auto elements = FromF32(d, x);
+    if (row.dim_stride == static_cast<int64_t>(sizeof(T)) && i + kLanes <= n) {
+      hn::StoreU(elements, d, reinterpret_cast<T*>(row.data) + i);
+      continue;
     }
-  }
-  for (; i < n; i += kLanes) {
     HWY_ALIGN T buffer[kLanes];
-    hn::Store(FromF32(d, hn::Load(df, row + i)), d, buffer);
+    hn::Store(elements, d, buffer);
     const size_t count = MinOf(kLanes, n - i);
     for (size_t j = 0; j < count; ++j) {
-      CopyElement<T>(buffer + j, data + static_cast<int64_t>(i + j) * stride);
+      CopyElement<T>(buffer + j, row.data + static_cast<int64_t>(i + j) * row.dim_stride);
     }
   }
 }
 
 // The opposite of LoadRow, rounding to nearest even.
-HWY_INLINE void StoreRow(const float* row, size_t n, DType dtype, int64_t stride, uint8_t* data) {
-  switch (dtype) {
+HWY_INLINE void StoreRow(const float* from, size_t n, const Row& row) {
+  switch (row.dtype) {
     case DType::kF32:
-      return StoreRowOf<float>(row, n, stride, data);
+      return StoreRowOf<float>(from, n, row);
     case DType::kF16:
-      return StoreRowOf<hwy::float16_t>(row, n, stride, data);
+      return StoreRowOf<hwy::float16_t>(from, n, row);
     case DType::kBF16:
-      return StoreRowOf<hwy::bfloat16_t>(row, n, stride, data);
+      return StoreRowOf<hwy::bfloat16_t>(from, n, row);
+    case DType::kI8:
+      return StoreRowOf<int8_t>(from, n, row);
   }
 }
 

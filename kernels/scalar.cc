@@ -19,9 +19,7 @@ using namespace internal;  // NOLINT: the plain structs of the border
 constexpr float kMaxP = 255.0f;
 
 float LoadSource(const SourceRows& rows, size_t i, size_t d) {
-  return LoadElement(rows.data + static_cast<int64_t>(i) * rows.length_stride +
-                         static_cast<int64_t>(d) * rows.dim_stride,
-                     rows.dtype);
+  return LoadElement(RowAt(rows, i), d);
 }
 
 float Sanitize(float x) { return isnan(x) ? 0.0f : std::clamp(x, -kLargestFinite, kLargestFinite); }
@@ -221,16 +219,14 @@ class QuantizedRow {
 
 size_t ScratchBytes(const PackedShape&) { return 0; }
 
-template <class Row>
+template <class AttendedRow>
 void AttendRow(const AttendTask& task, size_t r) {
   const PackedShape& shape = task.head.shape;
-  const unsigned char* q_row = RowAt(task.q, r);
-  unsigned char* out_row = RowAt(task.out, r);
+  const Row q_row = RowAt(task.q, r);
+  const Row out_row = RowAt(task.out, r);
   float q[kMaxHeadDim];
-  for (size_t d = 0; d < shape.head_dim; ++d) {
-    q[d] = LoadElement(q_row + static_cast<int64_t>(d) * task.q.dim_stride, task.q.dtype);
-  }
-  const Row row(task, q);
+  for (size_t d = 0; d < shape.head_dim; ++d) q[d] = LoadElement(q_row, d);
+  const AttendedRow row(task, q);
 
   const size_t limit = KeyLimit(task, r);
   float m = -INFINITY;
@@ -262,19 +258,20 @@ void AttendRow(const AttendTask& task, size_t r) {
   }
   for (size_t c = 0; c < shape.v_head_dim; ++c) {
     const float out = denominator == 0.0f ? 0.0f : o[c] / denominator + row.Center(c);
-    StoreElement(out, task.out.dtype, out_row + static_cast<int64_t>(c) * task.out.dim_stride);
+    StoreElement(out, out_row, c);
   }
 }
 
-template <class Row>
+template <class AttendedRow>
 void Attend(const AttendTask& task, unsigned char*) {
-  for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<Row>(task, r);
+  for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<AttendedRow>(task, r);
 }
 
 // Rows are taken one by one: one driver serves any number of them.
-template <class Row>
+template <class AttendedRow>
 constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackFunction pack) {
-  return {layout, &ScratchBytes, &Attend<Row>, &Attend<Row>, kTaskRows, center, pack};
+  return {layout, &ScratchBytes, &Attend<AttendedRow>, &Attend<AttendedRow>, kTaskRows,
+          center, pack};
 }
 
 }  // namespace

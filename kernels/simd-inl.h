@@ -96,9 +96,13 @@ HWY_INLINE VF Exp2(VF x) {
   return hn::Mul(p, power);
 }
 
-// Stored elements to f32 and back; f32 itself passes through.
+// Stored elements to f32 and back; f32 itself passes through. int8: quanta, NaN becomes 0 and all
+// else saturates at +-127.
 HWY_INLINE VF ToF32(VF v) { return v; }
 HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<hwy::bfloat16_t, DF>> v) { return hn::PromoteTo(df, v); }
+HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<int8_t, DF>> v) {
+  return hn::ConvertTo(df, hn::PromoteTo(di32, v));
+}
 HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<hwy::float16_t, DF>> v) {
   const VF x = hn::PromoteTo(df, v);
 #if HWY_ARCH_X86 && !defined(__F16C__)
@@ -118,6 +122,11 @@ HWY_INLINE VF FromF32(DF, VF v) { return v; }
 template <class D>
 HWY_INLINE hn::VFromD<D> FromF32(D d, VF v) {
   return hn::DemoteTo(d, v);
+}
+HWY_INLINE hn::VFromD<hn::Rebind<int8_t, DF>> FromF32(hn::Rebind<int8_t, DF> d, VF v) {
+  v = hn::IfThenZeroElse(hn::IsNaN(v), v);
+  v = hn::Clamp(v, hn::Set(df, -kMaxQuantum), hn::Set(df, kMaxQuantum));
+  return hn::DemoteTo(d, hn::NearestInt(v));
 }
 
 #if defined(__AVX512BF16__)

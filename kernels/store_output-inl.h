@@ -10,10 +10,9 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// chunks: kLanes * PaddedVHeadDim floats; row: PaddedVHeadDim floats. v_center is null but for
-// int8.
+// chunks, rows: kLanes * PaddedVHeadDim floats each. v_center is null but for quantised schemes.
 HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
-                            uint8_t* HWY_RESTRICT chunks, float* HWY_RESTRICT row) {
+                            uint8_t* HWY_RESTRICT chunks, float* HWY_RESTRICT rows) {
   const size_t channels = PaddedVHeadDim(task.head.shape);
   const size_t num_chunks = channels / kChunkElements;
   const size_t row_stride = q.num_vectors * kLanes;
@@ -37,12 +36,18 @@ HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const fl
       for (size_t i = 0; i < kChunkElements; ++i) hn::Store(x[i], di32, to + i * kLanes);
     }
     const size_t first = v * kLanes;
-    for (size_t r = first; r < MinOf(q.num_rows, first + kLanes); ++r) {
+    const size_t count = MinOf(q.num_rows, first + kLanes) - first;
+    // All rows are put together before the first is read: whole vectors that were just written in
+    // parts would have to wait until the parts have reached the cache.
+    for (size_t lane = 0; lane < count; ++lane) {
       for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
-        CopyChunk(chunks + ChunkOffset(r - first, chunk), row + chunk * kChunkElements);
+        CopyChunk(chunks + ChunkOffset(lane, chunk),
+                  rows + lane * channels + chunk * kChunkElements);
       }
-      StoreRow(row, task.head.shape.v_head_dim, task.out.dtype, task.out.dim_stride,
-               RowAt(task.out, q.first_row + r));
+    }
+    for (size_t lane = 0; lane < count; ++lane) {
+      StoreRow(rows + lane * channels, task.head.shape.v_head_dim,
+               RowAt(task.out, q.first_row + first + lane));
     }
   }
 }

@@ -24,16 +24,15 @@ namespace {
 
 void CopyRowsToF32(const SourceRows& rows, size_t num_rows, size_t dim, float* out) {
   for (size_t i = 0; i < num_rows; ++i) {
-    const unsigned char* row = rows.data + static_cast<int64_t>(i) * rows.length_stride;
-    for (size_t d = 0; d < dim; ++d) {
-      *out++ = LoadElement(row + static_cast<int64_t>(d) * rows.dim_stride, rows.dtype);
-    }
+    const Row row = RowAt(rows, i);
+    for (size_t d = 0; d < dim; ++d) *out++ = LoadElement(row, d);
   }
 }
 
-SourceRows DenseRows(const float* data, size_t dim) {
-  return {reinterpret_cast<const unsigned char*>(data), DType::kF32,
-          static_cast<int64_t>(dim * sizeof(float)), sizeof(float)};
+SourceRows DenseRows(float* data, size_t dim) {
+  return {{reinterpret_cast<unsigned char*>(data), DType::kF32, sizeof(float), nullptr, 0},
+          static_cast<int64_t>(dim * sizeof(float)),
+          0};
 }
 
 // Tokens for one quantised head that already holds `length`.

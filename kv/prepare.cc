@@ -13,11 +13,26 @@ constexpr size_t kTaskKeys = kVTileKeys;
 
 }  // namespace
 
+ScaleView HeadScales(const ConstTensorView& view, size_t batch, size_t head) {
+  if (view.scale.data == nullptr) return {};
+  ScaleView scale = view.scale;
+  scale.data = ScaleAt(scale.data, static_cast<int64_t>(batch) * scale.batch_stride +
+                                       static_cast<int64_t>(head) * scale.head_stride);
+  return scale;
+}
+
 SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head) {
-  return {static_cast<const unsigned char*>(view.data) +
-              static_cast<int64_t>(batch) * view.batch_stride +
-              static_cast<int64_t>(kv_head) * view.head_stride,
-          view.dtype, view.length_stride, view.dim_stride};
+  const ScaleView scale = HeadScales(view, batch, kv_head);
+  Row first = {};
+  // Inputs are only read: kernels take them and outputs through one type.
+  first.data = const_cast<unsigned char*>(static_cast<const unsigned char*>(view.data)) +
+               static_cast<int64_t>(batch) * view.batch_stride +
+               static_cast<int64_t>(kv_head) * view.head_stride;
+  first.dtype = view.dtype;
+  first.dim_stride = view.dim_stride;
+  first.scale = scale.data;
+  first.scale_stride = scale.dim_stride;
+  return {first, view.length_stride, scale.length_stride};
 }
 
 void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,

@@ -11,6 +11,9 @@
 namespace sightline {
 namespace internal {
 
+// The scales of a validated view from (batch, head) on; all null and 0 unless it is i8.
+ScaleView HeadScales(const ConstTensorView& view, size_t batch, size_t head);
+
 // Row 0 of one (batch, kv head) of k or v.
 SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head);
 

@@ -1,12 +1,16 @@
-// Elements of the caller's tensors in plain C++, one at a time: binary16 and bfloat16 to and from
-// f32, rounded to nearest even, subnormals, infinities and NaN included. The kernels have their own
-// way.
+// Elements of the caller's tensors in plain C++, one at a time: binary16, bfloat16 and int8 with a
+// scale to and from f32, rounded to nearest even, subnormals, infinities and NaN included. The
+// kernels have their own way.
 #ifndef SIGHTLINE_QUANT_ELEMENTS_H_
 #define SIGHTLINE_QUANT_ELEMENTS_H_
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include <algorithm>
+
+#include "dispatch/kernel_table.h"
 #include "sightline/tensor.h"
 
 namespace sightline {
@@ -59,6 +63,16 @@ inline uint16_t BF16FromF32(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+inline float F32FromI8(int8_t quantum, float scale) { return static_cast<float>(quantum) * scale; }
+
+// NaN becomes 0, all else saturates at +-127.
+inline int8_t I8FromF32(float x, float scale) {
+  const float quanta = x / scale;
+  if (isnan(quanta)) return 0;
+  return static_cast<int8_t>(lrintf(std::clamp(quanta, -kMaxQuantum, kMaxQuantum)));
+}
+
+// The types that have no scale.
 inline float LoadElement(const unsigned char* p, DType dtype) {
   if (dtype == DType::kF32) {
     float x;
@@ -77,6 +91,24 @@ inline void StoreElement(float x, DType dtype, unsigned char* p) {
   }
   const uint16_t bits = dtype == DType::kF16 ? F16FromF32(x) : BF16FromF32(x);
   memcpy(p, &bits, sizeof(bits));
+}
+
+// Element d of a row of any type.
+inline float LoadElement(const Row& row, size_t d) {
+  const int64_t index = static_cast<int64_t>(d);
+  const unsigned char* p = row.data + index * row.dim_stride;
+  if (row.dtype != DType::kI8) return LoadElement(p, row.dtype);
+  int8_t quantum;
+  memcpy(&quantum, p, sizeof(quantum));
+  return F32FromI8(quantum, *ScaleAt(row.scale, index * row.scale_stride));
+}
+
+inline void StoreElement(float x, const Row& row, size_t d) {
+  const int64_t index = static_cast<int64_t>(d);
+  unsigned char* p = row.data + index * row.dim_stride;
+  if (row.dtype != DType::kI8) return StoreElement(x, row.dtype, p);
+  const int8_t quantum = I8FromF32(x, *ScaleAt(row.scale, index * row.scale_stride));
+  memcpy(p, &quantum, sizeof(quantum));
 }
 
 }  // namespace internal

@@ -16,8 +16,7 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 HWY_INLINE void LoadSourceRow(const SourceRows& rows, size_t index, size_t n, float* out) {
-  LoadRow(rows.data + static_cast<int64_t>(index) * rows.length_stride, rows.dtype, rows.dim_stride,
-          n, out);
+  LoadRow(RowAt(rows, index), n, out);
 }
 
 HWY_INLINE void StoreElements(const float* HWY_RESTRICT row, size_t n, float* HWY_RESTRICT out) {

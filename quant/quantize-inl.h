@@ -18,12 +18,6 @@ HWY_INLINE VF Sanitize(VF x) {
   return hn::Clamp(x, hn::Set(df, -kLargestFinite), hn::Set(df, kLargestFinite));
 }
 
-HWY_INLINE void SanitizeRow(float* row, size_t n) {
-  for (size_t i = 0; i < n; i += kLanes) {
-    hn::Store(Sanitize(hn::Load(df, row + i)), df, row + i);
-  }
-}
-
 struct QuantStep {
   VF scale;    // what one quantum is worth
   VF inverse;  // quanta per unit
@@ -38,25 +32,37 @@ HWY_INLINE QuantStep StepForRange(VF range, float max_quantum) {
   return step;
 }
 
+// Largest finite magnitude of a row of n elements, a multiple of kChannelAlign; NaN counts as 0.
+HWY_INLINE float RangeOfRow(const float* HWY_RESTRICT row, size_t n) {
+  VF range = hn::Zero(df);
+  for (size_t i = 0; i < n; i += kLanes) {
+    range = hn::Max(range, hn::Abs(Sanitize(hn::Load(df, row + i))));
+  }
+  return hn::GetLane(hn::MaxOfLanes(df, range));
+}
+
+// Its quanta; `out` may be `row` itself. Returns their sum in a vector's lanes.
+template <typename Quantum>
+HWY_INLINE VI32 QuantaOfRow(const float* row, size_t n, float inverse, Quantum* out) {
+  const hn::Rebind<Quantum, DF> d_out;
+  VI32 sum = hn::Zero(di32);
+  for (size_t i = 0; i < n; i += kLanes) {
+    const VF x = Sanitize(hn::Load(df, row + i));
+    const VI32 q = hn::NearestInt(hn::Mul(x, hn::Set(df, inverse)));
+    sum = hn::Add(sum, q);
+    hn::StoreU(hn::DemoteTo(d_out, q), d_out, out + i);
+  }
+  return sum;
+}
+
 // Quantises n elements, a multiple of kChannelAlign, zero-padded; `out` may be `row` itself.
 // Returns the scale; adds up the quanta, which products with a biased operand have to take back.
 template <typename Quantum>
 HWY_INLINE float QuantizeRow(const float* row, size_t n, int max_quantum, Quantum* out,
                              int32_t* sum_of_quanta) {
-  VF range = hn::Zero(df);
-  for (size_t i = 0; i < n; i += kLanes) {
-    range = hn::Max(range, hn::Abs(hn::Load(df, row + i)));
-  }
   const QuantStep step =
-      StepForRange(hn::MaxOfLanes(df, range), static_cast<float>(max_quantum));
-  const hn::Rebind<Quantum, DF> d_out;
-  VI32 sum = hn::Zero(di32);
-  for (size_t i = 0; i < n; i += kLanes) {
-    const VI32 q = hn::NearestInt(hn::Mul(hn::Load(df, row + i), step.inverse));
-    sum = hn::Add(sum, q);
-    hn::StoreU(hn::DemoteTo(d_out, q), d_out, out + i);
-  }
-  *sum_of_quanta = hn::ReduceSum(di32, sum);
+      StepForRange(hn::Set(df, RangeOfRow(row, n)), static_cast<float>(max_quantum));
+  *sum_of_quanta = hn::ReduceSum(di32, QuantaOfRow(row, n, hn::GetLane(step.inverse), out));
   return hn::GetLane(step.scale);
 }
 

@@ -73,6 +73,37 @@ TEST_CASE("a NaN reaches the rows that see it and no other", "[adversarial]") {
   }
 }
 
+// Its elements are NaN, those of quantum 0 too; what pads rows to whole vectors is not. As an
+// output, i8 has 0 for NaN.
+TEST_CASE("a scale of NaN makes its elements NaN", "[adversarial]") {
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  const unsigned granularity = GENERATE(kPerToken, kPerToken + kPerChannel, kPerTensor);
+  for (const bool in_k : {true, false}) {
+    for (const int64_t q_len : {65, 3}) {
+      Case c = CausalCase(q_len, 70);
+      c.head_dim = 5;
+      c.v_head_dim = 13;
+      SetDTypes(DType::kI8, &c);
+      c.out_dtype = q_len == 3 ? DType::kF32 : DType::kI8;
+      c.k_scales = c.v_scales = granularity;
+      Problem problem(c, 12);
+      problem.k.Set(0, 66, 0, 4, 0.0f);
+      problem.v.Set(0, 66, 0, 12, 0.0f);
+      (in_k ? problem.k : problem.v).SetScale(0, 66, 0, in_k ? 4 : 12, NAN);
+      for (const Precision precision : kPrecisions) {
+        const Expected expected =
+            Expect(problem, precision, source == Source::kCache ? CacheCenterKeys(70) : -1);
+        for (const char* tier : SupportedTiers()) {
+          INFO(problem.c.ToString()
+               << ", NaN in the scales of " << (in_k ? "K, " : "V, ") << Name(precision) << " on "
+               << tier << ", source " << static_cast<int>(source));
+          CHECK_THAT(Attend(problem, {tier, precision, source}), IsClose(expected));
+        }
+      }
+    }
+  }
+}
+
 // The weight of a NaN value may be so small that it is rounded to 0. It is NaN all the same.
 TEST_CASE("a NaN value with no weight is still NaN", "[adversarial]") {
   Problem problem(CausalCase(5, 150), 2);
@@ -248,7 +279,7 @@ TEST_CASE("no keys at all give 0", "[adversarial]") {
   const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
   Case c = CausalCase(20, 0);
   c.mask = GENERATE(Mask::kNone, Mask::kCausal);
-  c.out_dtype = GENERATE(DType::kF32, DType::kF16, DType::kBF16);
+  c.out_dtype = GENERATE(DType::kF32, DType::kF16, DType::kBF16, DType::kI8);
   const Problem problem(c, 8);
   for (const Precision precision : kPrecisions) {
     for (const char* tier : SupportedTiers()) {

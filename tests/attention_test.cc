@@ -14,7 +14,7 @@ namespace testing {
 namespace {
 
 constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kI8};
 constexpr Mask kMasks[] = {Mask::kNone, Mask::kCausal};
 
 // Around the vector widths (4, 8, 16), the query blocks (16, 32, 48 rows), the key block (64), the
@@ -22,6 +22,14 @@ constexpr Mask kMasks[] = {Mask::kNone, Mask::kCausal};
 constexpr int64_t kLengths[] = {0,  1,  2,   3,   15,  16,  17,  47,  48,   49,   63,
                                 64, 65, 127, 128, 129, 191, 192, 193, 1023, 1024, 1025};
 constexpr size_t kNumLengths = sizeof(kLengths) / sizeof(kLengths[0]);
+
+// Other granularities of scales for each seed and tensor: all are met in 16 seeds.
+void SetScales(uint64_t seed, Case* c) {
+  c->q_scales = static_cast<unsigned>(seed % kNumGranularities);
+  c->k_scales = static_cast<unsigned>(3 * seed % kNumGranularities);
+  c->v_scales = static_cast<unsigned>((5 * seed + 8) % kNumGranularities);
+  c->out_scales = static_cast<unsigned>((7 * seed + 4) % kNumGranularities);
+}
 
 // All precisions and tiers.
 void CheckCase(const Case& c, uint64_t seed) {
@@ -167,6 +175,7 @@ TEST_CASE("every combination of element types", "[attention][dtypes]") {
           c.k_dtype = k;
           c.v_dtype = v;
           c.out_dtype = out;
+          SetScales(seed, &c);
           c.mask = kMasks[seed / 2 % 2];
           CheckCase(c, seed);
         }
@@ -198,10 +207,40 @@ TEST_CASE("every layout of each tensor", "[attention][strides]") {
         c.k_layout = kLayouts[(i + j) % kNumInputLayouts];
         c.v_layout = kLayouts[j];
         c.out_layout = kLayouts[(i + 3 * j) % kNumOutLayouts];
-        c.q_dtype = kDTypes[++seed % 3];
-        c.k_dtype = kDTypes[seed / 3 % 3];
-        c.v_dtype = kDTypes[(seed + seed / 3) % 3];
-        c.out_dtype = kDTypes[(2 * seed + seed / 3) % 3];
+        ++seed;
+        c.q_dtype = kDTypes[seed % 4];
+        c.k_dtype = kDTypes[seed / 4 % 4];
+        c.v_dtype = kDTypes[(seed + seed / 16) % 4];
+        c.out_dtype = kDTypes[(seed / 2 + seed / 16) % 4];
+        SetScales(seed / 4, &c);
+        c.mask = kMasks[seed / 2 % 2];
+        CheckCase(c, seed);
+      }
+    }
+  }
+}
+
+// One scale for all elements of a vector, neighbouring scales and scattered ones, beside elements
+// that are neighbours or scattered, up to and beyond whole vectors.
+TEST_CASE("every granularity of scales", "[attention][scales]") {
+  constexpr Layout kLayouts[] = {Layout::kDense, Layout::kDimStrided, Layout::kReversed};
+  constexpr int64_t kDims[] = {1, 16, 33, 80};
+  uint64_t seed = 4300;
+  for (const Layout layout : kLayouts) {
+    for (const int64_t dim : kDims) {
+      for (unsigned i = 0; i < kNumGranularities; ++i) {
+        Case c;
+        c.q_len = ++seed % 2 == 0 ? 1 : 19;
+        c.kv_len = 67;
+        c.heads = 4;
+        c.kv_heads = 2;
+        c.kv_batch = 2;
+        c.beams = 2;
+        c.head_dim = dim;
+        c.v_head_dim = 81 - dim;
+        c.q_layout = c.k_layout = c.v_layout = c.out_layout = layout;
+        c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = DType::kI8;
+        SetScales(i, &c);
         c.mask = kMasks[seed / 2 % 2];
         CheckCase(c, seed);
       }
@@ -313,8 +352,9 @@ TEST_CASE("buffers right after a guard page", "[attention][guard]") {
         c.head_dim = dim;
         c.v_head_dim = 101 - dim;
         c.q_layout = c.k_layout = c.v_layout = c.out_layout = layout;
-        c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = kDTypes[seed % 3];
-        c.mask = kMasks[seed / 3 % 2];
+        c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = kDTypes[seed / 3 % 4];
+        SetScales(seed / 2, &c);
+        c.mask = kMasks[seed / 5 % 2];
         CheckCase(c, seed);
       }
     }

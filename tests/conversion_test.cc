@@ -1,5 +1,5 @@
-// f16 and bf16 to f32 and back, by way of an attention that changes nothing: a query over a single
-// key gets that key's value.
+// f16, bf16 and i8 to f32 and back, by way of an attention that changes nothing: a query over a
+// single key gets that key's value.
 #include <stdint.h>
 #include <string.h>
 
@@ -20,8 +20,16 @@ constexpr int64_t kHeads = 128;
 constexpr int64_t kDim = 512;
 constexpr size_t kElements = size_t{kHeads * kDim};  // one for each pattern of 16 bits
 
-// Runs `values` (kElements of them) through attention into `out`.
-void PassThrough(const char* tier, DType from, const void* values, DType to, void* out) {
+// kElements of them.
+ConstTensorView Values(const void* data, DType type, const ScaleView& scale = {}) {
+  return ConstTensorView::Dense(data, type, 1, 1, kHeads, kDim, scale);
+}
+TensorView Results(void* data, DType type, const ScaleView& scale = {}) {
+  return TensorView::Dense(data, type, 1, 1, kHeads, kDim, scale);
+}
+
+// Runs `values` through attention into `out`.
+void PassThrough(const char* tier, const ConstTensorView& values, const TensorView& out) {
   AttentionDesc desc;
   desc.num_heads = desc.num_kv_heads = kHeads;
   desc.head_dim = 1;
@@ -34,8 +42,8 @@ void PassThrough(const char* tier, DType from, const void* values, DType to, voi
   AttentionArgs args;
   args.q = ConstTensorView::Dense(ones.data(), DType::kF32, 1, 1, kHeads, 1);
   args.k = args.q;
-  args.v = ConstTensorView::Dense(values, from, 1, 1, kHeads, kDim);
-  args.out = TensorView::Dense(out, to, 1, 1, kHeads, kDim);
+  args.v = values;
+  args.out = out;
   REQUIRE_THAT(Run(plan, args), IsOk());
   RecordTierRun(plan.tier());
 }
@@ -65,7 +73,7 @@ TEST_CASE("every f16 and bf16 is read as what it is", "[conversion]") {
   for (const char* tier : SupportedTiers()) {
     for (const DType type : {DType::kF16, DType::kBF16}) {
       std::vector<float> out(kElements);
-      PassThrough(tier, type, values.data(), DType::kF32, out.data());
+      PassThrough(tier, Values(values.data(), type), Results(out.data(), DType::kF32));
       size_t wrong = 0;
       for (size_t i = 0; i < kElements; ++i) {
         const float expected = LoadElement(type, &values[i]);
@@ -85,7 +93,7 @@ TEST_CASE("results are rounded to nearest even", "[conversion]") {
       for (const uint32_t offset_bits : {0u, 1u, ~0u}) {
         const std::vector<float> values = HardToRound(type, offset_bits);
         std::vector<uint16_t> out(kElements);
-        PassThrough(tier, DType::kF32, values.data(), type, out.data());
+        PassThrough(tier, Values(values.data(), DType::kF32), Results(out.data(), type));
         size_t wrong = 0;
         for (size_t i = 0; i < kElements; ++i) {
           const float actual = LoadElement(type, &out[i]);
@@ -98,6 +106,86 @@ TEST_CASE("results are rounded to nearest even", "[conversion]") {
         INFO(tier);
         CHECK(wrong == 0);
       }
+    }
+  }
+}
+
+// Scales that the heads take in turn, laid out in every way that kernels tell apart: one for each
+// head, for each element, and for each element with a gap behind it.
+struct HeadScales {
+  std::vector<float> per_head, per_element, with_gaps;
+
+  explicit HeadScales(const std::vector<float>& scales) {
+    for (size_t h = 0; h < size_t{kHeads}; ++h) {
+      per_head.push_back(scales[h % scales.size()]);
+      per_element.insert(per_element.end(), size_t{kDim}, per_head.back());
+    }
+    for (const float scale : per_element) with_gaps.insert(with_gaps.end(), {scale, 1e9f});
+  }
+
+  std::vector<ScaleView> Views() const {
+    ScaleView gaps = ScaleView::PerChannel(with_gaps.data(), 2 * kDim);
+    gaps.dim_stride *= 2;
+    return {ScaleView::PerHead(per_head.data()), ScaleView::PerChannel(per_element.data(), kDim),
+            gaps};
+  }
+};
+
+TEST_CASE("every quantum is read as what it is worth", "[conversion]") {
+  const HeadScales scales({1.0f, 0.1f, 3.14159265f / 127.0f, -0.37f, 1e-38f, 1e-45f, 2e36f, 3e38f,
+                           0.0f, -0.0f, HUGE_VALF, -HUGE_VALF, NAN});
+  std::vector<int8_t> quanta(kElements);
+  for (size_t i = 0; i < kElements; ++i) {
+    quanta[i] = static_cast<int8_t>(static_cast<int>(i % 256) - 128);
+  }
+  for (const char* tier : SupportedTiers()) {
+    for (const ScaleView& scale : scales.Views()) {
+      std::vector<float> out(kElements);
+      PassThrough(tier, Values(quanta.data(), DType::kI8, scale), Results(out.data(), DType::kF32));
+      size_t wrong = 0;
+      for (size_t i = 0; i < kElements; ++i) {
+        const float expected = F32FromI8(quanta[i], scales.per_element[i]);
+        if (SameOrBothNan(out[i], expected)) continue;
+        UNSCOPED_INFO(int{quanta[i]} << " times " << scales.per_element[i] << ": " << out[i]
+                                     << ", not " << expected);
+        if (++wrong == 5) break;
+      }
+      INFO(tier << ", head stride " << scale.head_stride << ", dim stride " << scale.dim_stride);
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+// Halves of quanta from -256 to 255.5, a float on either side of each, and what no quantum can be.
+TEST_CASE("results become the nearest quantum, saturated", "[conversion]") {
+  const HeadScales scales({1.0f, 0.25f, 0.1f, 3.14159265f / 127.0f, 1e-38f, 2e36f, 7.0f, 1e-40f});
+  const float special[] = {NAN, HUGE_VALF, -HUGE_VALF, 3e38f, -3e38f, 1e-45f, -0.0f, 0.0f};
+  const size_t heads_per_scale = 8;
+  std::vector<float> values(kElements);
+  for (size_t i = 0; i < kElements; ++i) {
+    // Heads of one scale lie `heads_per_scale` apart and count on.
+    const size_t head = i / size_t{kDim};
+    const size_t n = head / heads_per_scale * size_t{kDim} + i % size_t{kDim};
+    const float half_quanta = static_cast<float>(n / 4 % 1024) - 512.0f;
+    const float value = 0.5f * half_quanta * scales.per_element[i];
+    const float beside[] = {value, std::nextafter(value, HUGE_VALF),
+                            std::nextafter(value, -HUGE_VALF), special[n / 4 % 8]};
+    values[i] = beside[n % 4];
+  }
+  for (const char* tier : SupportedTiers()) {
+    for (const ScaleView& scale : scales.Views()) {
+      std::vector<int8_t> out(kElements);
+      PassThrough(tier, Values(values.data(), DType::kF32), Results(out.data(), DType::kI8, scale));
+      size_t wrong = 0;
+      for (size_t i = 0; i < kElements; ++i) {
+        const int expected = I8FromF32(values[i], scales.per_element[i]);
+        if (out[i] == expected) continue;
+        UNSCOPED_INFO(values[i] << " by " << scales.per_element[i] << ": " << int{out[i]}
+                                << ", not " << expected);
+        if (++wrong == 5) break;
+      }
+      INFO(tier << ", head stride " << scale.head_stride << ", dim stride " << scale.dim_stride);
+      CHECK(wrong == 0);
     }
   }
 }

@@ -24,7 +24,8 @@ namespace {
 
 constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
 
-Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask) {
+// i8_tensors: K and V come as int8 with scales of their own, whatever the precision stores.
+Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask, bool i8_tensors = false) {
   Case c;
   c.q_len = q_len;
   c.kv_len = kv_len;
@@ -35,18 +36,21 @@ Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask) {
   c.head_dim = 20;
   c.v_head_dim = 33;
   c.mask = mask;
-  c.k_dtype = DType::kF16;
-  c.v_dtype = DType::kBF16;
+  c.k_dtype = i8_tensors ? DType::kI8 : DType::kF16;
+  c.v_dtype = i8_tensors ? DType::kI8 : DType::kBF16;
+  c.k_scales = kPerSequence + kPerToken + kPerHead;
+  c.v_scales = kPerToken + kPerChannel;
   c.distribution = Distribution::kKBias;
   return c;
 }
 
 TEST_CASE("a memory gives the bits of its tensors", "[memory]") {
+  const bool i8_tensors = GENERATE(false, true);
   uint64_t seed = 100;
   for (const int64_t kv_len : {0, 1, 63, 64, 65, 128, 130, 1100}) {
     for (const int64_t q_len : {1, 33}) {
       for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
-        const Problem problem(CrossCase(q_len, kv_len, mask), ++seed);
+        const Problem problem(CrossCase(q_len, kv_len, mask, i8_tensors), ++seed);
         for (const Precision precision : kPrecisions) {
           for (const char* tier : SupportedTiers()) {
             if (!IsAffordable(problem.c, tier)) continue;
@@ -61,10 +65,11 @@ TEST_CASE("a memory gives the bits of its tensors", "[memory]") {
 }
 
 TEST_CASE("a cache of floats gives the bits of its tensors", "[cache]") {
+  const bool i8_tensors = GENERATE(false, true);
   uint64_t seed = 200;
   for (const int64_t kv_len : {1, 63, 64, 65, 128, 130, 1100}) {
     for (const int64_t q_len : {1, 33}) {
-      const Problem problem(CrossCase(q_len, kv_len, Mask::kCausal), ++seed);
+      const Problem problem(CrossCase(q_len, kv_len, Mask::kCausal, i8_tensors), ++seed);
       for (const Precision precision : {Precision::kF32, Precision::kF16}) {
         for (const char* tier : SupportedTiers()) {
           if (!IsAffordable(problem.c, tier)) continue;
@@ -80,9 +85,10 @@ TEST_CASE("a cache of floats gives the bits of its tensors", "[cache]") {
 // The centers of an int8 cache come from its first 128 tokens: its own bits, held to the
 // simulation.
 TEST_CASE("an int8 cache is the simulation with the centers of its first tokens", "[cache]") {
+  const bool i8_tensors = GENERATE(false, true);
   uint64_t seed = 300;
   for (const int64_t kv_len : {1, 2, 64, 127, 128, 129, 300, 1100}) {
-    const Problem problem(CrossCase(7, kv_len, Mask::kCausal), ++seed);
+    const Problem problem(CrossCase(7, kv_len, Mask::kCausal, i8_tensors), ++seed);
     const Expected expected = Expect(problem, Precision::kI8, CacheCenterKeys(kv_len));
     for (const char* tier : SupportedTiers()) {
       if (!IsAffordable(problem.c, tier)) continue;
@@ -131,6 +137,7 @@ Tensor AttendCache(const Problem& problem, const Setup& setup, const KvCache& ca
 
 TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
   const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const bool i8_tensors = GENERATE(false, true);
   // Ends of appends; each list is compared with appending everything at once whenever both are
   // there.
   constexpr int64_t kLength = 300;
@@ -139,7 +146,7 @@ TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
   const std::vector<std::vector<int64_t>> groupings = {
       one_by_one, {7, 71, 72, 129, 200, 300}, {127, 128, 129, 255, 256, 300}, {1, 128, 300}};
 
-  const Case whole = CrossCase(2, kLength, Mask::kCausal);
+  const Case whole = CrossCase(2, kLength, Mask::kCausal, i8_tensors);
   const Problem problem(whole, 400);
   for (const char* tier : SupportedTiers()) {
     const Setup setup = {tier, precision};

@@ -54,6 +54,15 @@ Case ValidCase() {
   return c;
 }
 
+// All four tensors as int8 with a scale for each element, so that every stride of the scales
+// counts.
+Case ValidI8Case() {
+  Case c = ValidCase();
+  c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = DType::kI8;
+  c.q_scales = c.k_scales = c.v_scales = c.out_scales = kNumGranularities - 1;
+  return c;
+}
+
 // ---- Plan::Create -----------------------------------------------------------------------------
 
 TEST_CASE("Plan::Create refuses", "[status]") {
@@ -125,9 +134,9 @@ TEST_CASE("an empty plan has no tier and no workspace", "[status]") {
 
 // A valid Run and all that it refers to.
 struct RunCall {
-  explicit RunCall(const Setup& setup_in)
+  RunCall(const Setup& setup_in, const Case& c)
       : setup(setup_in),
-        problem(ValidCase(), 1),
+        problem(c, 1),
         memory(MemoryOf(problem, setup)),
         cache(CacheOf(problem, setup)),
         out(problem.NewOut()),
@@ -166,8 +175,9 @@ Pointer Shifted(Pointer p, int64_t bytes) {
   return reinterpret_cast<Pointer>(reinterpret_cast<intptr_t>(p) + bytes);
 }
 
-void CheckRunRefuses(const Setup& setup, const std::vector<Mistake<RunCall>>& mistakes) {
-  RunCall call(setup);
+void CheckRunRefuses(const Setup& setup, const std::vector<Mistake<RunCall>>& mistakes,
+                     const Case& c = ValidCase()) {
+  RunCall call(setup, c);
   const AttentionArgs valid_args = call.args;
   const Workspace valid_workspace = call.workspace;
   const Plan valid_plan = call.plan;
@@ -192,13 +202,54 @@ void CheckRunRefuses(const Setup& setup, const std::vector<Mistake<RunCall>>& mi
   CHECK_FALSE(call.out.IsWiped());
 }
 
-TEST_CASE("Run refuses views that contradict themselves", "[status]") {
-  // The same mistakes for each of the four tensors.
+// The same mistakes for each of the four tensors.
+struct ViewMistake {
+  const char* what;
+  std::function<void(ConstTensorView&)> spoil;
+};
+
+void CheckRunRefusesViews(const std::vector<ViewMistake>& spoils, const Case& c) {
   using Spoil = std::function<void(ConstTensorView&)>;
   const struct {
-    const char* what;
-    Spoil spoil;
-  } spoils[] = {
+    const char* name;
+    std::function<void(AttentionArgs&, const Spoil&)> apply;
+  } tensors[] = {
+      {"q", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.q); }},
+      {"k", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.k); }},
+      {"v", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.v); }},
+      {"out",
+       [](AttentionArgs& args, const Spoil& spoil) {
+         ConstTensorView view = args.out;
+         spoil(view);
+         args.out = TensorView{const_cast<void*>(view.data),
+                               view.dtype,
+                               view.batch,
+                               view.length,
+                               view.heads,
+                               view.dim,
+                               view.batch_stride,
+                               view.length_stride,
+                               view.head_stride,
+                               view.dim_stride,
+                               view.scale};
+       }},
+  };
+  std::vector<Mistake<RunCall>> mistakes;
+  std::vector<std::string> names;
+  names.reserve(sizeof(tensors) / sizeof(tensors[0]) * spoils.size());
+  for (const auto& tensor : tensors) {
+    for (const ViewMistake& mistake : spoils) {
+      names.push_back(std::string(tensor.name) + ": " + mistake.what);
+      mistakes.push_back({names.back().c_str(), kInvalid, tensor.name,
+                          [&](RunCall& call) { tensor.apply(call.args, mistake.spoil); }});
+    }
+  }
+  CheckRunRefuses({BestTier(), Precision::kF32}, mistakes, c);
+}
+
+TEST_CASE("Run refuses views that contradict themselves", "[status]") {
+  static const float scale = 1.0f;
+  const std::vector<ViewMistake> spoils = {
       {"null data", [](auto& t) { t.data = nullptr; }},
       {"no such dtype", [](auto& t) { t.dtype = kNoDType; }},
       {"negative batch", [](auto& t) { t.batch = -1; }},
@@ -230,41 +281,43 @@ TEST_CASE("Run refuses views that contradict themselves", "[status]") {
          t.length_stride = LongStride(t.length);
          t.head_stride = LongStride(t.heads);
        }},
+      {"scales of floats", [](auto& t) { t.scale = ScaleView::PerTensor(&scale); }},
+      {"int8 without scales", [](auto& t) { t.dtype = DType::kI8; }},
   };
-  const struct {
-    const char* name;
-    std::function<void(AttentionArgs&, const Spoil&)> apply;
-  } tensors[] = {
-      {"q", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.q); }},
-      {"k", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.k); }},
-      {"v", [](AttentionArgs& args, const Spoil& spoil) { spoil(args.v); }},
-      {"out",
-       [](AttentionArgs& args, const Spoil& spoil) {
-         ConstTensorView view = args.out;
-         spoil(view);
-         args.out = TensorView{const_cast<void*>(view.data),
-                               view.dtype,
-                               view.batch,
-                               view.length,
-                               view.heads,
-                               view.dim,
-                               view.batch_stride,
-                               view.length_stride,
-                               view.head_stride,
-                               view.dim_stride};
+  CheckRunRefusesViews(spoils, ValidCase());
+}
+
+TEST_CASE("Run refuses scales that contradict themselves", "[status]") {
+  const std::vector<ViewMistake> spoils = {
+      {"no scales", [](auto& t) { t.scale = ScaleView(); }},
+      {"scales nowhere", [](auto& t) { t.scale.data = nullptr; }},
+      {"scales of f16",
+       [](auto& t) {
+         t.dtype = DType::kF16;
+         for (int64_t* stride :
+              {&t.batch_stride, &t.length_stride, &t.head_stride, &t.dim_stride}) {
+           *stride *= 2;
+         }
+       }},
+      {"scales between elements", [](auto& t) { t.scale.data = Shifted(t.scale.data, 2); }},
+      {"batch stride between elements", [](auto& t) { t.scale.batch_stride += 1; }},
+      {"length stride between elements", [](auto& t) { t.scale.length_stride += 2; }},
+      {"head stride between elements", [](auto& t) { t.scale.head_stride -= 1; }},
+      {"dim stride between elements", [](auto& t) { t.scale.dim_stride = 2; }},
+      {"batch stride beyond the address space", [](auto& t) { t.scale.batch_stride = kHuge; }},
+      {"length stride beyond the address space",
+       [](auto& t) { t.scale.length_stride = INT64_MIN; }},
+      {"head stride beyond the address space", [](auto& t) { t.scale.head_stride = kHuge; }},
+      {"dim stride beyond the address space", [](auto& t) { t.scale.dim_stride = -(kHuge); }},
+      {"below address 0", [](auto& t) { t.scale.head_stride = -(int64_t{1} << 62); }},
+      {"strides that overflow only together",
+       [](auto& t) {
+         t.scale.batch_stride = LongStride(t.batch);
+         t.scale.length_stride = LongStride(t.length);
+         t.scale.head_stride = LongStride(t.heads);
        }},
   };
-  std::vector<Mistake<RunCall>> mistakes;
-  std::vector<std::string> names;
-  names.reserve(sizeof(tensors) / sizeof(tensors[0]) * sizeof(spoils) / sizeof(spoils[0]));
-  for (const auto& tensor : tensors) {
-    for (const auto& spoil : spoils) {
-      names.push_back(std::string(tensor.name) + ": " + spoil.what);
-      mistakes.push_back({names.back().c_str(), kInvalid, tensor.name,
-                          [&](RunCall& call) { tensor.apply(call.args, spoil.spoil); }});
-    }
-  }
-  CheckRunRefuses({BestTier(), Precision::kF32}, mistakes);
+  CheckRunRefusesViews(spoils, ValidI8Case());
 }
 
 // Another plan for the same call.
@@ -359,6 +412,50 @@ TEST_CASE("Run refuses arguments that contradict each other", "[status]") {
   for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
     CheckRunRefuses({BestTier(), precision}, mistakes);
   }
+}
+
+TEST_CASE("Run refuses scales where it writes", "[status]") {
+  const std::vector<Mistake<RunCall>> mistakes = {
+      {"out on q's scales", kInvalid, "q",
+       [](auto& c) { c.args.q.scale.data = static_cast<float*>(c.args.out.data); }},
+      {"out on k's scales", kInvalid, "k",
+       [](auto& c) { c.args.k.scale.data = static_cast<float*>(c.args.out.data); }},
+      {"out on v's scales", kInvalid, "v",
+       [](auto& c) { c.args.v.scale.data = static_cast<float*>(c.args.out.data); }},
+      {"out on its own scales", kInvalid, "scale",
+       [](auto& c) { c.args.out.scale.data = static_cast<float*>(c.args.out.data); }},
+      {"out on its one scale", kInvalid, "scale",
+       [](auto& c) {
+         c.args.out.scale = ScaleView::PerTensor(static_cast<float*>(c.args.out.data) + 1);
+       }},
+      {"workspace on q's scales", kInvalid, "workspace",
+       [](auto& c) { c.args.q.scale.data = static_cast<float*>(c.workspace.data); }},
+      {"workspace on k's scales", kInvalid, "workspace",
+       [](auto& c) { c.args.k.scale.data = static_cast<float*>(c.workspace.data); }},
+      {"workspace on v's scales", kInvalid, "workspace",
+       [](auto& c) { c.args.v.scale.data = static_cast<float*>(c.workspace.data); }},
+      {"workspace on out's scales", kInvalid, "workspace",
+       [](auto& c) { c.args.out.scale.data = static_cast<float*>(c.workspace.data); }},
+  };
+  CheckRunRefuses({BestTier(), Precision::kI8}, mistakes, ValidI8Case());
+}
+
+// Scales are inputs like any others.
+TEST_CASE("tensors may share scales", "[status]") {
+  Case c = ValidI8Case();
+  c.q_scales = c.k_scales = c.v_scales = c.out_scales = kPerTensor;
+  const Problem problem(c, 6);
+  const Setup setup = {BestTier(), Precision::kI8};
+  const Tensor expected = Attend(problem, setup);
+  Plan plan;
+  AttentionDesc desc = DescOf(c, setup);
+  desc.owns_workspace = true;
+  REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+  const Tensor out = problem.NewOut();
+  AttentionArgs args = TensorArgs(problem, out);
+  args.k.scale = args.v.scale = args.out.scale = args.q.scale;
+  REQUIRE_THAT(Run(plan, args), IsOk());
+  CHECK_THAT(out, Equals(expected));  // all have the same value
 }
 
 // Of the bytes that the caller lends, workspace_bytes() are used; `out` may lie in the rest.
@@ -527,6 +624,9 @@ TEST_CASE("CrossMemory::Create refuses", "[status]") {
       {"head_dim 513", kInvalid, "k", [](auto& c) { c.k.dim = 513; }},
       {"v_head_dim 0", kInvalid, "v", [](auto& c) { c.v.dim = 0; }},
       {"v_head_dim 513", kInvalid, "v", [](auto& c) { c.v.dim = 513; }},
+      {"int8 k without scales", kInvalid, "k", [](auto& c) { c.k.dtype = DType::kI8; }},
+      {"scales of a float v", kInvalid, "v",
+       [](auto& c) { c.v.scale.data = static_cast<const float*>(c.v.data); }},
       {"other batch", kInvalid, "v", [](auto& c) { c.v.batch = 1; }},
       {"other length", kInvalid, "v", [](auto& c) { c.v.length = 39; }},
       {"other heads", kInvalid, "v", [](auto& c) { c.v.heads = 1; }},
@@ -563,6 +663,11 @@ TEST_CASE("CrossMemory::Create refuses", "[status]") {
   }
   CHECK_THAT(CrossMemory::Create(valid.k, valid.v, valid.format, nullptr),
              IsError(kInvalid, "memory"));
+
+  // Without tokens there is nothing to scale.
+  ConstTensorView no_keys = ConstTensorView::Dense(nullptr, DType::kI8, 2, 0, 2, 8);
+  CHECK_THAT(CrossMemory::Create(no_keys, no_keys, valid.format, &memory), IsOk());
+  CHECK(memory.kv_len() == 0);
 }
 
 // ---- KvCache ----------------------------------------------------------------------------------
@@ -627,6 +732,9 @@ TEST_CASE("KvCache::Append refuses and leaves the cache as it was", "[status]") 
       {"other head_dim", kInvalid, "k", [](auto& c) { c.k.dim = 7; }},
       {"other v_head_dim", kInvalid, "v", [](auto& c) { c.v.dim = 11; }},
       {"no such dtype", kInvalid, "k", [](auto& c) { c.k.dtype = kNoDType; }},
+      {"scales of a float k", kInvalid, "k",
+       [](auto& c) { c.k.scale.data = static_cast<const float*>(c.k.data); }},
+      {"int8 v without scales", kInvalid, "v", [](auto& c) { c.v.dtype = DType::kI8; }},
       {"stride between elements", kInvalid, "v", [](auto& c) { c.v.head_stride += 1; }},
       {"data between elements", kInvalid, "k", [](auto& c) { c.k.data = Shifted(c.k.data, 1); }},
       {"no workers", kInvalid, "num_workers", [](auto& c) { c.parallel.num_workers = 0; }},
@@ -681,6 +789,7 @@ TEST_CASE("names and sizes of element types", "[status]") {
   CHECK(std::string(Name(DType::kF32)) == "f32");
   CHECK(std::string(Name(DType::kF16)) == "f16");
   CHECK(std::string(Name(DType::kBF16)) == "bf16");
+  CHECK(std::string(Name(DType::kI8)) == "i8");
   CHECK(std::string(Name(kNoDType)) == "?");
   CHECK(std::string(Name(Precision::kF32)) == "f32");
   CHECK(std::string(Name(Precision::kF16)) == "f16");
@@ -690,6 +799,7 @@ TEST_CASE("names and sizes of element types", "[status]") {
   CHECK(SizeBytes(DType::kF32) == 4);
   CHECK(SizeBytes(DType::kF16) == 2);
   CHECK(SizeBytes(DType::kBF16) == 2);
+  CHECK(SizeBytes(DType::kI8) == 1);
   CHECK(SizeBytes(kNoDType) == 0);
 }
 

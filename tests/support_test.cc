@@ -48,6 +48,20 @@ TEST_CASE("rounding is to nearest, ties to even", "[support]") {
   CHECK(BF16FromF32(1.0f + ldexpf(1.0f, -8)) == 0x3F80);
   CHECK(BF16FromF32(1.0f + 3.0f * ldexpf(1.0f, -8)) == 0x3F82);
   CHECK(isnan(F32FromBF16(BF16FromF32(NAN))));
+  constexpr struct {
+    float x;
+    int quantum;
+  } kQuanta[] = {{0.0f, 0},       {0.5f, 0},          {1.5f, 2},       {2.5f, 2},
+                 {-0.5f, 0},      {-1.5f, -2},        {-2.5f, -2},     {2.4999998f, 2},
+                 {2.5000002f, 3}, {-3.5f, -4},        {126.5f, 126},   {-126.5f, -126},
+                 {127.0f, 127},   {127.5f, 127},      {-127.5f, -127}, {-128.0f, -127},
+                 {1e30f, 127},    {-HUGE_VALF, -127}, {NAN, 0}};
+  for (const auto& row : kQuanta) {
+    INFO(row.x);
+    CHECK(I8FromF32(row.x, 1.0f) == row.quantum);
+    CHECK(I8FromF32(0.25f * row.x, 0.25f) == row.quantum);
+  }
+  CHECK(F32FromI8(-128, 0.5f) == -64.0f);
 }
 
 #if __has_include(<unistd.h>)

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <algorithm>
+
 #include "support/numeric.h"
 
 namespace sightline {
@@ -78,6 +80,7 @@ std::string IsError::describe() const {
 
 bool IsClose::match(const Tensor& out) const {
   const std::vector<double> actual = out.ToDoubles();
+  const std::vector<double> scales = out.Scales();
   if (actual.size() != expected_.value.size()) {
     worst_ = ": other size";
     return false;
@@ -85,9 +88,14 @@ bool IsClose::match(const Tensor& out) const {
   // The largest error in units of its tolerance; a misplaced NaN is worse than any number.
   double worst = 0.0;
   for (size_t i = 0; i < actual.size(); ++i) {
-    const double value = expected_.value[i];
+    double value = expected_.value[i];
+    if (out.dtype() == DType::kI8) {
+      const double largest = 127.0 * scales[i];
+      value = isnan(value) ? 0.0 : std::clamp(value, -largest, largest);
+    }
     const double allowed =
-        expected_.tolerance[i] + StorageError(out.dtype(), fabs(value) + expected_.tolerance[i]);
+        expected_.tolerance[i] +
+        StorageError(out.dtype(), fabs(value) + expected_.tolerance[i], scales[i]);
     double excess = fabs(actual[i] - value) / allowed;
     if (isnan(value) || isnan(actual[i])) {
       excess = isnan(value) && isnan(actual[i]) ? 0.0 : HUGE_VAL;

@@ -46,7 +46,7 @@ class IsError : public Catch::Matchers::MatcherBase<Status> {
 };
 
 // Every element within the tolerance plus the rounding of its type; NaN exactly where NaN is
-// expected. An infinite tolerance allows anything.
+// expected. An infinite tolerance allows anything. i8 saturates, and has 0 for NaN.
 class IsClose : public Catch::Matchers::MatcherBase<Tensor> {
  public:
   explicit IsClose(const Expected& expected) : expected_(expected) {}

@@ -70,7 +70,23 @@ uint16_t BF16FromF32(float x) {
 
 float F32FromBF16(uint16_t bits) { return FloatOf(static_cast<uint32_t>(bits) << 16); }
 
-float RoundThrough(DType dtype, float x) {
+int8_t I8FromF32(float x, float scale) {
+  const float quotient = x / scale;
+  if (isnan(quotient)) return 0;
+  if (quotient >= 127.0f) return 127;
+  if (quotient <= -127.0f) return -127;
+  const double below = floor(static_cast<double>(quotient));
+  const double fraction = static_cast<double>(quotient) - below;
+  const bool up = fraction > 0.5 || (fraction == 0.5 && fmod(below, 2.0) != 0.0);
+  return static_cast<int8_t>(below + (up ? 1.0 : 0.0));
+}
+
+// A product of 8 and 24 bits is exact in double.
+float F32FromI8(int8_t quantum, float scale) {
+  return static_cast<float>(static_cast<double>(quantum) * static_cast<double>(scale));
+}
+
+float RoundThrough(DType dtype, float x, float scale) {
   switch (dtype) {
     case DType::kF32:
       return x;
@@ -78,6 +94,8 @@ float RoundThrough(DType dtype, float x) {
       return F32FromF16(F16FromF32(x));
     case DType::kBF16:
       return F32FromBF16(BF16FromF32(x));
+    case DType::kI8:
+      return F32FromI8(I8FromF32(x, scale), scale);
   }
   return NAN;
 }
@@ -86,7 +104,7 @@ float RoundThrough(Precision precision, float x) {
   return RoundThrough(precision == Precision::kF16 ? DType::kF16 : DType::kF32, x);
 }
 
-double StorageError(DType dtype, double magnitude) {
+double StorageError(DType dtype, double magnitude, double scale) {
   switch (dtype) {
     case DType::kF32:
       return kF32Unit * magnitude;
@@ -94,11 +112,18 @@ double StorageError(DType dtype, double magnitude) {
       return kF16Unit * magnitude + ldexp(1.0, -25);  // half a subnormal step
     case DType::kBF16:
       return kBF16Unit * magnitude;
+    case DType::kI8:  // half a quantum, rounding of the quotient, of quantum times scale
+      return 0.5 * scale + 2.0 * kF32Unit * magnitude;
   }
   return 0.0;
 }
 
-void StoreElement(DType dtype, void* to, float x) {
+void StoreElement(DType dtype, void* to, float x, float scale) {
+  if (dtype == DType::kI8) {
+    const int8_t quantum = I8FromF32(x, scale);
+    memcpy(to, &quantum, sizeof(quantum));
+    return;
+  }
   if (dtype == DType::kF32) {
     memcpy(to, &x, sizeof(x));
     return;
@@ -107,7 +132,12 @@ void StoreElement(DType dtype, void* to, float x) {
   memcpy(to, &bits, sizeof(bits));
 }
 
-float LoadElement(DType dtype, const void* from) {
+float LoadElement(DType dtype, const void* from, float scale) {
+  if (dtype == DType::kI8) {
+    int8_t quantum;
+    memcpy(&quantum, from, sizeof(quantum));
+    return F32FromI8(quantum, scale);
+  }
   if (dtype == DType::kF32) {
     float x;
     memcpy(&x, from, sizeof(x));

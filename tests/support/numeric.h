@@ -20,16 +20,22 @@ uint16_t F16FromF32(float x);
 uint16_t BF16FromF32(float x);
 float F32FromF16(uint16_t bits);
 float F32FromBF16(uint16_t bits);
+// The quotient x / scale in f32, rounded; NaN becomes 0, all else saturates at +-127.
+int8_t I8FromF32(float x, float scale);
+float F32FromI8(int8_t quantum, float scale);
+
+// `scale` below: of an i8; the other types have none.
 
 // What is left of x once stored as an element of that type.
-float RoundThrough(DType dtype, float x);
+float RoundThrough(DType dtype, float x, float scale = 1.0f);
 float RoundThrough(Precision precision, float x);  // f32 and f16 only
 
-// |stored - exact| for an exact result of this magnitude stored as an element of that type.
-double StorageError(DType dtype, double magnitude);
+// |stored - exact| for an exact result of this magnitude stored as an element of that type. i8: for
+// results up to 127 quanta.
+double StorageError(DType dtype, double magnitude, double scale = 1.0);
 
-void StoreElement(DType dtype, void* to, float x);
-float LoadElement(DType dtype, const void* from);
+void StoreElement(DType dtype, void* to, float x, float scale = 1.0f);
+float LoadElement(DType dtype, const void* from, float scale = 1.0f);
 
 // The same sequence on every platform (std::normal_distribution is not).
 class Rng {

@@ -262,29 +262,32 @@ int64_t Case::MultiplyAdds() const {
 
 std::string Case::ToString() const {
   const auto n = [](int64_t x) { return std::to_string(x); };
-  const auto t = [](DType dtype, Layout layout) {
-    return std::string(" ") + sightline::Name(dtype) + " " + Name(layout);
+  const auto t = [](DType dtype, unsigned scales, Layout layout) {
+    return std::string(" ") + sightline::Name(dtype) +
+           (dtype == DType::kI8 ? GranularityName(scales) : "") + " " + Name(layout);
   };
   return "q_len " + n(q_len) + ", kv_len " + n(kv_len) + ", head_dim " + n(head_dim) +
          ", v_head_dim " + n(value_dim()) + ", heads " + n(heads) + "/" + n(kv_heads) +
          ", kv batch " + n(kv_batch) + ", beams " + n(beams) +
          (mask == Mask::kCausal ? ", causal" : ", no mask") + ", scale " + std::to_string(scale) +
-         ", Q" + t(q_dtype, q_layout) + ", K" + t(k_dtype, k_layout) + ", V" +
-         t(v_dtype, v_layout) + ", out" + t(out_dtype, out_layout) + ", " + Name(distribution) +
-         ", Q x " + std::to_string(q_gain);
+         ", Q" + t(q_dtype, q_scales, q_layout) + ", K" + t(k_dtype, k_scales, k_layout) + ", V" +
+         t(v_dtype, v_scales, v_layout) + ", out" + t(out_dtype, out_scales, out_layout) + ", " +
+         Name(distribution) + ", Q x " + std::to_string(q_gain);
 }
 
 Problem::Problem(const Case& description, uint64_t seed)
     : c(description),
-      q(c.q_dtype, {c.batch(), c.q_len, c.heads, c.head_dim}, c.q_layout, c.placement),
-      k(c.k_dtype, {c.kv_batch, c.kv_len, c.kv_heads, c.head_dim}, c.k_layout, c.placement),
-      v(c.v_dtype, {c.kv_batch, c.kv_len, c.kv_heads, c.value_dim()}, c.v_layout, c.placement) {
+      q(c.q_dtype, {c.batch(), c.q_len, c.heads, c.head_dim}, c.q_layout, c.placement, c.q_scales),
+      k(c.k_dtype, {c.kv_batch, c.kv_len, c.kv_heads, c.head_dim}, c.k_layout, c.placement,
+        c.k_scales),
+      v(c.v_dtype, {c.kv_batch, c.kv_len, c.kv_heads, c.value_dim()}, c.v_layout, c.placement,
+        c.v_scales) {
   FillProblem(this, seed);
 }
 
 Tensor Problem::NewOut() const {
   return Tensor(c.out_dtype, {c.batch(), c.q_len, c.heads, c.value_dim()}, c.out_layout,
-                c.placement);
+                c.placement, c.out_scales);
 }
 
 AttentionDesc DescOf(const Case& c, const Setup& setup) {

@@ -49,6 +49,11 @@ struct Case {
   DType k_dtype = DType::kF32;
   DType v_dtype = DType::kF32;
   DType out_dtype = DType::kF32;
+  // Granularities of the scales of those that are i8.
+  unsigned q_scales = kPerTensor;
+  unsigned k_scales = kPerTensor;
+  unsigned v_scales = kPerTensor;
+  unsigned out_scales = kPerTensor;
   Layout q_layout = Layout::kDense;
   Layout k_layout = Layout::kDense;
   Layout v_layout = Layout::kDense;

@@ -92,6 +92,45 @@ Strides StridesOf(const Dims& n, Layout layout) {
   return s;
 }
 
+// Memory for elements of `size` bytes, element [0, 0, 0, 0], and the strides in bytes.
+struct Room {
+  GuardedBuffer buffer;
+  unsigned char* first;
+  Strides strides;
+};
+
+Room RoomFor(const Dims& dims, Layout layout, Placement placement, int64_t size) {
+  const Strides strides = StridesOf(dims, layout);
+  const int64_t counts[] = {dims.batch, dims.length, dims.heads, dims.dim};
+  const int64_t steps[] = {strides.batch, strides.length, strides.heads, strides.dim};
+  // Elements before and after element [0, 0, 0, 0].
+  int64_t before = 0;
+  int64_t after = 0;
+  for (int axis = 0; axis < 4; ++axis) {
+    const int64_t reach = (std::max<int64_t>(counts[axis], 1) - 1) * steps[axis];
+    (reach < 0 ? before : after) += reach < 0 ? -reach : reach;
+  }
+  const int64_t elements = dims.NumElements() == 0 ? 0 : before + 1 + after;
+  Room room;
+  room.buffer = GuardedBuffer(static_cast<size_t>(elements * size), placement);
+  room.first = room.buffer.data() + (elements == 0 ? 0 : before * size);
+  room.strides = {strides.batch * size, strides.length * size, strides.heads * size,
+                  strides.dim * size};
+  return room;
+}
+
+// f(b, l, h, d) in the order of Dims::Index.
+template <typename F>
+void ForEach(const Dims& dims, const F& f) {
+  for (int64_t b = 0; b < dims.batch; ++b) {
+    for (int64_t l = 0; l < dims.length; ++l) {
+      for (int64_t h = 0; h < dims.heads; ++h) {
+        for (int64_t d = 0; d < dims.dim; ++d) f(b, l, h, d);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 GuardedBuffer::GuardedBuffer(size_t bytes, Placement placement, size_t alignment) : size_(bytes) {
@@ -144,28 +183,46 @@ const char* Name(Layout layout) {
   return "?";
 }
 
-Tensor::Tensor(DType dtype, const Dims& dims, Layout layout, Placement placement)
-    : dims_(dims), dtype_(dtype), layout_(layout) {
-  const Strides strides = StridesOf(dims, layout);
-  const int64_t counts[] = {dims.batch, dims.length, dims.heads, dims.dim};
-  const int64_t steps[] = {strides.batch, strides.length, strides.heads, strides.dim};
-  // Elements before and after element [0, 0, 0, 0].
-  int64_t before = 0;
-  int64_t after = 0;
-  for (int axis = 0; axis < 4; ++axis) {
-    const int64_t reach = (std::max<int64_t>(counts[axis], 1) - 1) * steps[axis];
-    (reach < 0 ? before : after) += reach < 0 ? -reach : reach;
-  }
-  const int64_t size = SizeBytes(dtype);
-  const int64_t elements = dims.NumElements() == 0 ? 0 : before + 1 + after;
-  buffer_ = GuardedBuffer(static_cast<size_t>(elements * size), placement);
+std::string GranularityName(unsigned granularity) {
+  if (granularity == kPerTensor) return "/tensor";
+  return std::string((granularity & kPerSequence) != 0 ? "/sequence" : "") +
+         ((granularity & kPerToken) != 0 ? "/token" : "") +
+         ((granularity & kPerHead) != 0 ? "/head" : "") +
+         ((granularity & kPerChannel) != 0 ? "/channel" : "");
+}
 
-  view_ = TensorView::Dense(buffer_.data() + (elements == 0 ? 0 : before * size), dtype, dims.batch,
-                            dims.length, dims.heads, dims.dim);
-  view_.batch_stride = strides.batch * size;
-  view_.length_stride = strides.length * size;
-  view_.head_stride = strides.heads * size;
-  view_.dim_stride = strides.dim * size;
+Tensor::Tensor(DType dtype, const Dims& dims, Layout layout, Placement placement,
+               unsigned granularity)
+    : dims_(dims), dtype_(dtype), layout_(layout), granularity_(granularity) {
+  Room room = RoomFor(dims, layout, placement, SizeBytes(dtype));
+  buffer_ = std::move(room.buffer);
+  view_ = TensorView::Dense(room.first, dtype, dims.batch, dims.length, dims.heads, dims.dim);
+  view_.batch_stride = room.strides.batch;
+  view_.length_stride = room.strides.length;
+  view_.head_stride = room.strides.heads;
+  view_.dim_stride = room.strides.dim;
+  if (dtype != DType::kI8) return;
+
+  const auto count = [granularity](int64_t n, Granularity axis) {
+    return (granularity & axis) != 0 || n == 0 ? n : 1;
+  };
+  const Dims scale_dims = {count(dims.batch, kPerSequence), count(dims.length, kPerToken),
+                           count(dims.heads, kPerHead), count(dims.dim, kPerChannel)};
+  room = RoomFor(scale_dims, layout, placement, sizeof(float));
+  scale_buffer_ = std::move(room.buffer);
+  const auto stride = [granularity](int64_t bytes, Granularity axis) {
+    return (granularity & axis) != 0 ? bytes : 0;
+  };
+  view_.scale.data = reinterpret_cast<const float*>(room.first);
+  view_.scale.batch_stride = stride(room.strides.batch, kPerSequence);
+  view_.scale.length_stride = stride(room.strides.length, kPerToken);
+  view_.scale.head_stride = stride(room.strides.heads, kPerHead);
+  view_.scale.dim_stride = stride(room.strides.dim, kPerChannel);
+  // Normal numbers reach about 4: no power of two, so that products and quotients are rounded.
+  Rng rng(granularity);
+  ForEach(scale_dims, [&](int64_t b, int64_t l, int64_t h, int64_t d) {
+    SetScale(b, l, h, d, static_cast<float>((0.5 + rng.Uniform()) * 4.0 / 127.0));
+  });
 }
 
 unsigned char* Tensor::At(int64_t b, int64_t l, int64_t h, int64_t d) const {
@@ -173,31 +230,53 @@ unsigned char* Tensor::At(int64_t b, int64_t l, int64_t h, int64_t d) const {
          l * view_.length_stride + h * view_.head_stride + d * view_.dim_stride;
 }
 
+unsigned char* Tensor::ScaleAt(int64_t b, int64_t l, int64_t h, int64_t d) const {
+  const ScaleView& scale = view_.scale;
+  // Through the buffer, which may be written; the view's scales may not.
+  const auto* first = reinterpret_cast<const unsigned char*>(scale.data);
+  return scale_buffer_.data() + (first - scale_buffer_.data()) + b * scale.batch_stride +
+         l * scale.length_stride + h * scale.head_stride + d * scale.dim_stride;
+}
+
+float Tensor::Scale(int64_t b, int64_t l, int64_t h, int64_t d) const {
+  return dtype_ == DType::kI8 ? LoadElement(DType::kF32, ScaleAt(b, l, h, d)) : 1.0f;
+}
+
+void Tensor::SetScale(int64_t b, int64_t l, int64_t h, int64_t d, float scale) {
+  StoreElement(DType::kF32, ScaleAt(b, l, h, d), scale);
+}
+
 void Tensor::Set(int64_t b, int64_t l, int64_t h, int64_t d, float x) {
-  StoreElement(dtype_, At(b, l, h, d), x);
+  StoreElement(dtype_, At(b, l, h, d), x, Scale(b, l, h, d));
 }
 
 float Tensor::Get(int64_t b, int64_t l, int64_t h, int64_t d) const {
-  return LoadElement(dtype_, At(b, l, h, d));
+  return LoadElement(dtype_, At(b, l, h, d), Scale(b, l, h, d));
 }
 
 std::vector<double> Tensor::ToDoubles() const {
   std::vector<double> values;
   values.reserve(static_cast<size_t>(dims_.NumElements()));
-  for (int64_t b = 0; b < dims_.batch; ++b) {
-    for (int64_t l = 0; l < dims_.length; ++l) {
-      for (int64_t h = 0; h < dims_.heads; ++h) {
-        for (int64_t d = 0; d < dims_.dim; ++d) values.push_back(Get(b, l, h, d));
-      }
-    }
-  }
+  ForEach(dims_,
+          [&](int64_t b, int64_t l, int64_t h, int64_t d) { values.push_back(Get(b, l, h, d)); });
   return values;
+}
+
+std::vector<double> Tensor::Scales() const {
+  std::vector<double> scales;
+  scales.reserve(static_cast<size_t>(dims_.NumElements()));
+  ForEach(dims_,
+          [&](int64_t b, int64_t l, int64_t h, int64_t d) { scales.push_back(Scale(b, l, h, d)); });
+  return scales;
 }
 
 TensorView Tensor::Slice(int64_t begin, int64_t end) const {
   TensorView slice = view_;
   slice.data = At(0, begin, 0, 0);
   slice.length = end - begin;
+  if (dtype_ == DType::kI8) {
+    slice.scale.data = reinterpret_cast<const float*>(ScaleAt(0, begin, 0, 0));
+  }
   return slice;
 }
 
@@ -212,18 +291,12 @@ bool Tensor::IsWiped() const {
 bool Tensor::GapsAreWiped() const {
   if (dims_.NumElements() * SizeBytes(dtype_) == static_cast<int64_t>(buffer_.size())) return true;
   std::vector<bool> is_element(buffer_.size(), false);
-  for (int64_t b = 0; b < dims_.batch; ++b) {
-    for (int64_t l = 0; l < dims_.length; ++l) {
-      for (int64_t h = 0; h < dims_.heads; ++h) {
-        for (int64_t d = 0; d < dims_.dim; ++d) {
-          const size_t offset = static_cast<size_t>(At(b, l, h, d) - buffer_.data());
-          for (int64_t i = 0; i < SizeBytes(dtype_); ++i) {
-            is_element[offset + static_cast<size_t>(i)] = true;
-          }
-        }
-      }
+  ForEach(dims_, [&](int64_t b, int64_t l, int64_t h, int64_t d) {
+    const size_t offset = static_cast<size_t>(At(b, l, h, d) - buffer_.data());
+    for (int64_t i = 0; i < SizeBytes(dtype_); ++i) {
+      is_element[offset + static_cast<size_t>(i)] = true;
     }
-  }
+  });
   for (size_t i = 0; i < buffer_.size(); ++i) {
     if (!is_element[i] && buffer_.data()[i] != GuardedBuffer::kFillByte) return false;
   }
@@ -231,9 +304,10 @@ bool Tensor::GapsAreWiped() const {
 }
 
 std::string Tensor::ToString() const {
-  return std::string(sightline::Name(dtype_)) + " [" + std::to_string(dims_.batch) + ", " +
-         std::to_string(dims_.length) + ", " + std::to_string(dims_.heads) + ", " +
-         std::to_string(dims_.dim) + "] " + Name(layout_);
+  return std::string(sightline::Name(dtype_)) +
+         (dtype_ == DType::kI8 ? GranularityName(granularity_) : "") + " [" +
+         std::to_string(dims_.batch) + ", " + std::to_string(dims_.length) + ", " +
+         std::to_string(dims_.heads) + ", " + std::to_string(dims_.dim) + "] " + Name(layout_);
 }
 
 bool SameBits(const Tensor& a, const Tensor& b) {

@@ -4,6 +4,8 @@
 //   Tensor q(DType::kF16, {2, 77, 8, 64}, Layout::kFused, Placement::kAtEnd);
 //   q.Set(1, 76, 7, 63, 0.5f);
 //   args.q = q.view();
+//
+// Numbers go in and come out as what they are worth: an i8 tensor brings scales, about 1/32 each.
 #ifndef SIGHTLINE_TESTS_SUPPORT_TENSOR_H_
 #define SIGHTLINE_TESTS_SUPPORT_TENSOR_H_
 
@@ -74,11 +76,24 @@ enum class Layout {
 };
 const char* Name(Layout layout);
 
+// How the scales of an i8 tensor vary: any sum of these.
+enum Granularity : unsigned {
+  kPerTensor = 0,
+  kPerSequence = 1,
+  kPerToken = 2,
+  kPerHead = 4,
+  kPerChannel = 8,
+};
+constexpr unsigned kNumGranularities = 16;
+// "/tensor", or "/token/head" and the like.
+std::string GranularityName(unsigned granularity);
+
 class Tensor {
  public:
   Tensor() = default;
+  // The scales have layout and placement of the elements, in memory of their own.
   Tensor(DType dtype, const Dims& dims, Layout layout = Layout::kDense,
-         Placement placement = Placement::kAtEnd);
+         Placement placement = Placement::kAtEnd, unsigned granularity = kPerTensor);
 
   const Dims& dims() const { return dims_; }
   DType dtype() const { return dtype_; }
@@ -86,9 +101,13 @@ class Tensor {
 
   void Set(int64_t b, int64_t l, int64_t h, int64_t d, float x);
   float Get(int64_t b, int64_t l, int64_t h, int64_t d) const;
+  // i8 only: the scale of this element, and of all that share it.
+  void SetScale(int64_t b, int64_t l, int64_t h, int64_t d, float scale);
 
   // All elements as stored, in the order of Dims::Index.
   std::vector<double> ToDoubles() const;
+  // Their scales in the same order; 1 for types that have none.
+  std::vector<double> Scales() const;
   // Elements l in [begin, end) of every sequence, as a view of this tensor.
   TensorView Slice(int64_t begin, int64_t end) const;
 
@@ -99,16 +118,20 @@ class Tensor {
   // No byte between the elements was written since Wipe().
   bool GapsAreWiped() const;
 
-  // "f16 [1, 77, 8, 64] padded"
+  // "f16 [1, 77, 8, 64] padded"; i8 names its granularity
   std::string ToString() const;
 
  private:
   unsigned char* At(int64_t b, int64_t l, int64_t h, int64_t d) const;
+  unsigned char* ScaleAt(int64_t b, int64_t l, int64_t h, int64_t d) const;
+  float Scale(int64_t b, int64_t l, int64_t h, int64_t d) const;
 
   Dims dims_;
   DType dtype_ = DType::kF32;
   Layout layout_ = Layout::kDense;
+  unsigned granularity_ = kPerTensor;
   GuardedBuffer buffer_;
+  GuardedBuffer scale_buffer_;
   TensorView view_;
 };
 
