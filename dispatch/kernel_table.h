@@ -49,16 +49,24 @@ struct Rows {
 };
 
 static inline Row RowAt(const Rows& rows, size_t r) {
+  size_t query = r;
+  size_t beam = 0;
+  size_t head = 0;
   const size_t sharing = rows.beams * rows.group;
-  const int64_t query = static_cast<int64_t>(r / sharing);
-  const int64_t beam = static_cast<int64_t>(r % sharing / rows.group);
-  const int64_t head = static_cast<int64_t>(r % rows.group);
+  if (sharing != 1) {  // divisions that most rows do not need
+    query = r / sharing;
+    beam = r % sharing / rows.group;
+    head = r % rows.group;
+  }
+  const auto offset = [=](int64_t length_stride, int64_t beam_stride, int64_t head_stride) {
+    return static_cast<int64_t>(query) * length_stride + static_cast<int64_t>(beam) * beam_stride +
+           static_cast<int64_t>(head) * head_stride;
+  };
   const ScaleView& scale = rows.scale;
   return {
-      rows.data + query * rows.length_stride + beam * rows.beam_stride + head * rows.head_stride,
-      rows.dtype, rows.dim_stride,
-      ScaleAt(scale.data,
-              query * scale.length_stride + beam * scale.batch_stride + head * scale.head_stride),
+      rows.data + offset(rows.length_stride, rows.beam_stride, rows.head_stride), rows.dtype,
+      rows.dim_stride,
+      ScaleAt(scale.data, offset(scale.length_stride, scale.batch_stride, scale.head_stride)),
       scale.dim_stride};
 }
 
@@ -117,7 +125,8 @@ struct AttendTask {
 // keys.
 static inline size_t KeyLimit(const AttendTask& task, size_t r) {
   if (!task.causal) return task.kv_len;
-  const size_t query = r / (task.q.beams * task.q.group);
+  const size_t sharing = task.q.beams * task.q.group;
+  const size_t query = sharing == 1 ? r : r / sharing;
   const size_t hidden = task.q_len - 1 - query;  // keys that only later queries see
   return task.kv_len > hidden ? task.kv_len - hidden : 0;
 }
@@ -137,15 +146,16 @@ struct PrecisionKernels {
   AttendFunction prefill;  // up to kTaskRows rows
   AttendFunction decode;   // up to decode_rows rows
   size_t decode_rows;
-  // Mean over the rows of k and v, written to k_center and v_center; null where there are none.
+  // Mean over rows of k and v, written to k_center and v_center; null where there are none.
   PackFunction center;
   PackFunction pack;
 };
 
-// Scratch that `center` and `pack` need, in every tier: kPackScratchRows rows in f32.
-constexpr size_t kPackScratchRows = 6;
+// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32, their quanta in int16 and
+// two more rows; V takes its turn, 128 rows of 64 channels in f32.
+constexpr size_t kPackScratchBytes = (16 + 8 + 2) * kMaxHeadDim * sizeof(float);
 struct PackScratch {
-  alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchRows * kMaxHeadDim * sizeof(float)];
+  alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchBytes];
 };
 
 constexpr size_t kNumPrecisions = 4;  // f32, f16, i8, i8_fine: the values of Precision, in its order

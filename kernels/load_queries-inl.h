@@ -35,10 +35,9 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   LoadRow(RowAt(task.q, r), head_dim, row);
   if constexpr (Scheme::kQuantized) {
     // In place: vector after vector is read before fewer bytes are written.
-    int32_t sum;
-    const float scale =
-        QuantizeRow(row, elements, Scheme::MaxQ(head_dim),
-                    reinterpret_cast<typename Scheme::KStored*>(row), &sum);
+    auto* quanta = reinterpret_cast<typename Scheme::KStored*>(row);
+    const float scale = QuantizeRow(row, elements, Scheme::MaxQ(head_dim), 0, quanta);
+    const int32_t sum = Scheme::kKBias != 0 ? SumOfQuanta(quanta, elements) : 0;
     return {scale * task.scale_log2e, -Scheme::kKBias * sum};
   } else {
     const VF scale = hn::Set(df, task.scale_log2e);
@@ -49,8 +48,7 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   }
 }
 
-// kLanes rows from row r of the tile on, as LoadQuery would leave them: one after the other, each of
-// its own. A step at a time for all of them, since each waits for the one before: rows then overlap.
+// kLanes rows from row r of the tile on, as LoadQuery would leave them, RowBufferElements apart.
 template <class Scheme>
 HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t r,
                               float* HWY_RESTRICT rows) {
@@ -63,23 +61,12 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
   for (size_t i = count * elements; i < kLanes * elements; i += kLanes) {
     hn::Store(hn::Zero(df), df, rows + i);
   }
+  const VF scale = hn::Set(df, task.scale_log2e);
   if constexpr (Scheme::kQuantized) {
-    HWY_ALIGN float inverse[kLanes];
-    HWY_ALIGN float range[kLanes];
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      range[lane] = RangeOfRow(rows + lane * elements, elements);
-    }
-    const QuantStep step =
-        StepForRange(hn::Load(df, range), static_cast<float>(Scheme::MaxQ(head_dim)));
-    hn::Store(step.inverse, df, inverse);
-    hn::Store(hn::Mul(step.scale, hn::Set(df, task.scale_log2e)), df, q.row_scale + r);
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      float* row = rows + lane * elements;
-      QuantaOfRow(row, elements, inverse[lane],
-                  reinterpret_cast<typename Scheme::KStored*>(row));
-    }
+    VF row_scale;
+    QuantizeRows<typename Scheme::KStored>(rows, elements, Scheme::MaxQ(head_dim), 0, &row_scale);
+    hn::Store(hn::Mul(row_scale, scale), df, q.row_scale + r);
   } else {
-    const VF scale = hn::Set(df, task.scale_log2e);
     for (size_t i = 0; i < count * elements; i += kLanes) {
       hn::Store(hn::Mul(hn::Load(df, rows + i), scale), df, rows + i);
     }
@@ -108,18 +95,11 @@ HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* H
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
   const size_t lanes = QueryLanes<Scheme>(head_dim);
-  const size_t num_chunks = lanes / kChunkElements;
   const size_t row_stride = q.num_vectors * kLanes;
   for (size_t v = 0; v < q.num_vectors; ++v) {
     LoadQueryRows<Scheme>(task, q, v * kLanes, rows);
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const float* row = rows + lane * elements;
-      for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
-        CopyChunk(row + chunk * kChunkElements, chunks + ChunkOffset(lane, chunk));
-      }
-    }
     uint8_t* panel = q.panel + v * kVectorBytes;
-    ChunksToPanel(chunks, num_chunks, reinterpret_cast<int32_t*>(panel), row_stride);
+    RowsToPanel(rows, elements, lanes, chunks, reinterpret_cast<int32_t*>(panel), row_stride);
     if constexpr (Scheme::kQuantized) {
       hn::Store(QueryAccInit<Scheme>(panel, lanes, row_stride * kLaneBytes, head_dim), di32,
                 q.acc_init + v * kLanes);

@@ -20,14 +20,11 @@ HWY_INLINE void CopyElement(const void* from, void* to) {
   __builtin_memcpy(to, from, sizeof(T));
 }
 
-// Elements [i, i + kLanes) of a row of n, `stride` bytes apart, to f32; 0 past the row's end.
+// Elements [i, i + kLanes) of a row of n, `stride` bytes apart, to f32, one by one; 0 past the row's
+// end.
 template <typename T>
 HWY_INLINE VF LoadLanes(const uint8_t* HWY_RESTRICT data, int64_t stride, size_t i, size_t n) {
   const hn::Rebind<T, DF> d;
-  if (stride == static_cast<int64_t>(sizeof(T)) && i + kLanes <= n) {
-    return ToF32(hn::LoadU(d, reinterpret_cast<const T*>(data) + i));
-  }
-  // The end of a row, or all of it when its elements are not neighbours.
   HWY_ALIGN T buffer[kLanes] = {};
   const size_t count = MinOf(kLanes, n - i);
   for (size_t j = 0; j < count; ++j) {
@@ -39,13 +36,34 @@ HWY_INLINE VF LoadLanes(const uint8_t* HWY_RESTRICT data, int64_t stride, size_t
 // Scales of the same elements. 0 past the row's end as well, where a NaN would be more than nothing
 // times a padding quantum.
 HWY_INLINE VF LoadScales(const Row& row, size_t i, size_t n) {
-  if (row.scale_stride == 0 && i + kLanes <= n) return hn::Set(df, *row.scale);
+  if (i + kLanes <= n) {
+    if (row.scale_stride == 0) return hn::Set(df, *row.scale);
+    if (row.scale_stride == sizeof(float)) return hn::LoadU(df, row.scale + i);
+  }
   return LoadLanes<float>(reinterpret_cast<const uint8_t*>(row.scale), row.scale_stride, i, n);
+}
+
+// True if whole vectors of the row's elements, and of their scales, can be read in one piece.
+template <typename T>
+HWY_INLINE bool IsDense(const Row& row) {
+  constexpr int64_t kScaleBytes = sizeof(float);
+  const bool dense_scales = !hwy::IsSame<T, int8_t>() || row.scale_stride == 0 ||
+                            row.scale_stride == kScaleBytes;
+  return row.dim_stride == static_cast<int64_t>(sizeof(T)) && dense_scales;
 }
 
 template <typename T>
 HWY_INLINE void LoadRowOf(const Row& row, size_t n, float* HWY_RESTRICT out) {
-  for (size_t i = 0; i < n; i += kLanes) {
+  const hn::Rebind<T, DF> d;
+  size_t i = 0;
+  if (HWY_LIKELY(IsDense<T>(row))) {
+    for (; i + kLanes <= n; i += kLanes) {
+      VF x = ToF32(hn::LoadU(d, reinterpret_cast<const T*>(row.data) + i));
+      if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row, i, n));
+      hn::Store(x, df, out + i);
+    }
+  }
+  for (; i < n; i += kLanes) {
     VF x = LoadLanes<T>(row.data, row.dim_stride, i, n);
     if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row, i, n));
     hn::Store(x, df, out + i);
@@ -76,17 +94,20 @@ HWY_INLINE void LoadRow(const Row& row, size_t n, float* out) {
 template <typename T>
 HWY_INLINE void StoreRowOf(const float* HWY_RESTRICT from, size_t n, const Row& row) {
   const hn::Rebind<T, DF> d;
-  for (size_t i = 0; i < n; i += kLanes) {
-    VF x = hn::Load(df, from + i);
-    // A quotient, not a product with the reciprocal: the contract promises its rounding.
-    if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Div(x, LoadScales(row, i, n));
-    const auto elements = FromF32(d, x);
-    if (row.dim_stride == static_cast<int64_t>(sizeof(T)) && i + kLanes <= n) {
-      hn::StoreU(elements, d, reinterpret_cast<T*>(row.data) + i);
-      continue;
+  // A quotient, not a product with the reciprocal: the contract promises its rounding.
+  const auto load = [&](size_t i) HWY_ATTR {
+    const VF x = hn::Load(df, from + i);
+    return hwy::IsSame<T, int8_t>() ? hn::Div(x, LoadScales(row, i, n)) : x;
+  };
+  size_t i = 0;
+  if (HWY_LIKELY(IsDense<T>(row))) {
+    for (; i + kLanes <= n; i += kLanes) {
+      hn::StoreU(FromF32(d, load(i)), d, reinterpret_cast<T*>(row.data) + i);
     }
+  }
+  for (; i < n; i += kLanes) {
     HWY_ALIGN T buffer[kLanes];
-    hn::Store(elements, d, buffer);
+    hn::Store(FromF32(d, load(i)), d, buffer);
     const size_t count = MinOf(kLanes, n - i);
     for (size_t j = 0; j < count; ++j) {
       CopyElement<T>(buffer + j, row.data + static_cast<int64_t>(i + j) * row.dim_stride);

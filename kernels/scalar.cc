@@ -74,9 +74,11 @@ void PackFloat(const PackTask& task, unsigned char*) {
 }
 
 float MeanOfColumn(const SourceRows& rows, size_t num_rows, size_t d) {
+  const size_t stride = CenterStride(num_rows);
   float sum = 0.0f;
-  for (size_t i = 0; i < num_rows; ++i) sum += Sanitize(LoadSource(rows, i, d));
-  return sum / static_cast<float>(num_rows);
+  float count = 0.0f;
+  for (size_t i = 0; i < num_rows; i += stride, ++count) sum += Sanitize(LoadSource(rows, i, d));
+  return sum / count;
 }
 
 void CenterQuantized(const PackTask& task, unsigned char*) {

@@ -1,8 +1,9 @@
 // Packs K and V rows into the layout of kv/layout.h.
 //
-// Cost: floats are read, converted and stored once; int8 reads K twice (mean, quanta) and V three
-// times (mean, range, quanta). K is interleaved by 64 keys, so a row of K becomes head_dim / depth
-// stores kKeyBlock lanes apart; a row of V stays a row within each panel, int8 stores four of them
+// Cost: floats are read, converted and stored once; quantised forms read up to kCenterRows rows more
+// for the means. K is interleaved by 64 keys: whole vectors of them are transposed as the rows of Q
+// are, single rows become head_dim / depth stores kKeyBlock lanes apart. A row of V stays a row within
+// each panel; quantised ones are read twice from a buffer in f32 (range, quanta) and stored four
 // together.
 #ifndef SIGHTLINE_QUANT_PACK_INL_H_
 #define SIGHTLINE_QUANT_PACK_INL_H_
@@ -72,26 +73,26 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
   }
 }
 
-// Adds the task's rows up in order of keys, so that the sum does not depend on the vector length,
-// and divides.
+// Adds rows up in order of keys, so that the sum does not depend on the vector length, and divides.
 HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
                            float* HWY_RESTRICT row, float* HWY_RESTRICT mean) {
   const size_t elements = RowBufferElements(n);
+  const size_t stride = CenterStride(num_rows);
   for (size_t c = 0; c < elements; c += kLanes) hn::Store(hn::Zero(df), df, mean + c);
-  for (size_t i = 0; i < num_rows; ++i) {
+  for (size_t i = 0; i < num_rows; i += stride) {
     LoadSourceRow(rows, i, n, row);
     for (size_t c = 0; c < elements; c += kLanes) {
       const VF x = Sanitize(hn::Load(df, row + c));
       hn::Store(hn::Add(hn::Load(df, mean + c), x), df, mean + c);
     }
   }
-  const VF count = hn::Set(df, static_cast<float>(num_rows));
+  const VF count = hn::Set(df, static_cast<float>((num_rows + stride - 1) / stride));
   for (size_t c = 0; c < elements; c += kLanes) {
     hn::Store(hn::Div(hn::Load(df, mean + c), count), df, mean + c);
   }
 }
 
-// Writes k_center and v_center: the means of the task's rows, of which there is at least one.
+// Writes k_center and v_center: means over the task's rows, of which there is at least one.
 void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* row = reinterpret_cast<float*>(scratch);
@@ -105,9 +106,9 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
 }
 
 // Row minus centre, finite.
-HWY_INLINE void LoadCentered(const SourceRows& rows, size_t index, size_t n,
-                             const float* HWY_RESTRICT center, float* HWY_RESTRICT row) {
-  LoadSourceRow(rows, index, n, row);
+HWY_INLINE void LoadCentered(const Row& source, size_t n, const float* HWY_RESTRICT center,
+                             float* HWY_RESTRICT row) {
+  LoadRow(source, n, row);
   for (size_t c = 0; c < RowBufferElements(n); c += kLanes) {
     const VF x = Sanitize(hn::Load(df, row + c));
     hn::Store(hn::Sub(x, hn::Load(df, center + c)), df, row + c);
@@ -116,7 +117,7 @@ HWY_INLINE void LoadCentered(const SourceRows& rows, size_t index, size_t n,
 
 // K of one tile, per token.
 template <class Scheme>
-HWY_INLINE void PackKeys(const PackTask& task, float* HWY_RESTRICT scratch) {
+HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
   using Quantum = typename Scheme::KStored;
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
@@ -124,32 +125,54 @@ HWY_INLINE void PackKeys(const PackTask& task, float* HWY_RESTRICT scratch) {
   float* k_scale = reinterpret_cast<float*>(task.head.base + offsets.k_scale);
   const float* k_center = reinterpret_cast<const float*>(task.head.base + offsets.k_center);
   const size_t elements = RowBufferElements(shape.head_dim);
+  const size_t lanes = PaddedHeadDim(shape) / kQkDepth<Scheme>;
   const int max_k = Scheme::MaxK(shape.head_dim);
-  float* row = scratch;
-  float* center = scratch + kMaxHeadDim;
-  Quantum* quanta = reinterpret_cast<Quantum*>(scratch + 2 * kMaxHeadDim);
-  // Adding 128 to four bytes is flipping their sign bits.
-  constexpr uint32_t kFlip = Scheme::kKBias != 0 ? 0x80808080u : 0;
+  static_assert((kLanes + 8 + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
+                "rows, chunks in int16 and the centre");
+  float* center = reinterpret_cast<float*>(scratch);
+  uint8_t* chunks = scratch + kMaxHeadDim * sizeof(float);
+  float* rows = reinterpret_cast<float*>(chunks) + kLanes / 2 * kMaxHeadDim;
 
   // Copied to where whole vectors of it can be read.
   for (size_t d = 0; d < elements; ++d) center[d] = d < shape.head_dim ? k_center[d] : 0.0f;
-  for (size_t i = task.num_keys_done; i < task.num_keys; ++i) {
+
+  for (size_t i = task.num_keys_done; i < task.num_keys;) {
     const size_t key = task.key_begin + i;
-    LoadCentered(task.k, i, shape.head_dim, center, row);
-    int32_t sum;
-    k_scale[key] = QuantizeRow(row, elements, max_k, quanta, &sum);
-    Quantum* lane = k_out + KBlockOffset(shape, key) + key % kKeyBlock * kQkDepth<Scheme>;
-    for (size_t d = 0; d < PaddedHeadDim(shape); d += kQkDepth<Scheme>) {
-      uint32_t lane_bits;
-      __builtin_memcpy(&lane_bits, quanta + d, sizeof(lane_bits));
-      lane_bits ^= kFlip;
-      __builtin_memcpy(lane + d * kKeyBlock, &lane_bits, sizeof(lane_bits));
+    Quantum* column = k_out + KBlockOffset(shape, key) + key % kKeyBlock * kQkDepth<Scheme>;
+    // Whole vectors of keys become whole vectors of the layout, if every chunk of a row is in it.
+    if (key % kLanes == 0 && i + kLanes <= task.num_keys && lanes % kChunkElements == 0) {
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        LoadCentered(RowAt(task.k, i + lane), shape.head_dim, center, rows + lane * elements);
+      }
+      VF scales;
+      QuantizeRows<Quantum>(rows, elements, max_k, Scheme::kKBias, &scales);
+      hn::StoreU(scales, df, k_scale + key);
+      RowsToPanel(rows, elements, lanes, chunks, reinterpret_cast<int32_t*>(column), kKeyBlock);
+      i += kLanes;
+      continue;
     }
+    LoadCentered(RowAt(task.k, i), shape.head_dim, center, rows);
+    k_scale[key] =
+        QuantizeRow(rows, elements, max_k, Scheme::kKBias, reinterpret_cast<Quantum*>(rows));
+    const uint8_t* quanta = reinterpret_cast<const uint8_t*>(rows);
+    uint8_t* out = reinterpret_cast<uint8_t*>(column);
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      __builtin_memcpy(out + lane * kKeyBlock * kLaneBytes, quanta + lane * kLaneBytes, kLaneBytes);
+    }
+    ++i;
   }
 }
 
-// V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane.
-HWY_INLINE void PackValues(const PackTask& task, float* HWY_RESTRICT scratch) {
+// The low bytes of four vectors, interleaved.
+HWY_INLINE VU8 InterleaveBytes(VI32 a, VI32 b, VI32 c, VI32 d) {
+  const VI16 ac = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(c)), hn::BitCast(di16, a));
+  const VI16 bd = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(d)), hn::BitCast(di16, b));
+  return hn::OddEven(hn::BitCast(du8, hn::ShiftLeft<8>(bd)), hn::BitCast(du8, ac));
+}
+
+// V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane. A
+// panel at a time, whose rows fit a buffer.
+HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
   const size_t channels = PaddedVHeadDim(shape);
@@ -157,47 +180,44 @@ HWY_INLINE void PackValues(const PackTask& task, float* HWY_RESTRICT scratch) {
   float* v_scale = reinterpret_cast<float*>(task.head.base + offsets.v_scale) +
                    task.key_begin / kKvTile * channels;
   const float* v_center = reinterpret_cast<const float*>(task.head.base + offsets.v_center);
-  float* inverse = scratch;
-  float* rows = scratch + kMaxHeadDim;  // four of them
-  constexpr int32_t kFlip =
-      I8Ops::kBiasedV ? static_cast<int32_t>(0x80808080u) : 0;
+  constexpr int kVBias = I8Ops::kBiasedV ? kBias : 0;
+  static_assert(kKvTile * kPanelWidth * sizeof(float) <= kPackScratchBytes, "a panel in f32");
+  float* rows = reinterpret_cast<float*>(scratch);
+  const size_t padded_keys = RoundUp(task.num_keys, 4);
 
-  for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, inverse + c);
-  for (size_t i = 0; i < task.num_keys; ++i) {
-    LoadCentered(task.v, i, shape.v_head_dim, v_center, rows);
-    for (size_t c = 0; c < channels; c += kLanes) {
-      const VF x = hn::Abs(hn::Load(df, rows + c));
-      hn::Store(hn::Max(hn::Load(df, inverse + c), x), df, inverse + c);
-    }
-  }
-  for (size_t c = 0; c < channels; c += kLanes) {
-    const QuantStep step = StepForRange(hn::Load(df, inverse + c), kMaxQuantum);
-    hn::Store(step.scale, df, v_scale + c);
-    hn::Store(step.inverse, df, inverse + c);
-  }
-
-  for (size_t i = 0; i < task.num_keys; i += 4) {
-    for (size_t j = 0; j < 4; ++j) {
-      float* row = rows + j * kMaxHeadDim;
-      if (i + j < task.num_keys) {
-        LoadCentered(task.v, i + j, shape.v_head_dim, v_center, row);
+  for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
+    const VPanel panel = VPanelAt(shape, task.key_begin, begin);
+    const size_t width = panel.width;
+    const size_t used = MinOf(width, shape.v_head_dim - MinOf(begin, shape.v_head_dim));
+    for (size_t i = 0; i < padded_keys; ++i) {
+      float* row = rows + i * width;
+      if (i < task.num_keys && used != 0) {
+        Row source = RowAt(task.v, i);
+        source.data += static_cast<int64_t>(begin) * source.dim_stride;
+        source.scale = ScaleAt(source.scale, static_cast<int64_t>(begin) * source.scale_stride);
+        LoadCentered(source, used, v_center + begin, row);
       } else {
-        for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, row + c);
+        for (size_t c = 0; c < width; c += kLanes) hn::Store(hn::Zero(df), df, row + c);
       }
     }
-    const size_t key = task.key_begin + i;
-    for (size_t c = 0; c < channels; c += kLanes) {
-      VI32 packed = hn::Zero(di32);
-      for (size_t j = 0; j < 4; ++j) {
-        const VF x = hn::Load(df, rows + j * kMaxHeadDim + c);
-        const VI32 q = hn::NearestInt(hn::Mul(x, hn::Load(df, inverse + c)));
-        const VI32 byte = hn::And(q, hn::Set(di32, 0xff));
-        packed = hn::Or(packed, hn::ShiftLeftSame(byte, static_cast<int>(8 * j)));
+    uint8_t* out = v_out + panel.offset + task.key_begin % kVTileKeys * width;
+    for (size_t c = 0; c < width; c += kLanes) {
+      VF range = hn::Zero(df);
+      for (size_t i = 0; i < task.num_keys; ++i) {
+        range = hn::Max(range, hn::Abs(hn::Load(df, rows + i * width + c)));
       }
-      packed = hn::Xor(packed, hn::Set(di32, kFlip));
-      const VPanel panel = VPanelAt(shape, key, c);
-      uint8_t* quad = v_out + panel.offset + key % kVTileKeys * panel.width + c % kPanelWidth * 4;
-      hn::Store(hn::BitCast(du8, packed), du8, quad);
+      const QuantStep step = StepForRange(range, kMaxQuantum);
+      hn::Store(step.scale, df, v_scale + begin + c);
+      for (size_t i = 0; i < padded_keys; i += 4) {
+        VI32 quanta[4];
+        HWY_UNROLL(4)
+        for (size_t j = 0; j < 4; ++j) {
+          const VF x = hn::Load(df, rows + (i + j) * width + c);
+          quanta[j] = QuantaBits(x, step.inverse, kVBias);
+        }
+        const VU8 bytes = InterleaveBytes(quanta[0], quanta[1], quanta[2], quanta[3]);
+        hn::Store(bytes, du8, out + i * width + c * 4);
+      }
     }
   }
 }
@@ -205,9 +225,8 @@ HWY_INLINE void PackValues(const PackTask& task, float* HWY_RESTRICT scratch) {
 // One tile of up to kKvTile keys, from its first.
 template <class Scheme>
 void PackQuantized(const PackTask& task, unsigned char* scratch) {
-  static_assert(kPackScratchRows >= 5, "a range and four rows of V");
-  PackKeys<Scheme>(task, reinterpret_cast<float*>(scratch));
-  PackValues(task, reinterpret_cast<float*>(scratch));
+  PackKeys<Scheme>(task, scratch);
+  PackValues(task, scratch);
 }
 
 }  // namespace

@@ -32,38 +32,97 @@ HWY_INLINE QuantStep StepForRange(VF range, float max_quantum) {
   return step;
 }
 
-// Largest finite magnitude of a row of n elements, a multiple of kChannelAlign; NaN counts as 0.
-HWY_INLINE float RangeOfRow(const float* HWY_RESTRICT row, size_t n) {
-  VF range = hn::Zero(df);
+// Largest magnitude of a row of n elements, a multiple of kChannelAlign. Makes the row finite, which
+// it nearly always is already.
+HWY_INLINE float FiniteRange(float* HWY_RESTRICT row, size_t n) {
+  const DI32 d;
+  const VI32 magnitude = hn::Set(d, 0x7fffffff);
+  VI32 range = hn::Zero(d);  // as bits, in whose order infinities and NaN are the largest
   for (size_t i = 0; i < n; i += kLanes) {
-    range = hn::Max(range, hn::Abs(Sanitize(hn::Load(df, row + i))));
+    range = hn::Max(range, hn::And(magnitude, hn::BitCast(d, hn::Load(df, row + i))));
   }
-  return hn::GetLane(hn::MaxOfLanes(df, range));
-}
-
-// Its quanta; `out` may be `row` itself. Returns their sum in a vector's lanes.
-template <typename Quantum>
-HWY_INLINE VI32 QuantaOfRow(const float* row, size_t n, float inverse, Quantum* out) {
-  const hn::Rebind<Quantum, DF> d_out;
-  VI32 sum = hn::Zero(di32);
+  const VF largest = hn::BitCast(df, hn::MaxOfLanes(d, range));
+  if (HWY_LIKELY(hn::AllTrue(df, hn::Lt(largest, hn::Set(df, kLargestFinite))))) {
+    return hn::GetLane(largest);
+  }
+  VF finite = hn::Zero(df);
   for (size_t i = 0; i < n; i += kLanes) {
     const VF x = Sanitize(hn::Load(df, row + i));
-    const VI32 q = hn::NearestInt(hn::Mul(x, hn::Set(df, inverse)));
-    sum = hn::Add(sum, q);
-    hn::StoreU(hn::DemoteTo(d_out, q), d_out, out + i);
+    finite = hn::Max(finite, hn::Abs(x));
+    hn::Store(x, df, row + i);
   }
-  return sum;
+  return hn::GetLane(hn::MaxOfLanes(df, finite));
 }
 
-// Quantises n elements, a multiple of kChannelAlign, zero-padded; `out` may be `row` itself.
-// Returns the scale; adds up the quanta, which products with a biased operand have to take back.
+// The quanta of a vector, plus `bias`, in the low bits of its lanes: rounded by an addition that
+// leaves them there, which is cheaper than a conversion that has to mind overflow.
+HWY_INLINE VI32 QuantaBits(VF x, VF inverse, int bias = 0) {
+  const VF magic = hn::Set(df, 12582912.0f + static_cast<float>(bias));  // 1.5 * 2^23
+  return hn::BitCast(di32, hn::Add(hn::Mul(x, inverse), magic));
+}
+
+// Quanta of a finite row, plus `bias`; `out` may be `row` itself.
 template <typename Quantum>
-HWY_INLINE float QuantizeRow(const float* row, size_t n, int max_quantum, Quantum* out,
-                             int32_t* sum_of_quanta) {
+HWY_INLINE void QuantaOfRow(const float* row, size_t n, float inverse, Quantum* out, int bias = 0) {
+  const hn::RebindToUnsigned<DF> du32;
+  const hn::Rebind<hwy::MakeUnsigned<Quantum>, DF> d_out;
+  for (size_t i = 0; i < n; i += kLanes) {
+    const VI32 bits = QuantaBits(hn::Load(df, row + i), hn::Set(df, inverse), bias);
+    hn::StoreU(hn::TruncateTo(d_out, hn::BitCast(du32, bits)), d_out,
+               reinterpret_cast<hwy::MakeUnsigned<Quantum>*>(out + i));
+  }
+}
+
+// kLanes rows of n elements, in place: row r's quanta are where the row began. Stores the scales. A
+// step at a time for all rows, since each waits for the one before: rows then overlap.
+template <typename Quantum>
+HWY_INLINE void QuantizeRows(float* HWY_RESTRICT rows, size_t n, int max_quantum, int bias,
+                             VF* scales) {
+  HWY_ALIGN float range[kLanes];
+  HWY_ALIGN float inverse[kLanes];
+  for (size_t lane = 0; lane < kLanes; ++lane) range[lane] = FiniteRange(rows + lane * n, n);
+  const QuantStep step = StepForRange(hn::Load(df, range), static_cast<float>(max_quantum));
+  hn::Store(step.inverse, df, inverse);
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    float* row = rows + lane * n;
+    QuantaOfRow(row, n, inverse[lane], reinterpret_cast<Quantum*>(row), bias);
+  }
+  *scales = step.scale;
+}
+
+// kLanes rows, stride elements apart, whose first `lanes` 32-bit lanes are used, to panel rows that
+// are panel_stride lanes apart. chunks: scratch for as many lanes.
+HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t lanes,
+                            uint8_t* HWY_RESTRICT chunks, int32_t* HWY_RESTRICT panel,
+                            size_t panel_stride) {
+  const size_t num_chunks = lanes / kChunkElements;
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
+      CopyChunk(rows + lane * stride + chunk * kChunkElements, chunks + ChunkOffset(lane, chunk));
+    }
+  }
+  ChunksToPanel(chunks, num_chunks, panel, panel_stride);
+}
+
+// Quantises n elements, a multiple of kChannelAlign, zero-padded, and adds `bias`; `out` may be `row`
+// itself. Returns the scale.
+template <typename Quantum>
+HWY_INLINE float QuantizeRow(float* row, size_t n, int max_quantum, int bias, Quantum* out) {
   const QuantStep step =
-      StepForRange(hn::Set(df, RangeOfRow(row, n)), static_cast<float>(max_quantum));
-  *sum_of_quanta = hn::ReduceSum(di32, QuantaOfRow(row, n, hn::GetLane(step.inverse), out));
+      StepForRange(hn::Set(df, FiniteRange(row, n)), static_cast<float>(max_quantum));
+  QuantaOfRow(row, n, hn::GetLane(step.inverse), out, bias);
   return hn::GetLane(step.scale);
+}
+
+// What products with a biased operand have to take back.
+template <typename Quantum>
+HWY_INLINE int32_t SumOfQuanta(const Quantum* quanta, size_t n) {
+  const hn::Rebind<Quantum, DF> d;
+  VI32 sum = hn::Zero(di32);
+  for (size_t i = 0; i < n; i += kLanes) {
+    sum = hn::Add(sum, hn::PromoteTo(di32, hn::LoadU(d, quanta + i)));
+  }
+  return hn::ReduceSum(di32, sum);
 }
 
 }  // namespace
