@@ -105,11 +105,21 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
 
-// Row minus centre, finite.
+// Row minus centre, finite. Elements nearly always are: those that are not are looked for together.
 HWY_INLINE void LoadCentered(const Row& source, size_t n, const float* HWY_RESTRICT center,
                              float* HWY_RESTRICT row) {
   LoadRow(source, n, row);
-  for (size_t c = 0; c < RowBufferElements(n); c += kLanes) {
+  const size_t elements = RowBufferElements(n);
+  VI32 largest = hn::Zero(di32);  // magnitudes as bits, in whose order infinities and NaN are last
+  for (size_t c = 0; c < elements; c += kLanes) {
+    const VF x = hn::Load(df, row + c);
+    largest = hn::Max(largest, hn::BitCast(di32, hn::Abs(x)));
+    hn::Store(hn::Sub(x, hn::Load(df, center + c)), df, row + c);
+  }
+  const VI32 limit = hn::BitCast(di32, hn::Set(df, kLargestFinite));
+  if (HWY_LIKELY(hn::AllTrue(di32, hn::Lt(largest, limit)))) return;
+  LoadRow(source, n, row);
+  for (size_t c = 0; c < elements; c += kLanes) {
     const VF x = Sanitize(hn::Load(df, row + c));
     hn::Store(hn::Sub(x, hn::Load(df, center + c)), df, row + c);
   }
@@ -202,10 +212,14 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
     }
     uint8_t* out = v_out + panel.offset + task.key_begin % kVTileKeys * width;
     for (size_t c = 0; c < width; c += kLanes) {
-      VF range = hn::Zero(df);
-      for (size_t i = 0; i < task.num_keys; ++i) {
-        range = hn::Max(range, hn::Abs(hn::Load(df, rows + i * width + c)));
+      VF ranges[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
+      for (size_t i = 0; i < padded_keys; i += 4) {  // four maxima, so that none waits for the other
+        HWY_UNROLL(4)
+        for (size_t j = 0; j < 4; ++j) {
+          ranges[j] = hn::Max(ranges[j], hn::Abs(hn::Load(df, rows + (i + j) * width + c)));
+        }
       }
+      const VF range = hn::Max(hn::Max(ranges[0], ranges[1]), hn::Max(ranges[2], ranges[3]));
       const QuantStep step = StepForRange(range, kMaxQuantum);
       hn::Store(step.scale, df, v_scale + begin + c);
       for (size_t i = 0; i < padded_keys; i += 4) {
