@@ -33,6 +33,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
 
   sightline_tier(sse4 HWY_SSE4 "-march=x86-64-v2" HWY_DISABLE_PCLMUL_AES NEEDS ${v2})
   sightline_tier(avx2 HWY_AVX2 "-march=x86-64-v3" HWY_DISABLE_PCLMUL_AES NEEDS ${v3})
+  sightline_tier(avx2_vnni HWY_AVX2 "-march=x86-64-v3 -mavxvnni" HWY_DISABLE_PCLMUL_AES
+                 NEEDS ${v3} avx_vnni)
   sightline_tier(avx512 HWY_AVX3 "-march=x86-64-v4" HWY_DISABLE_PCLMUL_AES NEEDS ${v4})
   sightline_tier(avx512_vnni HWY_AVX3 "-march=x86-64-v4 -mavx512vnni" HWY_DISABLE_PCLMUL_AES
                  NEEDS ${v4} avx512_vnni)
