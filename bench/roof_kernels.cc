@@ -99,8 +99,10 @@ using VI16 = hn::Vec<DI16>;
 void Int16Dot(size_t rounds) {
   Peak(rounds, hn::Zero(di32), hn::Set(DI16(), 1), hn::Set(DI16(), 1),
        [](VI32 sum, VI16 a, VI16 b) HWY_ATTR {
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && HWY_TARGET <= HWY_AVX3
          return VI32{_mm512_dpwssd_epi32(sum.raw, a.raw, b.raw)};
+#elif defined(__AVX512VNNI__)
+         return VI32{_mm256_dpwssd_epi32(sum.raw, a.raw, b.raw)};
 #elif defined(__AVXVNNI__)
          return VI32{_mm256_dpwssd_avx_epi32(sum.raw, a.raw, b.raw)};
 #else

@@ -1,6 +1,7 @@
 // int8 products with AVX512_VNNI or AVX-VNNI: vpdpbusd multiplies u8 with i8, four at a time,
-// exactly. Raw intrinsics, since Highway uses them only on targets that also need VBMI2, GFNI and
-// VAES, which Cascade Lake lacks, and has no AVX-VNNI target.
+// exactly; 512 bits at once, or 256 in either's encoding. Raw intrinsics, since Highway uses them
+// only on targets that also need VBMI2, GFNI and VAES, which Cascade Lake lacks, and has no
+// AVX-VNNI target.
 #ifndef SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
 #define SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
 
@@ -12,7 +13,7 @@ namespace {
 
 struct I8Ops {
   static constexpr LayoutId kLayout = LayoutId::kI8BiasedK;
-#if defined(__AVX512VNNI__)
+#if HWY_TARGET <= HWY_AVX3
   // 24 accumulators of 32 registers: 3 loads and 8 broadcasts feed 24 dot products.
   static constexpr size_t kQueryVectors = 3;
   static constexpr size_t kStep = 8;
@@ -24,8 +25,10 @@ struct I8Ops {
 
   // acc + a · b over groups of four bytes.
   static HWY_INLINE VI32 Dot(VI32 acc, VU8 a, VI8 b) {
-#if defined(__AVX512VNNI__)
+#if HWY_TARGET <= HWY_AVX3
     return VI32{_mm512_dpbusd_epi32(acc.raw, a.raw, b.raw)};
+#elif defined(__AVX512VNNI__)
+    return VI32{_mm256_dpbusd_epi32(acc.raw, a.raw, b.raw)};
 #else
     return VI32{_mm256_dpbusd_avx_epi32(acc.raw, a.raw, b.raw)};
 #endif
