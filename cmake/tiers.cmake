@@ -1,6 +1,8 @@
 # The tiers, from the plainest to the best: one row each. Dispatch, tests and benchmarks follow.
 #
-#   sightline_tier(NAME HIGHWAY_TARGET "compiler flags" "definitions" NEEDS cpu features...)
+#   sightline_tier(NAME HIGHWAY_TARGET "compiler flags" "definitions" [TESTS_ONLY] NEEDS cpu features...)
+#
+# A TESTS_ONLY tier exists only in builds with tests, and is never chosen unless it is named.
 #
 # NEEDS must cover every extension that the flags let the compiler use (x86-64-v3 implies lzcnt and
 # movbe, armv8.2-a atomics), or the tier dies of SIGILL where one is missing; the names are those of
@@ -12,7 +14,10 @@
 set(SIGHTLINE_TIERS "")
 
 function(sightline_tier name target flags definitions)
-  cmake_parse_arguments(PARSE_ARGV 4 ARG "" "" "NEEDS")
+  cmake_parse_arguments(PARSE_ARGV 4 ARG "TESTS_ONLY" "" "NEEDS")
+  if(ARG_TESTS_ONLY AND NOT SIGHTLINE_BUILD_TESTS)
+    return()
+  endif()
   separate_arguments(flags)
   list(APPEND SIGHTLINE_TIERS ${name})
   set(SIGHTLINE_TIERS ${SIGHTLINE_TIERS} PARENT_SCOPE)
@@ -20,6 +25,7 @@ function(sightline_tier name target flags definitions)
   set(SIGHTLINE_${name}_FLAGS ${flags} PARENT_SCOPE)
   set(SIGHTLINE_${name}_DEFINITIONS ${definitions} PARENT_SCOPE)
   set(SIGHTLINE_${name}_NEEDS ${ARG_NEEDS} PARENT_SCOPE)
+  set(SIGHTLINE_${name}_TESTS_ONLY ${ARG_TESTS_ONLY} PARENT_SCOPE)
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -33,6 +39,13 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
 
   sightline_tier(sse4 HWY_SSE4 "-march=x86-64-v2" HWY_DISABLE_PCLMUL_AES NEEDS ${v2})
   sightline_tier(avx2 HWY_AVX2 "-march=x86-64-v3" HWY_DISABLE_PCLMUL_AES NEEDS ${v3})
+  sightline_tier(avx2_vnni HWY_AVX2 "-march=x86-64-v3 -mavxvnni" HWY_DISABLE_PCLMUL_AES
+                 NEEDS ${v3} avx_vnni)
+  # Its twin for CPUs with AVX512_VNNI but no AVX-VNNI (Ice Lake, Zen 4): the same 256-bit kernels with the other
+  # encoding of the dot product. Without DQ and BW, Highway stays at AVX2; compilers would copy with zmm unless told.
+  sightline_tier(avx2_vnni_evex HWY_AVX2
+                 "-march=x86-64-v3 -mavx512f -mavx512vl -mavx512vnni -mprefer-vector-width=256"
+                 HWY_DISABLE_PCLMUL_AES TESTS_ONLY NEEDS ${v3} avx512f avx512vl avx512_vnni)
   sightline_tier(avx512 HWY_AVX3 "-march=x86-64-v4" HWY_DISABLE_PCLMUL_AES NEEDS ${v4})
   sightline_tier(avx512_vnni HWY_AVX3 "-march=x86-64-v4 -mavx512vnni" HWY_DISABLE_PCLMUL_AES
                  NEEDS ${v4} avx512_vnni)
@@ -71,11 +84,11 @@ function(sightline_add_tier_object target tier source getter)
 endfunction()
 
 # Adds the tiers that the compiler can build to `target` and lists them in SIGHTLINE_BUILT_TIERS and, for programs, in
-# generated/sightline_tiers.inc: SIGHTLINE_TIER_ROW(name, required features), worst to best.
+# generated/sightline_tiers.inc: SIGHTLINE_TIER_ROW(name, required features, tests only), worst to best.
 function(sightline_add_tiers target)
   include(CheckCXXCompilerFlag)
   set(built "")
-  set(rows "SIGHTLINE_TIER_ROW(scalar, 0)\n")
+  set(rows "SIGHTLINE_TIER_ROW(scalar, 0, false)\n")
   foreach(tier IN LISTS SIGHTLINE_TIERS)
     list(JOIN SIGHTLINE_${tier}_FLAGS " " flags)
     check_cxx_compiler_flag("${flags}" SIGHTLINE_COMPILER_HAS_${tier})
@@ -88,7 +101,8 @@ function(sightline_add_tiers target)
     list(TRANSFORM SIGHTLINE_${tier}_NEEDS REPLACE "(.+)" "Bit(CpuFeature::\\1)"
          OUTPUT_VARIABLE needs)
     list(JOIN needs " | " needs)
-    string(APPEND rows "SIGHTLINE_TIER_ROW(${tier}, ${needs})\n")
+    string(TOLOWER ${SIGHTLINE_${tier}_TESTS_ONLY} tests_only)
+    string(APPEND rows "SIGHTLINE_TIER_ROW(${tier}, ${needs}, ${tests_only})\n")
   endforeach()
   set(SIGHTLINE_BUILT_TIERS ${built} PARENT_SCOPE)
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/sightline_tiers.inc CONTENT "${rows}")

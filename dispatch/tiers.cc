@@ -11,9 +11,9 @@
 namespace sightline {
 
 // Declares every tier's getter; defined in kernels/tier.cc and kernels/scalar.cc.
-#define SIGHTLINE_TIER_ROW(tier, needs)    \
-  namespace tier {                         \
-  const internal::KernelTable& GetTable(); \
+#define SIGHTLINE_TIER_ROW(tier, needs, tests_only) \
+  namespace tier {                                  \
+  const internal::KernelTable& GetTable();          \
   }
 #include "sightline_tiers.inc"
 #undef SIGHTLINE_TIER_ROW
@@ -24,12 +24,14 @@ namespace {
 struct Tier {
   const char* name;
   CpuFeatures needs;
+  bool tests_only;  // runs when named, and is never the best
   const KernelTable& (*get_table)();
 };
 
 // Worst to best, as in cmake/tiers.cmake.
 constexpr Tier kTiers[] = {
-#define SIGHTLINE_TIER_ROW(tier, needs) {#tier, needs, &::sightline::tier::GetTable},
+#define SIGHTLINE_TIER_ROW(tier, needs, tests_only) \
+  {#tier, needs, tests_only, &::sightline::tier::GetTable},
 #include "sightline_tiers.inc"
 #undef SIGHTLINE_TIER_ROW
 };
@@ -93,7 +95,7 @@ Status FindTier(const char* name, const char* source, size_t* index) {
 size_t BestTier() {
   size_t best = 0;
   for (size_t i = 0; i < kNumTiers; ++i) {
-    if (Missing(i)[0] == '\0') best = i;
+    if (Missing(i)[0] == '\0' && !kTiers[i].tests_only) best = i;
   }
   return best;
 }

@@ -1,5 +1,6 @@
 // Integer products with AVX512_VNNI or AVX-VNNI: vpdpbusd multiplies u8 with i8, four at a time,
-// vpdpwssd i16 with i16, two at a time, both exactly. Raw instructions, since Highway uses them
+// vpdpwssd i16 with i16, two at a time, both exactly; 512 bits at once, or 256 in either's encoding.
+// Raw instructions, since Highway uses them
 // only on targets that also need VBMI2, GFNI and VAES, which Cascade Lake lacks, and has no
 // AVX-VNNI target.
 #ifndef SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
@@ -11,7 +12,7 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-#if defined(__AVX512VNNI__)
+#if HWY_TARGET <= HWY_AVX3
 // 24 accumulators of 32 registers: 3 loads and 8 broadcasts feed 24 dot products.
 struct VnniBlock {
   static constexpr size_t kQueryVectors = 3;
@@ -32,8 +33,10 @@ struct I8Ops : VnniBlock {
 
   // acc + a · b over groups of four bytes.
   static HWY_INLINE VI32 Dot(VI32 acc, VU8 a, VI8 b) {
-#if defined(__AVX512VNNI__)
+#if HWY_TARGET <= HWY_AVX3
     return VI32{_mm512_dpbusd_epi32(acc.raw, a.raw, b.raw)};
+#elif defined(__AVX512VNNI__)
+    return VI32{_mm256_dpbusd_epi32(acc.raw, a.raw, b.raw)};
 #else
     return VI32{_mm256_dpbusd_avx_epi32(acc.raw, a.raw, b.raw)};
 #endif
@@ -47,16 +50,19 @@ struct I8Ops : VnniBlock {
 struct I16Ops : VnniBlock {
   // acc + a · b over pairs.
   static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
-#if defined(__AVX512VNNI__) && HWY_COMPILER_CLANG
+#if HWY_COMPILER_CLANG
     // The intrinsic becomes vpmaddwd and vpaddd: half the speed, in exchange for a latency that
     // does not matter here.
+#if defined(__AVX512VNNI__)
     asm("vpdpwssd %2, %1, %0" : "+v"(acc.raw) : "v"(a.raw), "v"(b.raw));
-    return acc;
-#elif defined(__AVX512VNNI__)
-    return VI32{_mm512_dpwssd_epi32(acc.raw, a.raw, b.raw)};
-#elif HWY_COMPILER_CLANG
+#else
     asm("{vex} vpdpwssd %2, %1, %0" : "+x"(acc.raw) : "x"(a.raw), "x"(b.raw));
+#endif
     return acc;
+#elif HWY_TARGET <= HWY_AVX3
+    return VI32{_mm512_dpwssd_epi32(acc.raw, a.raw, b.raw)};
+#elif defined(__AVX512VNNI__)
+    return VI32{_mm256_dpwssd_epi32(acc.raw, a.raw, b.raw)};
 #else
     return VI32{_mm256_dpwssd_avx_epi32(acc.raw, a.raw, b.raw)};
 #endif
