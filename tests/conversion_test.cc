@@ -178,10 +178,10 @@ TEST_CASE("results become the nearest quantum, saturated", "[conversion]") {
       PassThrough(tier, Values(values.data(), DType::kF32), Results(out.data(), DType::kI8, scale));
       size_t wrong = 0;
       for (size_t i = 0; i < kElements; ++i) {
-        const int expected = I8FromF32(values[i], scales.per_element[i]);
+        const int8_t expected = I8FromF32(values[i], scales.per_element[i]);
         if (out[i] == expected) continue;
         UNSCOPED_INFO(values[i] << " by " << scales.per_element[i] << ": " << int{out[i]}
-                                << ", not " << expected);
+                                << ", not " << int{expected});
         if (++wrong == 5) break;
       }
       INFO(tier << ", head stride " << scale.head_stride << ", dim stride " << scale.dim_stride);
