@@ -94,9 +94,7 @@ void Int8Dot(size_t rounds) {
 
 void Int16Dot(size_t rounds) {
   Peak(rounds, hn::Zero(di32), hn::Set(di16, 1), hn::Set(di16, 1),
-       [](VI32 sum, VI16 a, VI16 b) HWY_ATTR {
-         return I16Ops::Dot(sum, a, b);
-       });
+       [](VI32 sum, VI16 a, VI16 b) HWY_ATTR { return I16Ops::Dot(sum, a, b); });
 }
 
 #if defined(__AVX512BF16__)

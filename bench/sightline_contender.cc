@@ -148,8 +148,8 @@ class SightlineEntry : public Entry {
   ParallelFor parallel() const { return pool_.parallel(); }
 
   double raw_kv_bytes() const { return k_.bytes() + v_.bytes(); }
-  // What so many tokens take in a cache: the elements, quantised with the scales of K (per token) and
-  // V (per channel and tile). Not the room that a cache keeps beside them.
+  // What so many tokens take in a cache: the elements, quantised with the scales of K (per token)
+  // and V (per channel and tile). Not the room that a cache keeps beside them.
   double cached_bytes(int64_t tokens) const {
     const int64_t channels = c_.head_dim + c_.v_head_dim;
     int64_t bytes = tokens * channels * (format_.precision == Precision::kF32 ? 4 : 2);
@@ -158,7 +158,8 @@ class SightlineEntry : public Entry {
       const int64_t tile = static_cast<int64_t>(internal::kKvTile);
       const int64_t tiles = (tokens + tile - 1) / tile;
       const int64_t scale_bytes = static_cast<int64_t>(sizeof(float));
-      bytes = tokens * (channels + (fine ? c_.head_dim : 0) + scale_bytes) + tiles * c_.v_head_dim * scale_bytes;
+      bytes = tokens * (channels + (fine ? c_.head_dim : 0) + scale_bytes) +
+              tiles * c_.v_head_dim * scale_bytes;
     }
     return static_cast<double>(c_.batch * c_.kv_heads * bytes);
   }

@@ -63,11 +63,10 @@ static inline Row RowAt(const Rows& rows, size_t r) {
            static_cast<int64_t>(head) * head_stride;
   };
   const ScaleView& scale = rows.scale;
-  return {
-      rows.data + offset(rows.length_stride, rows.beam_stride, rows.head_stride), rows.dtype,
-      rows.dim_stride,
-      ScaleAt(scale.data, offset(scale.length_stride, scale.batch_stride, scale.head_stride)),
-      scale.dim_stride};
+  return {rows.data + offset(rows.length_stride, rows.beam_stride, rows.head_stride), rows.dtype,
+          rows.dim_stride,
+          ScaleAt(scale.data, offset(scale.length_stride, scale.batch_stride, scale.head_stride)),
+          scale.dim_stride};
 }
 
 // K or V rows of one (batch, kv head), as the caller stores them.
@@ -151,14 +150,15 @@ struct PrecisionKernels {
   PackFunction pack;
 };
 
-// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32, their quanta in int16 and
-// two more rows; V takes its turn, 128 rows of 64 channels in f32.
+// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32, their quanta in int16
+// and two more rows; V takes its turn, 128 rows of 64 channels in f32.
 constexpr size_t kPackScratchBytes = (16 + 8 + 2) * kMaxHeadDim * sizeof(float);
 struct PackScratch {
   alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchBytes];
 };
 
-constexpr size_t kNumPrecisions = 4;  // f32, f16, i8, i8_fine: the values of Precision, in its order
+constexpr size_t kNumPrecisions =
+    4;  // f32, f16, i8, i8_fine: the values of Precision, in its order
 
 struct KernelTable {
   const char* tier;

@@ -4,8 +4,8 @@
 //
 // B is packed K (n = keys, steps along head_dim) or V (n = channels, steps along keys), read by
 // broadcasts; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit
-// lane a step: one float, or the two int16 or four int8 that one dot product consumes. Per step: kQV loads and kStep
-// broadcasts feed kQV * kStep multiplications.
+// lane a step: one float, or the two int16 or four int8 that one dot product consumes. Per step:
+// kQV loads and kStep broadcasts feed kQV * kStep multiplications.
 #ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 #define SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 

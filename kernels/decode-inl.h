@@ -190,8 +190,7 @@ HWY_INLINE void DecodeSoftmax(DecodeRow& row, size_t num_keys) {
     const float weight = hn::GetLane(Exp2(hn::Sub(tile_m, reference)));
     tile_d *= weight;
     row.weight = weight * (1.0f / I8Ops::kMaxP);
-    row.p_init =
-        I8Ops::kBiasedV ? -kBias * hn::ReduceSum(di32, sum_of_p) : 0;
+    row.p_init = I8Ops::kBiasedV ? -kBias * hn::ReduceSum(di32, sum_of_p) : 0;
   }
   row.d = row.d * row.rescale + tile_d;
 }
@@ -217,7 +216,8 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const KvTile& kv, size_t pad
   }
   const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
   VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
-      columns.data, columns.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>, acc);
+      columns.data, columns.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>,
+      acc);
 
   HWY_UNROLL(4)
   for (size_t r = 0; r < kRows; ++r) {

@@ -2,12 +2,13 @@
 // and the same bits on every CPU whose tables agree.
 //
 // Scores are fixed point in 1/64 octave (an octave is a factor of two of the weight), so that int16
-// spans +-512 octaves. P is 2^-y with y = maximum - score >= 0, relative to the tile's maximum, with
-// seven fraction bits; rounded to a byte it is what P·V multiplies, unrounded it is summed for the
-// denominator, so that thousands of keys too faint for a step of their own still count.
+// spans +-512 octaves. P is 2^-y with y = maximum - score >= 0, relative to the tile's maximum,
+// with seven fraction bits; rounded to a byte it is what P·V multiplies, unrounded it is summed for
+// the denominator, so that thousands of keys too faint for a step of their own still count.
 //
-// Words: a lane of 32 bits belongs to one row and holds two keys. Four keys k, k+1, k+2, k+3 make two
-// vectors, (k, k+2) and (k+1, k+3), whose bytes then interleave to k, k+1, k+2, k+3, the order of V.
+// Words: a lane of 32 bits belongs to one row and holds two keys. Four keys k, k+1, k+2, k+3 make
+// two vectors, (k, k+2) and (k+1, k+3), whose bytes then interleave to k, k+1, k+2, k+3, the order
+// of V.
 //
 // Cost of 2^-y per word: a subtraction, two shifts and a table lookup with AVX-512, 13 instructions
 // elsewhere; half as much again for the sum and the bytes.
@@ -88,8 +89,8 @@ struct Exp2Fixed {
     const VI16 f = hn::And(hn::ShiftLeft<15 - kScoreBits>(y), hn::Set(di16, 0x7fff));
     const VI16 slope = hn::Sub(hn::Set(di16, static_cast<int16_t>(kExp2A)),
                                hn::MulFixedPoint15(f, hn::Set(di16, static_cast<int16_t>(kExp2B))));
-    const VI16 fraction = hn::Sub(hn::Set(di16, static_cast<int16_t>(kOneP)),
-                                  hn::MulFixedPoint15(f, slope));
+    const VI16 fraction =
+        hn::Sub(hn::Set(di16, static_cast<int16_t>(kOneP)), hn::MulFixedPoint15(f, slope));
 #if HWY_ARCH_X86
     // No shift by lane: a multiplication by 2^(15 - n), n = 0 to 15, whose 16 bits are looked up as
     // bytes. The high byte is 2^(7 - n) for n < 8, the low one 2^(15 - n) for n >= 8; a negative
@@ -111,8 +112,8 @@ struct Exp2Fixed {
 
 #endif
 
-// Bits by which a sum of head_dim products is shifted to fit int16, and half of what is shifted out,
-// which is added before; 0 for floats.
+// Bits by which a sum of head_dim products is shifted to fit int16, and half of what is shifted
+// out, which is added before; 0 for floats.
 template <class Scheme>
 HWY_INLINE int SumShift(size_t head_dim) {
   // Quanta that the caller brings, always in int8, reach -128.

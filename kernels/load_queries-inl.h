@@ -1,7 +1,8 @@
 // The first step: rows of Q, of the caller's type, to the panel of a query tile.
 //
-// Floats multiply Q by the softmax scale, so that scores need no scaling. Quantised schemes quantise
-// each row and leave the scale to the scores, where the per-token scale of K has to be applied anyway.
+// Floats multiply Q by the softmax scale, so that scores need no scaling. Quantised schemes
+// quantise each row and leave the scale to the scores, where the per-token scale of K has to be
+// applied anyway.
 #ifndef SIGHTLINE_KERNELS_LOAD_QUERIES_INL_H_
 #define SIGHTLINE_KERNELS_LOAD_QUERIES_INL_H_
 
@@ -88,7 +89,8 @@ HWY_INLINE VI32 QueryAccInit(const uint8_t* HWY_RESTRICT panel, size_t lanes, si
                  hn::Mul(sum, hn::Set(di32, Scheme::kKBias)));
 }
 
-// All rows of a tile; rows and chunks: scratch for kLanes * RowBufferElements(head_dim) floats each.
+// All rows of a tile; rows and chunks: scratch for kLanes * RowBufferElements(head_dim) floats
+// each.
 template <class Scheme>
 HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* HWY_RESTRICT rows,
                             uint8_t* HWY_RESTRICT chunks) {

@@ -112,10 +112,9 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, siz
     // A row that has seen nothing in this tile has maximum -inf and thus no weight, whatever P is.
     const VF reference = FiniteReference(hn::Load(df, q.m + row));
     const VF tile_max = hn::Load(df, scratch.tile_max + row);
-    const VF weight =
-        hn::Mul(Exp2(hn::Sub(tile_max, reference)), hn::Set(df, 1.0f / I8Ops::kMaxP));
-    const VF sum = hn::Mul(hn::ConvertTo(df, hn::Add(sum02, sum13)),
-                           hn::Set(df, 1.0f / (1 << kPBits)));
+    const VF weight = hn::Mul(Exp2(hn::Sub(tile_max, reference)), hn::Set(df, 1.0f / I8Ops::kMaxP));
+    const VF sum =
+        hn::Mul(hn::ConvertTo(df, hn::Add(sum02, sum13)), hn::Set(df, 1.0f / (1 << kPBits)));
     const VF d = hn::Load(df, q.d + row);
     hn::Store(hn::MulAdd(weight, sum, d), df, q.d + row);
     hn::Store(weight, df, scratch.weight + row);

@@ -23,8 +23,8 @@ HWY_INLINE void ValueStep(const KvTile& kv, size_t padded_channels, size_t chann
                           typename Scheme::PvProduct::Acc (&acc)[Scheme::kStep][kQV]) {
   const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
   const size_t num_steps = RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>;
-  BlockProduct<typename Scheme::PvProduct, Scheme::kStep, kQV>(columns.data, columns.stride_bytes, p,
-                                                               num_steps, acc);
+  BlockProduct<typename Scheme::PvProduct, Scheme::kStep, kQV>(columns.data, columns.stride_bytes,
+                                                               p, num_steps, acc);
 }
 
 template <class Scheme, size_t kQV>

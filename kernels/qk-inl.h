@@ -1,5 +1,5 @@
-// S = K·Q of the float schemes for one pair of tiles, in octaves (units of log2) so that softmax is a
-// power of two, and the rows' maxima over the tile. The quantised schemes: scores_fixed-inl.h.
+// S = K·Q of the float schemes for one pair of tiles, in octaves (units of log2) so that softmax is
+// a power of two, and the rows' maxima over the tile. The quantised schemes: scores_fixed-inl.h.
 //
 // Cost per kStep keys: head_dim steps of BlockProduct, then for each of the kStep * kQV vectors one
 // store and one maximum.

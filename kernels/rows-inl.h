@@ -20,8 +20,8 @@ HWY_INLINE void CopyElement(const void* from, void* to) {
   __builtin_memcpy(to, from, sizeof(T));
 }
 
-// Elements [i, i + kLanes) of a row of n, `stride` bytes apart, to f32, one by one; 0 past the row's
-// end.
+// Elements [i, i + kLanes) of a row of n, `stride` bytes apart, to f32, one by one; 0 past the
+// row's end.
 template <typename T>
 HWY_INLINE VF LoadLanes(const uint8_t* HWY_RESTRICT data, int64_t stride, size_t i, size_t n) {
   const hn::Rebind<T, DF> d;
@@ -47,8 +47,8 @@ HWY_INLINE VF LoadScales(const Row& row, size_t i, size_t n) {
 template <typename T>
 HWY_INLINE bool IsDense(const Row& row) {
   constexpr int64_t kScaleBytes = sizeof(float);
-  const bool dense_scales = !hwy::IsSame<T, int8_t>() || row.scale_stride == 0 ||
-                            row.scale_stride == kScaleBytes;
+  const bool dense_scales =
+      !hwy::IsSame<T, int8_t>() || row.scale_stride == 0 || row.scale_stride == kScaleBytes;
   return row.dim_stride == static_cast<int64_t>(sizeof(T)) && dense_scales;
 }
 

@@ -37,8 +37,7 @@ struct F16LoadScheme : F16Scheme {
 
 // Q per row, K per token, V per channel and tile in int8; P in u8 relative to the tile's maximum.
 struct I8Scheme {
-  static constexpr LayoutId kLayout =
-      I8Ops::kBiasedV ? LayoutId::kI8BiasedV : LayoutId::kI8BiasedK;
+  static constexpr LayoutId kLayout = I8Ops::kBiasedV ? LayoutId::kI8BiasedV : LayoutId::kI8BiasedK;
   static constexpr bool kQuantized = true;
   static constexpr bool kWidensKv = false;
   static constexpr size_t kQueryVectors = I8Ops::kQueryVectors;
@@ -73,9 +72,8 @@ constexpr size_t kPvDepth = Scheme::kQuantized ? kLaneBytes / sizeof(typename Sc
 
 // Bytes in memory of what becomes one 32-bit lane, of K or V, in the tile that the products read.
 template <class Scheme>
-constexpr size_t kTileLaneBytes = Scheme::kQuantized || Scheme::kWidensKv
-                                      ? kLaneBytes
-                                      : sizeof(typename Scheme::KStored);
+constexpr size_t kTileLaneBytes =
+    Scheme::kQuantized || Scheme::kWidensKv ? kLaneBytes : sizeof(typename Scheme::KStored);
 
 // A query tile: up to kQueryVectors * kLanes rows that pass through the kernels together. Arrays
 // are per row unless said otherwise; rows past the last real one are zero queries, computed and

@@ -1,20 +1,22 @@
-// S = K·Q of the quantised schemes for one pair of tiles, as 16-bit fixed point (fixed_point-inl.h),
-// and the rows' maxima over the tile.
+// S = K·Q of the quantised schemes for one pair of tiles, as 16-bit fixed point
+// (fixed_point-inl.h), and the rows' maxima over the tile.
 //
 // A sum of integer products is worth row_scale * k_scale octaves a unit. On the way to fixed point
 //
-//   s16 = (sum + half) >> shift             fits 16 bits for any quanta: `shift` follows from head_dim
-//   s   = s16 * key_factor * row_factor     two rounding multiplications of 15-bit fractions
+//   s16 = (sum + half) >> shift             fits 16 bits for any quanta: `shift` follows from
+//   head_dim s   = s16 * key_factor * row_factor     two rounding multiplications of 15-bit
+//   fractions
 //
-// the key factor is the key's scale as a fraction of the tile's largest, the row factor all the rest:
-// row_scale * largest * 2^shift * 64. Per 32 scores that is two shifts, a blend, two multiplications
-// and a maximum, where f32 would take four multiply-adds, two conversions and a pack.
+// the key factor is the key's scale as a fraction of the tile's largest, the row factor all the
+// rest: row_scale * largest * 2^shift * 64. Per 32 scores that is two shifts, a blend, two
+// multiplications and a maximum, where f32 would take four multiply-adds, two conversions and a
+// pack.
 //
 // A row factor of 1 and more (steep rows: scores spread over more than about ten octaves) is split
-// into a fraction and a power of two, the `gain`; the result is clamped. What does not fit that way is
-// found afterwards and done again in f32, row by row ("wide" rows): clamped maxima, factors beyond
-// kMaxGainBits, and steep rows over keys of very different length, where s16 would be too coarse for
-// the short ones. So a row's result does not depend on the rows beside it.
+// into a fraction and a power of two, the `gain`; the result is clamped. What does not fit that way
+// is found afterwards and done again in f32, row by row ("wide" rows): clamped maxima, factors
+// beyond kMaxGainBits, and steep rows over keys of very different length, where s16 would be too
+// coarse for the short ones. So a row's result does not depend on the rows beside it.
 //
 // Cost per kStep keys: head_dim / depth steps of BlockProduct, and the above.
 #ifndef SIGHTLINE_KERNELS_SCORES_FIXED_INL_H_
@@ -47,7 +49,8 @@ struct KeyFactors {
   bool uneven;
 };
 
-// num_keys > 0. k_scale is readable up to a multiple of kLanes; what is beyond num_keys is not used.
+// num_keys > 0. k_scale is readable up to a multiple of kLanes; what is beyond num_keys is not
+// used.
 HWY_INLINE void SetKeyFactors(const float* HWY_RESTRICT k_scale, size_t num_keys,
                               KeyFactors& factors) {
   VF largest = hn::Zero(df);
@@ -167,8 +170,8 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
       // The sum of key n + 2 is shifted to the upper word instead of down and up again.
       const VI16 low = hn::BitCast(di16, hn::Shr(acc[n][v], shift));
       const VI16 high = hn::BitCast(di16, hn::Shl(acc[n + 2][v], shift_up));
-      const VI16 key_factor = hn::BitCast(
-          di16, hn::Set(di32, static_cast<int32_t>(keys.words[key / 2 + pair])));
+      const VI16 key_factor =
+          hn::BitCast(di16, hn::Set(di32, static_cast<int32_t>(keys.words[key / 2 + pair])));
       VI16 s = hn::MulFixedPoint15(hn::OddEven(high, low), key_factor);
       s = hn::MulFixedPoint15(s, row_factor);
       if constexpr (kSteep) {
@@ -256,8 +259,8 @@ HWY_NOINLINE void ScoreWideRows(const QueryTile& q, const KvTile& kv, size_t hea
     const auto distance = [&](size_t key) HWY_ATTR {
       const VF s = hn::Load(df, scratch.s_wide + (key * kQV + v) * kLanes);
       const VF y = hn::Mul(hn::Sub(reference, s), hn::Set(df, float{kFractions}));
-      // Min and Max return a number where one is NaN, or what the conversion makes of it: the row is
-      // NaN already, and any distance will do.
+      // Min and Max return a number where one is NaN, or what the conversion makes of it: the row
+      // is NaN already, and any distance will do.
       return hn::Clamp(hn::NearestInt(hn::Min(y, hn::Set(df, 32767.0f))), hn::Zero(di32),
                        hn::Set(di32, 32767));
     };
@@ -285,8 +288,8 @@ HWY_INLINE bool FindWideRows(const FixedScratch& scratch) {
     const VI32 lowest = hn::Sub(hn::Set(di32, kLowestMaximum), highest);
     const auto is_steep = hn::Gt(gain, hn::Set(di32, 1));
     const auto is_visible = hn::Gt(m, hn::Set(di32, int32_t{kHiddenScore}));
-    const auto clamped = hn::And(hn::And(is_steep, is_visible),
-                                 hn::Or(hn::Ge(m, highest), hn::Lt(m, lowest)));
+    const auto clamped =
+        hn::And(hn::And(is_steep, is_visible), hn::Or(hn::Ge(m, highest), hn::Lt(m, lowest)));
     const auto wide = hn::Or(clamped, hn::MaskFromVec(hn::Load(di32, scratch.wide + v * kLanes)));
     hn::Store(hn::VecFromMask(di32, wide), di32, scratch.wide + v * kLanes);
     any = hn::Or(any, wide);

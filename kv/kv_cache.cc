@@ -36,8 +36,9 @@ SourceRows DenseRows(float* data, size_t dim) {
 }
 
 // Tokens for one quantised head that already holds `length`.
-void AppendQuantized(const PrecisionKernels& kernels, const PackedHead& head, const PackedTail& tail,
-              size_t length, const SourceRows& k, const SourceRows& v, size_t num_tokens) {
+void AppendQuantized(const PrecisionKernels& kernels, const PackedHead& head,
+                     const PackedTail& tail, size_t length, const SourceRows& k,
+                     const SourceRows& v, size_t num_tokens) {
   PackScratch scratch;
   const size_t head_dim = head.shape.head_dim;
   const size_t v_head_dim = head.shape.v_head_dim;

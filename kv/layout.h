@@ -8,8 +8,9 @@
 //
 // The last block of keys is padded; a panel of V has width 64, the last one what is left.
 // depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 2 for int16, 1 for
-// floats. 64-key blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key blocks and 256-key
-// tiles at 10 to 15: the runs are long enough for the prefetchers, and prefill does not care.
+// floats. 64-key blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key
+// blocks and 256-key tiles at 10 to 15: the runs are long enough for the prefetchers, and prefill
+// does not care.
 //
 // This header is also compiled with each tier's ISA flags: functions are `static`, so that no tier
 // can lend the linker a copy of them, and nothing of the standard library is used.
@@ -33,8 +34,8 @@ enum class LayoutId : uint32_t {
   kF16 = 2,
   kI8BiasedK = 3,  // K as u8 = k + 128, V as i8: for dot products of u8 with i8 (x86, plain NEON)
   kI8BiasedV = 4,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
-  kI8Fine = 5,          // K as i16, V as i8
-  kI8FineBiasedV = 6,   // K as i16, V as u8 = v + 128
+  kI8Fine = 5,     // K as i16, V as i8
+  kI8FineBiasedV = 6,  // K as i16, V as u8 = v + 128
 };
 
 constexpr size_t kKeyBlock = 64;      // keys interleaved in K
@@ -49,8 +50,9 @@ constexpr size_t kKvTile = 128;
 
 constexpr size_t kMaxHeadDim = 512;
 
-// K and V lose a mean per channel. Any other vector would do as well, so it is taken over at most so
-// many rows, spread evenly: that finds it to a sixteenth of the spread, at a fraction of the cost.
+// K and V lose a mean per channel. Any other vector would do as well, so it is taken over at most
+// so many rows, spread evenly: that finds it to a sixteenth of the spread, at a fraction of the
+// cost.
 constexpr size_t kCenterRows = 256;
 static inline size_t CenterStride(size_t num_rows) {
   return (num_rows + kCenterRows - 1) / kCenterRows;

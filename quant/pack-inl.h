@@ -1,10 +1,10 @@
 // Packs K and V rows into the layout of kv/layout.h.
 //
-// Cost: floats are read, converted and stored once; quantised forms read up to kCenterRows rows more
-// for the means. K is interleaved by 64 keys: whole vectors of them are transposed as the rows of Q
-// are, single rows become head_dim / depth stores kKeyBlock lanes apart. A row of V stays a row within
-// each panel; quantised ones are read twice from a buffer in f32 (range, quanta) and stored four
-// together.
+// Cost: floats are read, converted and stored once; quantised forms read up to kCenterRows rows
+// more for the means. K is interleaved by 64 keys: whole vectors of them are transposed as the rows
+// of Q are, single rows become head_dim / depth stores kKeyBlock lanes apart. A row of V stays a
+// row within each panel; quantised ones are read twice from a buffer in f32 (range, quanta) and
+// stored four together.
 #ifndef SIGHTLINE_QUANT_PACK_INL_H_
 #define SIGHTLINE_QUANT_PACK_INL_H_
 
@@ -180,8 +180,8 @@ HWY_INLINE VU8 InterleaveBytes(VI32 a, VI32 b, VI32 c, VI32 d) {
   return hn::OddEven(hn::BitCast(du8, hn::ShiftLeft<8>(bd)), hn::BitCast(du8, ac));
 }
 
-// V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane. A
-// panel at a time, whose rows fit a buffer.
+// V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane.
+// A panel at a time, whose rows fit a buffer.
 HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
@@ -213,7 +213,8 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
     uint8_t* out = v_out + panel.offset + task.key_begin % kVTileKeys * width;
     for (size_t c = 0; c < width; c += kLanes) {
       VF ranges[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
-      for (size_t i = 0; i < padded_keys; i += 4) {  // four maxima, so that none waits for the other
+      for (size_t i = 0; i < padded_keys;
+           i += 4) {  // four maxima, so that none waits for the other
         HWY_UNROLL(4)
         for (size_t j = 0; j < 4; ++j) {
           ranges[j] = hn::Max(ranges[j], hn::Abs(hn::Load(df, rows + (i + j) * width + c)));

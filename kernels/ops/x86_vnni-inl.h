@@ -1,8 +1,7 @@
 // Integer products with AVX512_VNNI or AVX-VNNI: vpdpbusd multiplies u8 with i8, four at a time,
-// vpdpwssd i16 with i16, two at a time, both exactly; 512 bits at once, or 256 in either's encoding.
-// Raw instructions, since Highway uses them
-// only on targets that also need VBMI2, GFNI and VAES, which Cascade Lake lacks, and has no
-// AVX-VNNI target.
+// vpdpwssd i16 with i16, two at a time, both exactly; 512 bits at once, or 256 in either's
+// encoding. Raw instructions, since Highway uses them only on targets that also need VBMI2, GFNI
+// and VAES, which Cascade Lake lacks, and has no AVX-VNNI target.
 #ifndef SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
 #define SIGHTLINE_KERNELS_OPS_X86_VNNI_INL_H_
 
@@ -56,7 +55,7 @@ struct I16Ops : VnniBlock {
 #if defined(__AVX512VNNI__)
     asm("vpdpwssd %2, %1, %0" : "+v"(acc.raw) : "v"(a.raw), "v"(b.raw));
 #else
-    asm("{vex} vpdpwssd %2, %1, %0" : "+x"(acc.raw) : "x"(a.raw), "x"(b.raw));
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc.raw) : "x"(a.raw), "x"(b.raw));
 #endif
     return acc;
 #elif HWY_TARGET <= HWY_AVX3

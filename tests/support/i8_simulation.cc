@@ -16,6 +16,20 @@ constexpr double kPMax = 255.0;
 // Relative error of a kernel's p: its 2^x polynomial, and half a rounding of its argument.
 constexpr double kExpError = 4e-7;
 
+// Kernels for many rows take scores and p in 16-bit fixed point (kernels/fixed_point-inl.h), those
+// for few rows, and the scalar tier, in f32 as here. What fixed point may add:
+//
+//  - A step of a score is 1/64 octave, or 2^gain of it in steep rows, whose factor (octaves a unit
+//  of
+//    q . k, times 2^shift * 64) is 1 and more. Three roundings of half a step, of which two come
+//    before the row's factor, and two factors good to 2^-15.
+//
+//  - 2^-y by table or polynomial: 0.4 %.
+//
+//  - p has seven fraction bits: it may be a step of them too low, and rounded to the next quantum.
+constexpr double kTableError = 4e-3;
+constexpr double kScoreSteps = 64.0;
+
 float Sanitize(float x) { return isnan(x) ? 0.0f : std::clamp(x, -kLargest, kLargest); }
 
 // Quantises x[0], x[stride], ... x[(n - 1) * stride] with one scale, which it returns.
@@ -54,32 +68,43 @@ std::vector<float> Center(std::vector<float>* x, size_t n, size_t dim, size_t ce
 struct TileResult {
   float max = 0.0f;
   double sum = 0.0;                // of p
+  double sum_blur = 0.0;           // what fixed point may change it by
   std::vector<int64_t> product;    // [v_head_dim]: P . V
   std::vector<int64_t> magnitude;  // P . |V|
   std::vector<int64_t> undecided;  // sum of |V| over keys whose P may be off by one
+  std::vector<double> blurred;     // sum of |V| times what fixed point may change P by
 };
 
-TileResult AttendTile(const I8Head& head, const std::vector<float>& scores, size_t begin,
-                      size_t end) {
+// score_error: of a score relative to another, in octaves, by fixed point.
+TileResult AttendTile(const I8Head& head, const std::vector<float>& scores, double score_error,
+                      size_t begin, size_t end) {
   TileResult tile;
   tile.max = *std::max_element(scores.begin() + static_cast<ptrdiff_t>(begin),
                                scores.begin() + static_cast<ptrdiff_t>(end));
   tile.product.assign(head.v_head_dim, 0);
   tile.magnitude.assign(head.v_head_dim, 0);
   tile.undecided.assign(head.v_head_dim, 0);
+  tile.blurred.assign(head.v_head_dim, 0.0);
+  // Twice: the maximum that p is relative to is blurred as well.
+  const double p_error = exp2(2.0 * score_error) * (1.0 + kTableError) - 1.0;
   for (size_t key = begin; key < end; ++key) {
     const double p = exp2(static_cast<double>(scores[key] - tile.max));
     tile.sum += p;
     const double scaled = kPMax * p;
     const int64_t rounded = static_cast<int64_t>(nearbyint(scaled));
     const bool undecided = fabs(scaled - floor(scaled) - 0.5) < 1e-5 + kExpError * scaled;
-    if (rounded == 0 && !undecided) continue;
+    const double blur = scaled * p_error + 1.0 / 128.0;
+    // Nothing changes where even the blurred p rounds to 0.
+    const bool blurred = scaled + blur >= 0.5;
+    tile.sum_blur += blur / kPMax;
+    if (rounded == 0 && !undecided && !blurred) continue;
     const int8_t* v = head.v.data() + key * head.v_head_dim;
     for (size_t c = 0; c < head.v_head_dim; ++c) {
       const int64_t magnitude = v[c] < 0 ? -v[c] : v[c];
       tile.product[c] += rounded * v[c];
       tile.magnitude[c] += rounded * magnitude;
       if (undecided) tile.undecided[c] += magnitude;
+      if (blurred) tile.blurred[c] += (blur + 1.0) * static_cast<double>(magnitude);
     }
   }
   return tile;
@@ -136,26 +161,47 @@ void AttendI8(const I8Head& head, const float* q, size_t visible, float scale_lo
   const double max = *std::max_element(scores.begin(), scores.end());
 
   double sum = 0.0;
+  double sum_blur = 0.0;
   size_t num_tiles = 0;
   std::vector<double> magnitude(head.v_head_dim, 0.0);
+  std::vector<double> blurred(head.v_head_dim, 0.0);
   std::vector<double> undecided(head.v_head_dim, 0.0);
   for (size_t begin = 0; begin < visible; begin += kI8TileKeys, ++num_tiles) {
-    const TileResult tile = AttendTile(head, scores, begin, std::min(begin + kI8TileKeys, visible));
+    const size_t end = std::min(begin + kI8TileKeys, visible);
+    const float largest = *std::max_element(
+        head.k_scale.begin() + static_cast<ptrdiff_t>(begin),
+        head.k_scale.begin() + static_cast<ptrdiff_t>(std::min(begin + kI8TileKeys, head.kv_len)));
+    // Sums of head_dim products of two bytes are shifted to 16 bits.
+    const double s16_unit = exp2(fmax(0.0, ceil(log2(static_cast<double>(head.head_dim)) - 1.0)));
+    const double unit_octaves =
+        fabs(static_cast<double>(row_scale)) * static_cast<double>(largest) * s16_unit;
+    double reach = 0.0;
+    for (size_t key = begin; key < end; ++key) {
+      reach = fmax(reach, fabs(static_cast<double>(scores[key])));
+    }
+    // Beyond gains of 2^9 scores are taken in f32 as well.
+    const bool wide = unit_octaves * kScoreSteps >= 512.0;
+    const double score_error =
+        wide ? 0.0 : 0.5 / kScoreSteps + 2.5 * unit_octaves + 2.0 * reach / 32768.0;
+    const TileResult tile = AttendTile(head, scores, score_error, begin, end);
     const double beta = exp2(tile.max - max);
     const float* v_scale = head.v_scale.data() + num_tiles * head.v_head_dim;
     sum += beta * tile.sum;
+    sum_blur += beta * tile.sum_blur;
     for (size_t c = 0; c < head.v_head_dim; ++c) {
       const double unit = beta * v_scale[c] / kPMax;
       value[c] += unit * static_cast<double>(tile.product[c]);
       magnitude[c] += unit * static_cast<double>(tile.magnitude[c]);
       undecided[c] += unit * static_cast<double>(tile.undecided[c]);
+      blurred[c] += unit * tile.blurred[c];
     }
   }
   const double growth =
       static_cast<double>(visible + 8 * num_tiles + 16) * kF32Unit + 2.0 * kExpError;
   for (size_t c = 0; c < head.v_head_dim; ++c) {
     value[c] = value[c] / sum + head.v_center[c];
-    tolerance[c] = undecided[c] / sum + growth * magnitude[c] / sum +
+    tolerance[c] = undecided[c] / sum + blurred[c] / sum + sum_blur / sum * magnitude[c] / sum +
+                   growth * magnitude[c] / sum +
                    2.0 * kF32Unit * (fabs(value[c]) + fabs(static_cast<double>(head.v_center[c])));
   }
 }

@@ -3,9 +3,11 @@
 // steps that decide about a rounding are done in f32, in the kernels' order; all the rest is
 // double.
 //
-//  - Element: NaN -> 0, then clamped to +-1e30.
+//  - Element: NaN -> 0, then clamped to +-1e27.
 //
-//  - Center, per channel: f32 sum over the keys in ascending order / their number.
+//  - Center, per channel: f32 sum over keys in ascending order / their number; every n-th key, so
+//  that
+//    there are at most 256.
 //
 //  - K, per token: x = k - center, q = round(x * (127 / max|x|)), scale = max|x| / 127.
 //
