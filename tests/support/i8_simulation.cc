@@ -175,10 +175,11 @@ void AttendI8(const I8Head& head, const float* q, size_t visible, float scale_lo
     const double s16_unit = exp2(fmax(0.0, ceil(log2(static_cast<double>(head.head_dim)) - 1.0)));
     const double unit_octaves =
         fabs(static_cast<double>(row_scale)) * static_cast<double>(largest) * s16_unit;
-    double reach = 0.0;
-    for (size_t key = begin; key < end; ++key) {
-      reach = fmax(reach, fabs(static_cast<double>(scores[key])));
-    }
+    const auto [lowest, highest] =
+        std::minmax_element(scores.begin() + static_cast<ptrdiff_t>(begin),
+                            scores.begin() + static_cast<ptrdiff_t>(end));
+    const double reach =
+        std::max(fabs(static_cast<double>(*lowest)), fabs(static_cast<double>(*highest)));
     // Beyond gains of 2^9 scores are taken in f32 as well.
     const bool wide = unit_octaves * kScoreSteps >= 512.0;
     const double score_error =
