@@ -60,30 +60,32 @@ class Pool {
   pthreadpool_t pool_;
 };
 
-// A dense [batch, length, heads, dim] tensor in the caller's element type.
+// A dense [batch, length, heads, dim] tensor in the caller's element type. It begins at a cache
+// line, as those of the usual frameworks do.
 class Tensor {
  public:
   Tensor(DType dtype, int64_t batch, int64_t length, int64_t heads, int64_t dim)
-      : data_(static_cast<size_t>(batch * length * heads * dim * SizeBytes(dtype))),
-        view_(TensorView::Dense(data_.data(), dtype, batch, length, heads, dim)) {}
+      : bytes_(static_cast<size_t>(batch * length * heads * dim * SizeBytes(dtype))),
+        lines_(bytes_ / sizeof(CacheLine) + 1),
+        view_(TensorView::Dense(lines_.data(), dtype, batch, length, heads, dim)) {}
   Tensor(Tensor&&) = default;
 
   void Set(const std::vector<float>& values) {
     for (size_t i = 0; i < values.size(); ++i) {
-      internal::StoreElement(values[i], view_.dtype, &data_[i * element_bytes()]);
+      internal::StoreElement(values[i], view_.dtype, data() + i * element_bytes());
     }
   }
 
   std::vector<float> Get() const {
-    std::vector<float> values(data_.size() / element_bytes());
+    std::vector<float> values(bytes_ / element_bytes());
     for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = internal::LoadElement(&data_[i * element_bytes()], view_.dtype);
+      values[i] = internal::LoadElement(data() + i * element_bytes(), view_.dtype);
     }
     return values;
   }
 
   const TensorView& view() const { return view_; }
-  double bytes() const { return static_cast<double>(data_.size()); }
+  double bytes() const { return static_cast<double>(bytes_); }
 
   // Tokens begin ... end - 1 of every sequence.
   ConstTensorView Slice(int64_t begin, int64_t end) const {
@@ -94,9 +96,15 @@ class Tensor {
   }
 
  private:
+  struct alignas(64) CacheLine {
+    unsigned char bytes[64];
+  };
+
+  unsigned char* data() const { return static_cast<unsigned char*>(view_.data); }
   size_t element_bytes() const { return static_cast<size_t>(SizeBytes(view_.dtype)); }
 
-  std::vector<unsigned char> data_;
+  size_t bytes_;
+  std::vector<CacheLine> lines_;
   TensorView view_;
 };
 

@@ -120,6 +120,11 @@ struct AttendTask {
   float scale_log2e;  // softmax scale * log2(e): kernels work with powers of two
 };
 
+// Rows of all tasks of the head together.
+static inline size_t NumRows(const AttendTask& task) {
+  return task.q_len * task.q.beams * task.q.group;
+}
+
 // Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all
 // keys.
 static inline size_t KeyLimit(const AttendTask& task, size_t r) {
@@ -150,9 +155,9 @@ struct PrecisionKernels {
   PackFunction pack;
 };
 
-// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32, their quanta in int16
-// and two more rows; V takes its turn, 128 rows of 64 channels in f32.
-constexpr size_t kPackScratchBytes = (16 + 8 + 2) * kMaxHeadDim * sizeof(float);
+// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32 and two more; V takes
+// its turn, 128 rows of 64 channels in f32.
+constexpr size_t kPackScratchBytes = (16 + 2) * kMaxHeadDim * sizeof(float);
 struct PackScratch {
   alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchBytes];
 };
