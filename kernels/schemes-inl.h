@@ -43,6 +43,7 @@ struct I8Scheme {
   static constexpr size_t kQueryVectors = I8Ops::kQueryVectors;
   static constexpr size_t kStep = I8Ops::kStep;
   static constexpr int kKBias = I8Ops::kBiasedV ? 0 : kBias;
+  static constexpr size_t kPTileKeys = kKvTile;  // whose P is relative to one maximum
   using KStored = int8_t;
   using VStored = int8_t;
   using QkProduct = I8QkProduct;
