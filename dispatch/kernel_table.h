@@ -142,9 +142,22 @@ constexpr size_t kTaskRows = 192;
 using AttendFunction = void (*)(const AttendTask& task, unsigned char* scratch);
 using PackFunction = void (*)(const PackTask& task, unsigned char* scratch);
 
+// A quantised precision in numbers: how far a tier's quanta reach and where it rounds. Kernels have
+// them as constants of their own; they are here for tests, which compute the same bits.
+struct QuantizedScheme {
+  int max_q;  // largest quantum of Q, if that is int8; of int16 see MaxWideQuantum
+  int max_p;  // and of P
+  // Prefill with scores and P in 16-bit fixed point (kernels/fixed_point-inl.h): the keys over
+  // which P is taken relative to one maximum, and max_p * 2^(7 - i / 64) as that tier computes it,
+  // i < 64. exp2 is null where softmax is in f32.
+  size_t p_tile_keys;
+  const uint16_t* exp2;
+};
+
 // What a tier offers for one precision.
 struct PrecisionKernels {
   LayoutId layout;
+  const QuantizedScheme* scheme;  // null for floats
   // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
   size_t (*scratch_bytes)(const PackedShape& shape);
   AttendFunction prefill;  // up to kTaskRows rows

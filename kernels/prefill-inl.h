@@ -162,10 +162,10 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
       const QueryTile& q = scratch.tiles[t];
       if (q.max_limit <= key) continue;
       const size_t num_keys = MinOf(tile_keys, q.max_limit - key);
-      for (size_t part = 0; part < num_keys; part += Scheme::kSoftmaxKeys) {
+      for (size_t part = 0; part < num_keys; part += Scheme::kPTileKeys) {
         AttendTilePair<Scheme, Scheme::kQueryVectors>(
             task, q, TileFrom(kv, part), KeyFactorsFrom(scratch.keys, part),
-            MinOf(Scheme::kSoftmaxKeys, num_keys - part), scratch);
+            MinOf(Scheme::kPTileKeys, num_keys - part), scratch);
       }
     }
   }

@@ -17,6 +17,8 @@ namespace {
 using namespace internal;  // NOLINT: the plain structs of the border
 
 constexpr float kMaxP = 255.0f;
+constexpr QuantizedScheme kScheme = {static_cast<int>(kMaxQuantum), static_cast<int>(kMaxP),
+                                     kKvTile, nullptr};
 
 float LoadSource(const SourceRows& rows, size_t i, size_t d) {
   return LoadElement(RowAt(rows, i), d);
@@ -272,8 +274,14 @@ void Attend(const AttendTask& task, unsigned char*) {
 // Rows are taken one by one: one driver serves any number of them.
 template <class AttendedRow>
 constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackFunction pack) {
-  return {layout, &ScratchBytes, &Attend<AttendedRow>, &Attend<AttendedRow>, kTaskRows,
-          center, pack};
+  return {layout,
+          IsQuantized(layout) ? &kScheme : nullptr,
+          &ScratchBytes,
+          &Attend<AttendedRow>,
+          &Attend<AttendedRow>,
+          kTaskRows,
+          center,
+          pack};
 }
 
 }  // namespace

@@ -11,11 +11,11 @@
 // multiplications and a maximum, where f32 would take four multiply-adds, two conversions and a
 // pack.
 //
-// A row factor of 1 and more (steep rows: scores spread over more than about ten octaves) is split
-// into a fraction and a power of two, the `gain`; the result is clamped. What does not fit that way
-// is found afterwards and done again in f32, row by row ("wide" rows): clamped maxima, factors
-// beyond kMaxGainBits, and steep rows over keys of very different length, where s16 would be too
-// coarse for the short ones. So a row's result does not depend on the rows beside it.
+// A row factor of about 1 and more (steep rows: scores spread over more than about ten octaves) is
+// split into a fraction and a power of two, the `gain`; the result is clamped. What does not fit
+// that way is found afterwards and done again in f32, row by row ("wide" rows): clamped maxima,
+// factors beyond kMaxGainBits, and steep rows over keys of very different length, where s16 would
+// be too coarse for the short ones. So a row's result does not depend on the rows beside it.
 //
 // Cost per kStep keys: head_dim / depth steps of BlockProduct, and the above.
 #ifndef SIGHTLINE_KERNELS_SCORES_FIXED_INL_H_
@@ -38,8 +38,10 @@ constexpr int kMaxGainBits = 9;
 // quantisation error of five, one of an eighth of it still more than that.
 constexpr float kEvenRatio = 0.125f;
 
-// A clamped maximum, or one so low that what was clamped at the other end might matter.
-constexpr int kLowestMaximum = 16 << kScoreBits;
+// Octaves that a maximum keeps above the lowest score that 16 bits can hold, and above hidden keys
+// therefore: 2^-16 of any P is 0. Rows without a gain keep them by the bound on their factor.
+constexpr int kGuardSteps = 16 << kScoreBits;
+constexpr float kSteepFactor = 1.0f - kGuardSteps / 32768.0f;
 
 // Scales of a tile's keys, prepared once for all query tiles.
 struct KeyFactors {
@@ -88,19 +90,22 @@ HWY_INLINE KeyFactors KeyFactorsFrom(const KeyFactors& factors, size_t key) {
   return {factors.words + key / 2, factors.largest, factors.uneven};
 }
 
+HWY_INLINE hn::Mask<DF> IsSteep(VF factor) {
+  return hn::Not(hn::Lt(hn::Abs(factor), hn::Set(df, kSteepFactor)));  // NaN too
+}
+
 // Row factors for one tile of keys; true if some row needs a gain or is wide.
 template <class Scheme, size_t kQV>
 HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys, size_t head_dim,
                               const FixedScratch& scratch) {
   const float units = static_cast<float>(kFractions << SumShift<Scheme>(head_dim));
   const VF largest = hn::Set(df, keys.largest * (units * (32768.0f / 32767.0f)));
-  const VF one = hn::Set(df, 1.0f);
   const VF limit = hn::Set(df, 32767.0f);
   auto steep = hn::MaskFalse(df);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     const VF factor = hn::Mul(hn::Load(df, q.row_scale + v * kLanes), largest);
-    steep = hn::Or(steep, hn::Not(hn::Lt(hn::Abs(factor), one)));  // NaN too
+    steep = hn::Or(steep, IsSteep(factor));
     const VF scaled = hn::Mul(factor, hn::Set(df, 32768.0f));
     const VI32 fraction = hn::NearestInt(hn::Clamp(scaled, hn::Neg(limit), limit));
     hn::Store(WordsOf(fraction), di16, scratch.row_factor + v * kLanes * 2);
@@ -111,8 +116,8 @@ HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys, size_t
     const VF factor = hn::Mul(hn::Load(df, q.row_scale + v * kLanes), largest);
     const VI32 bits = hn::BitCast(di32, hn::Abs(factor));
     // |factor| < 2^exponent
-    const VI32 exponent =
-        hn::Max(hn::Sub(hn::ShiftRight<23>(bits), hn::Set(di32, 126)), hn::Zero(di32));
+    const VI32 least = hn::IfThenElseZero(hn::RebindMask(di32, IsSteep(factor)), hn::Set(di32, 1));
+    const VI32 exponent = hn::Max(hn::Sub(hn::ShiftRight<23>(bits), hn::Set(di32, 126)), least);
     auto wide = hn::Gt(exponent, hn::Set(di32, kMaxGainBits));
     if (keys.uneven) wide = hn::Or(wide, hn::Gt(exponent, hn::Zero(di32)));
     const VI32 gain_bits = hn::IfThenZeroElse(wide, exponent);
@@ -289,7 +294,7 @@ HWY_INLINE bool FindWideRows(const FixedScratch& scratch) {
     const VI32 bound = hn::ShiftRight<16>(hn::BitCast(di32, hn::Load(di16, scratch.bound + row)));
     const VI32 m = hn::ShiftRight<16>(hn::BitCast(di32, hn::Load(di16, scratch.tile_m + row)));
     const VI32 highest = hn::Mul(bound, gain);
-    const VI32 lowest = hn::Sub(hn::Set(di32, kLowestMaximum), highest);
+    const VI32 lowest = hn::Sub(hn::Set(di32, kGuardSteps), highest);
     const auto is_steep = hn::Gt(gain, hn::Set(di32, 1));
     const auto is_visible = hn::Gt(m, hn::Set(di32, int32_t{kHiddenScore}));
     const auto clamped =

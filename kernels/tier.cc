@@ -26,11 +26,22 @@ size_t ScratchBytes(const PackedShape& shape) {
   return MaxOf(PrefillScratchBytes<PrefillScheme>(shape), DecodeScratchBytes<DecodeScheme>(shape));
 }
 
+template <class Scheme>
+constexpr QuantizedScheme kSchemeNumbers = {I8Ops::kMaxQ, I8Ops::kMaxP, Scheme::kPTileKeys,
+                                            kExp2Table.entry};
+
+template <class Scheme>
+constexpr const QuantizedScheme* NumbersOf() {
+  if constexpr (Scheme::kQuantized) return &kSchemeNumbers<Scheme>;
+  return nullptr;
+}
+
 // Both schemes read one layout.
 template <class PrefillScheme, class DecodeScheme>
 constexpr PrecisionKernels KernelsOf(PackFunction center, PackFunction pack) {
   static_assert(PrefillScheme::kLayout == DecodeScheme::kLayout, "one packed form serves both");
   return {PrefillScheme::kLayout,
+          NumbersOf<PrefillScheme>(),
           &ScratchBytes<PrefillScheme, DecodeScheme>,
           &Prefill<PrefillScheme>,
           &Decode<DecodeScheme>,

@@ -78,8 +78,8 @@ static inline size_t RoundUp(size_t x, size_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
-static inline bool IsQuantized(LayoutId layout) { return layout >= LayoutId::kI8BiasedK; }
-static inline bool HasWideK(LayoutId layout) { return layout >= LayoutId::kI8Fine; }
+static constexpr bool IsQuantized(LayoutId layout) { return layout >= LayoutId::kI8BiasedK; }
+static constexpr bool HasWideK(LayoutId layout) { return layout >= LayoutId::kI8Fine; }
 
 // Bytes of one stored K or V element, and how many of them one 32-bit lane multiplies.
 static inline size_t KElementBytes(LayoutId layout) {

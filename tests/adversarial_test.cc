@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 #include <vector>
 
 #include "support/check.h"
@@ -16,7 +17,6 @@ namespace testing {
 namespace {
 
 constexpr Precision kFloats[] = {Precision::kF32, Precision::kF16};
-constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
 
 Case CausalCase(int64_t q_len, int64_t kv_len) {
   Case c;
@@ -58,7 +58,7 @@ TEST_CASE("a NaN reaches the rows that see it and no other", "[adversarial]") {
         problem.v.Set(0, poisoned, 0, 19, NAN);
       }
       for (const Precision precision : kFloats) {
-        const Expected expected = Expect(problem, precision);
+        const Expected expected = Expect(problem, {BestTier(), precision});  // the same for all
         const bool any_nan = std::any_of(expected.value.begin(), expected.value.end(),
                                          [](double x) { return isnan(x); });
         REQUIRE(any_nan);  // the last query sees everything
@@ -90,14 +90,14 @@ TEST_CASE("a scale of NaN makes its elements NaN", "[adversarial]") {
       problem.k.Set(0, 66, 0, 4, 0.0f);
       problem.v.Set(0, 66, 0, 12, 0.0f);
       (in_k ? problem.k : problem.v).SetScale(0, 66, 0, in_k ? 4 : 12, NAN);
+      Expectations expected(problem);
       for (const Precision precision : kPrecisions) {
-        const Expected expected =
-            Expect(problem, precision, source == Source::kCache ? CacheCenterKeys(70) : -1);
         for (const char* tier : SupportedTiers()) {
           INFO(problem.c.ToString()
                << ", NaN in the scales of " << (in_k ? "K, " : "V, ") << Name(precision) << " on "
                << tier << ", source " << static_cast<int>(source));
-          CHECK_THAT(Attend(problem, {tier, precision, source}), IsClose(expected));
+          const Setup setup = {tier, precision, source};
+          CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
         }
       }
     }
@@ -140,7 +140,7 @@ TEST_CASE("infinities stay hidden behind the mask", "[adversarial]") {
       for (int64_t d = 0; d < 20; ++d) problem.v.Set(0, key, 0, d, -infinity);
     }
     for (const Precision precision : kFloats) {
-      Expected expected = Expect(problem, precision);
+      Expected expected = Expect(problem, {BestTier(), precision});
       size_t num_checked = 0;
       for (int64_t i = 0; i < q_len; ++i) {
         const bool sees_infinity = 200 - q_len + i >= kFirstHidden;
@@ -222,13 +222,16 @@ TEST_CASE("int8 takes NaN as 0 and bounds infinities", "[adversarial]") {
   clean.k.Set(0, 33, 0, 2, 1e27f);
   dirty.v.Set(0, 44, 0, 6, -HUGE_VALF);
   clean.v.Set(0, 44, 0, 6, -1e27f);
-  const Expected expected = Expect(dirty, Precision::kI8);
-  for (const double value : expected.value) REQUIRE(isfinite(value));
-  for (const char* tier : SupportedTiers()) {
-    INFO(tier);
-    const Tensor out = Attend(dirty, {tier, Precision::kI8, source});
-    CHECK_THAT(out, Equals(Attend(clean, {tier, Precision::kI8, source})));
-    CHECK_THAT(out, IsClose(expected));
+  Expectations expected(dirty);
+  for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+    for (const char* tier : SupportedTiers()) {
+      INFO(Name(precision) << " on " << tier);
+      const Setup setup = {tier, precision, source};
+      for (const double value : expected(setup).value) REQUIRE(isfinite(value));
+      const Tensor out = Attend(dirty, setup);
+      CHECK_THAT(out, Equals(Attend(clean, setup)));
+      CHECK_THAT(out, IsClose(expected(setup)));
+    }
   }
 }
 
@@ -239,7 +242,7 @@ TEST_CASE("a NaN in Q stays in its row", "[adversarial]") {
     Problem problem(c, 6);
     problem.q.Set(0, row, 0, 3, NAN);
     for (const Precision precision : kFloats) {
-      const Expected expected = Expect(problem, precision);
+      const Expected expected = Expect(problem, {BestTier(), precision});
       for (const char* tier : SupportedTiers()) {
         INFO("row " << row << ", " << Name(precision) << " on " << tier);
         CHECK_THAT(Attend(problem, {tier, precision}), IsClose(expected));
@@ -295,7 +298,7 @@ TEST_CASE("tensors of length 0 need no memory", "[adversarial]") {
   constexpr struct {
     int64_t q_len, kv_batch, heads, v_head_dim;
   } kShapes[] = {{17, 1, 1, 8}, {17, 4, 64, 512}, {1, 64, 256, 512}};
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   for (const auto& shape : kShapes) {
     Case c;
     c.q_len = shape.q_len;
@@ -373,7 +376,8 @@ TEST_CASE("no queries and no batch are no error", "[adversarial]") {
     for (const char* tier : SupportedTiers()) {
       INFO(Name(precision) << " on " << tier);
       const Problem no_queries(CausalCase(0, 20), 9);
-      CHECK_THAT(Attend(no_queries, {tier, precision}), IsClose(Expect(no_queries, precision)));
+      const Setup setup = {tier, precision};
+      CHECK_THAT(Attend(no_queries, setup), IsClose(Expect(no_queries, setup)));
 
       // Views of nothing may have no memory at all.
       AttentionDesc desc = DescOf(CausalCase(4, 20), {tier, precision});
@@ -413,12 +417,13 @@ TEST_CASE("scores and values near the f16 maximum", "[adversarial]") {
         problem.v.Set(0, key, 0, d, key % 2 == 0 ? numbers.v : -numbers.v);
       }
     }
+    Expectations expected(problem);
     for (const Precision precision : kPrecisions) {
-      const Expected expected = Expect(problem, precision);
       for (const char* tier : SupportedTiers()) {
         INFO("Q " << numbers.q << ", K " << numbers.k << ", V " << numbers.v << ", "
                   << Name(precision) << " on " << tier);
-        CHECK_THAT(Attend(problem, {tier, precision}), IsClose(expected));
+        const Setup setup = {tier, precision};
+        CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
       }
     }
   }

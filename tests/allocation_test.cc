@@ -3,6 +3,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 #include <memory>
 #include <new>
 
@@ -55,7 +56,7 @@ TEST_CASE("the counter counts", "[allocation]") {
 
 TEST_CASE("Run allocates nothing", "[allocation]") {
   SKIP_UNLESS_COUNTING();
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
   const bool owns_workspace = GENERATE(true, false);
   const size_t num_workers = GENERATE(size_t{1}, size_t{3});
@@ -107,7 +108,7 @@ TEST_CASE("Run allocates nothing", "[allocation]") {
 
 TEST_CASE("Append and Clear allocate nothing", "[allocation]") {
   SKIP_UNLESS_COUNTING();
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const size_t num_workers = GENERATE(size_t{1}, size_t{3});
   Case c;
   c.kv_len = 300;

@@ -11,7 +11,6 @@
 #include "kv/layout.h"
 #include "kv/packed_kv.h"
 #include "support/check.h"
-#include "support/i8_simulation.h"
 #include "support/problem.h"
 #include "support/tiers.h"
 
@@ -19,35 +18,23 @@ namespace sightline {
 namespace testing {
 namespace {
 
-static_assert(kI8TileKeys == internal::kKvTile, "the simulation's tile is the library's");
-
-// One head of the problem, in f32.
-I8Head Simulate(const Problem& problem, int64_t batch, int64_t head, int64_t center_keys) {
-  std::vector<float> k, v;
-  for (int64_t key = 0; key < problem.c.kv_len; ++key) {
-    for (int64_t d = 0; d < problem.c.head_dim; ++d)
-      k.push_back(problem.k.Get(batch, key, head, d));
-    for (int64_t d = 0; d < problem.c.value_dim(); ++d) {
-      v.push_back(problem.v.Get(batch, key, head, d));
-    }
-  }
-  return QuantizeI8(k, v, static_cast<size_t>(problem.c.kv_len),
-                    static_cast<size_t>(problem.c.head_dim),
-                    static_cast<size_t>(problem.c.value_dim()), static_cast<size_t>(center_keys));
-}
+static_assert(kScaleTileKeys == internal::kKvTile, "the simulation's tile is the library's");
 
 // Stored bytes, brought into the order of the simulation and freed of their bias.
-I8Head Unpack(const internal::PackedHead& head, size_t kv_len) {
+QuantHead Unpack(const internal::PackedHead& head, size_t kv_len) {
   const internal::PackedShape& shape = head.shape;
   REQUIRE(internal::IsQuantized(shape.layout));
   const int k_bias = shape.layout == internal::LayoutId::kI8BiasedK ? 128 : 0;
-  const int v_bias = shape.layout == internal::LayoutId::kI8BiasedV ? 128 : 0;
+  const bool biased_v = shape.layout == internal::LayoutId::kI8BiasedV ||
+                        shape.layout == internal::LayoutId::kI8FineBiasedV;
+  const int v_bias = biased_v ? 128 : 0;
   const auto unbias = [](unsigned char byte, int bias) {
     return static_cast<int8_t>(bias != 0 ? byte - bias : static_cast<int8_t>(byte));
   };
-  const size_t depth = 4;
+  const size_t depth = internal::VDepth(shape.layout);
+  const size_t k_depth = internal::KDepth(shape.layout);
 
-  I8Head result;
+  QuantHead result;
   result.kv_len = kv_len;
   result.head_dim = shape.head_dim;
   result.v_head_dim = shape.v_head_dim;
@@ -55,9 +42,11 @@ I8Head Unpack(const internal::PackedHead& head, size_t kv_len) {
   const unsigned char* v = head.base + head.offsets.v;
   for (size_t key = 0; key < kv_len; ++key) {
     for (size_t d = 0; d < shape.head_dim; ++d) {
-      const size_t in_block = (d / depth * internal::kKeyBlock + key % internal::kKeyBlock) * depth;
-      result.k.push_back(
-          unbias(k[internal::KBlockOffset(shape, key) + in_block + d % depth], k_bias));
+      const size_t in_block = d / k_depth * internal::kKeyBlock + key % internal::kKeyBlock;
+      const size_t index = internal::KBlockOffset(shape, key) + in_block * k_depth + d % k_depth;
+      result.k.push_back(internal::HasWideK(shape.layout)
+                             ? reinterpret_cast<const int16_t*>(k)[index]
+                             : unbias(k[index], k_bias));
     }
     for (size_t c = 0; c < shape.v_head_dim; ++c) {
       const internal::VPanel panel = internal::VPanelAt(shape, key, c);
@@ -93,12 +82,13 @@ size_t FirstDifference(const std::vector<T>& a, const std::vector<T>& b) {
 
 void CheckPacked(const internal::PackedKv* packed, const Problem& problem, int64_t center_keys) {
   REQUIRE(packed != nullptr);
+  const bool wide_k = internal::HasWideK(packed->header().layout);
   for (int64_t b = 0; b < problem.c.kv_batch; ++b) {
     for (int64_t h = 0; h < problem.c.kv_heads; ++h) {
       INFO("batch " << b << ", head " << h);
-      const I8Head expected = Simulate(problem, b, h, center_keys);
-      const I8Head actual = Unpack(packed->head(static_cast<size_t>(b), static_cast<size_t>(h)),
-                                   static_cast<size_t>(problem.c.kv_len));
+      const QuantHead expected = QuantizeHeadOf(problem, b, h, wide_k, center_keys);
+      const QuantHead actual = Unpack(packed->head(static_cast<size_t>(b), static_cast<size_t>(h)),
+                                      static_cast<size_t>(problem.c.kv_len));
       CHECK(FirstDifference(actual.k_center, expected.k_center) == expected.k_center.size());
       CHECK(FirstDifference(actual.v_center, expected.v_center) == expected.v_center.size());
       CHECK(FirstDifference(actual.k_scale, expected.k_scale) == expected.k_scale.size());
@@ -123,13 +113,14 @@ Case PackingCase(int64_t kv_len, int64_t head_dim, int64_t v_head_dim) {
 }
 
 TEST_CASE("int8 memories hold what the simulation quantises", "[i8]") {
+  const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
   uint64_t seed = 0;
   for (const int64_t kv_len : {1, 2, 3, 63, 64, 65, 127, 128, 129, 1023, 1025, 1200}) {
     for (const int64_t head_dim : {1, 6, 16, 64, 100}) {
       const Problem problem(PackingCase(kv_len, head_dim, 101 - head_dim), ++seed);
       for (const char* tier : SupportedTiers()) {
-        INFO(problem.c.ToString() << " on " << tier);
-        const CrossMemory memory = MemoryOf(problem, {tier, Precision::kI8});
+        INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+        const CrossMemory memory = MemoryOf(problem, {tier, precision});
         CheckPacked(KvAccess::Get(memory), problem, kv_len);
       }
     }
@@ -137,12 +128,13 @@ TEST_CASE("int8 memories hold what the simulation quantises", "[i8]") {
 }
 
 TEST_CASE("int8 caches hold what the simulation quantises", "[i8]") {
+  const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
   uint64_t seed = 100;
   for (const int64_t kv_len : {1, 3, 64, 127, 128, 129, 300, 1100}) {
     const Problem problem(PackingCase(kv_len, 20, 33), ++seed);
     for (const char* tier : SupportedTiers()) {
-      INFO(problem.c.ToString() << " on " << tier);
-      const KvCache cache = CacheOf(problem, {tier, Precision::kI8});
+      INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+      const KvCache cache = CacheOf(problem, {tier, precision});
       CheckPacked(KvAccess::Get(cache), problem, CacheCenterKeys(kv_len));
     }
   }
@@ -150,6 +142,7 @@ TEST_CASE("int8 caches hold what the simulation quantises", "[i8]") {
 
 // Zero rows, one constant, numbers too small or too large to scale, NaN and infinity.
 TEST_CASE("int8 stores special numbers as documented", "[i8]") {
+  const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
   Problem problem(PackingCase(200, 16, 16), 200);
   const float specials[] = {NAN, HUGE_VALF, -HUGE_VALF, 1e38f, -2e30f, 1e-38f, -0.0f, 1e-31f};
   for (int64_t key = 0; key < 200; ++key) {
@@ -163,9 +156,9 @@ TEST_CASE("int8 stores special numbers as documented", "[i8]") {
     }
   }
   for (const char* tier : SupportedTiers()) {
-    INFO(tier);
-    CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, Precision::kI8})), problem, 200);
-    CheckPacked(KvAccess::Get(CacheOf(problem, {tier, Precision::kI8})), problem, 128);
+    INFO(Name(precision) << " on " << tier);
+    CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, 200);
+    CheckPacked(KvAccess::Get(CacheOf(problem, {tier, precision})), problem, 128);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 #include <thread>
 #include <vector>
 
@@ -18,8 +19,6 @@
 namespace sightline {
 namespace testing {
 namespace {
-
-constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
 
 std::vector<Case> ParallelCases() {
   Case prefill;
@@ -91,7 +90,7 @@ TEST_CASE("a pthreadpool changes no bit", "[parallel]") {
 #endif
 
 TEST_CASE("threads share a plan and a memory", "[parallel]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   constexpr int kThreads = 4;
   const int repeats = IsEmulated() ? 3 : 20;
   Case c = ParallelCases().front();
@@ -152,7 +151,7 @@ ParallelFor Reenter(Reentry* reentry) {
 }
 
 TEST_CASE("a plan's own workspace serves one Run at a time", "[parallel]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const Problem problem(ParallelCases().front(), 300);
   Setup setup = {BestTier(), precision};
   const Tensor expected = Attend(problem, setup);
@@ -205,7 +204,7 @@ TEST_CASE("a plan's own workspace serves one Run at a time", "[parallel]") {
 }
 
 TEST_CASE("threads that race for a plan's own workspace", "[parallel]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   constexpr int kThreads = 4;
   const int repeats = IsEmulated() ? 5 : 50;
   const Problem problem(ParallelCases().front(), 350);
@@ -250,7 +249,7 @@ TEST_CASE("threads that race for a plan's own workspace", "[parallel]") {
 }
 
 TEST_CASE("memories and caches are packed alike by any number of workers", "[parallel]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const Source source = GENERATE(Source::kMemory, Source::kCache);
   Case c = ParallelCases().back();
   c.kv_len = 1100;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 #include <numeric>
 #include <string>
 #include <type_traits>
@@ -21,8 +22,6 @@
 namespace sightline {
 namespace testing {
 namespace {
-
-constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
 
 // i8_tensors: K and V come as int8 with scales of their own, whatever the precision stores.
 Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask, bool i8_tensors = false) {
@@ -89,11 +88,14 @@ TEST_CASE("an int8 cache is the simulation with the centers of its first tokens"
   uint64_t seed = 300;
   for (const int64_t kv_len : {1, 2, 64, 127, 128, 129, 300, 1100}) {
     const Problem problem(CrossCase(7, kv_len, Mask::kCausal, i8_tensors), ++seed);
-    const Expected expected = Expect(problem, Precision::kI8, CacheCenterKeys(kv_len));
-    for (const char* tier : SupportedTiers()) {
-      if (!IsAffordable(problem.c, tier)) continue;
-      INFO(problem.c.ToString() << " on " << tier);
-      CHECK_THAT(Attend(problem, {tier, Precision::kI8, Source::kCache}), IsClose(expected));
+    Expectations expected(problem);
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      for (const char* tier : SupportedTiers()) {
+        if (!IsAffordable(problem.c, tier)) continue;
+        INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+        const Setup setup = {tier, precision, Source::kCache};
+        CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
+      }
     }
   }
 }
@@ -136,7 +138,7 @@ Tensor AttendCache(const Problem& problem, const Setup& setup, const KvCache& ca
 }
 
 TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const bool i8_tensors = GENERATE(false, true);
   // Ends of appends; each list is compared with appending everything at once whenever both are
   // there.
@@ -171,7 +173,7 @@ TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
 }
 
 TEST_CASE("decoding step by step is causal attention", "[cache]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   constexpr int64_t kLength = 140;
   Case c;
   c.q_len = c.kv_len = kLength;
@@ -180,7 +182,7 @@ TEST_CASE("decoding step by step is causal attention", "[cache]") {
   c.head_dim = 16;
   c.mask = Mask::kCausal;
   const Problem problem(c, 500);
-  const Expected all = Expect(problem, precision);
+  const Expected all = Expect(problem, {BestTier(), precision});
 
   Case step_case = c;
   step_case.q_len = 1;
@@ -196,7 +198,7 @@ TEST_CASE("decoding step by step is causal attention", "[cache]") {
         }
       }
       Expected expected;
-      if (precision == Precision::kI8) {
+      if (IsQuantized(precision)) {
         // Its centers are those of the tokens so far.
         Case so_far = step_case;
         so_far.kv_len = step + 1;
@@ -210,7 +212,7 @@ TEST_CASE("decoding step by step is causal attention", "[cache]") {
         for (int64_t h = 0; h < c.heads; ++h) {
           for (int64_t d = 0; d < c.head_dim; ++d) prefix.q.Set(0, 0, h, d, one.q.Get(0, 0, h, d));
         }
-        expected = Expect(prefix, precision, CacheCenterKeys(step + 1));
+        expected = Expect(prefix, {tier, precision, Source::kCache});
       } else {
         expected.dims = {1, 1, c.heads, c.head_dim};
         const auto first = static_cast<ptrdiff_t>(all.dims.Index(0, step, 0, 0));
@@ -227,7 +229,7 @@ TEST_CASE("decoding step by step is causal attention", "[cache]") {
 
 // What was stored before is still in memory behind the new tokens: NaN, so that it shows.
 TEST_CASE("a cleared cache starts anew in the same memory", "[cache]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const int64_t new_length = GENERATE(1, 64, 70, 130, 140);
   Problem first(CrossCase(3, 200, Mask::kCausal), 600);
   for (int64_t key = 0; key < 200; ++key) {
@@ -286,7 +288,7 @@ TEST_CASE("copies of a memory share its storage and outlive it", "[memory]") {
 }
 
 TEST_CASE("one plan serves every shape up to its maxima", "[plan]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   Case largest = CrossCase(40, 200, Mask::kCausal);
   for (const char* tier : SupportedTiers()) {
     const Setup setup = {tier, precision};
@@ -389,7 +391,7 @@ TEST_CASE("a cache takes what its tokens take, and int8's open tile", "[cache]")
               KvAccess::Get(cache)->header().layout, static_cast<size_t>(dims.head_dim),
               static_cast<size_t>(dims.v_head_dim), static_cast<size_t>(capacity));
           size_t head_bytes = internal::OffsetsOf(shape).bytes;
-          if (precision == Precision::kI8) {
+          if (IsQuantized(precision)) {
             head_bytes += internal::RoundUp(tail_bytes, internal::kPackedAlignBytes);
           }
           CHECK(cache.bytes() ==

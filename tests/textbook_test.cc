@@ -12,6 +12,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 #include <iomanip>
 #include <sstream>
 
@@ -69,7 +70,7 @@ Problem TextbookProblem(int64_t v_head_dim) {
 //   that sum to less than 4: 0.006. Weights change by at most p (1 - p) <= 1/4 of a difference
 //   between two scores: 0.0105.
 // - P and V to half of 1/255 and of 0.8/127: 0.005.
-double WeightTolerance(Precision precision) { return precision == Precision::kI8 ? 0.016 : 1e-6; }
+double WeightTolerance(Precision precision) { return IsQuantized(precision) ? 0.016 : 1e-6; }
 
 TEST_CASE("the table in this file is softmax", "[textbook]") {
   for (int i = 0; i < kQueries; ++i) {
@@ -80,7 +81,7 @@ TEST_CASE("the table in this file is softmax", "[textbook]") {
 }
 
 TEST_CASE("weights of the 3 x 5 cross-attention", "[textbook]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const Source source = GENERATE(Source::kTensors, Source::kMemory);
   const Problem problem = TextbookProblem(kKeys);
   for (const char* tier : SupportedTiers()) {
@@ -108,13 +109,13 @@ TEST_CASE("weights of the 3 x 5 cross-attention", "[textbook]") {
 }
 
 TEST_CASE("outputs of the 3 x 5 cross-attention", "[textbook]") {
-  const Precision precision = GENERATE(Precision::kF32, Precision::kF16, Precision::kI8);
+  const Precision precision = GENERATE(from_range(kPrecisions));
   const Source source = GENERATE(Source::kTensors, Source::kMemory);
   const Problem problem = TextbookProblem(2);
   for (const char* tier : SupportedTiers()) {
     const Tensor out = Attend(problem, {tier, precision, source});
     INFO(Name(precision) << " on " << tier);
-    CHECK_THAT(out, IsClose(Expect(problem, precision)));
+    CHECK_THAT(out, IsClose(Expect(problem, {tier, precision, source})));
     for (int i = 0; i < kQueries; ++i) {
       for (int d = 0; d < 2; ++d) {
         double exact = 0.0;

@@ -80,7 +80,7 @@ TEST_CASE("plans run the tier they name", "[tiers]") {
     if (tier.supported) {
       CHECK_THAT(status, IsOk());
       CHECK(std::string(plan.tier()) == tier.name);
-      CHECK_THAT(Attend(problem, {tier.name}), IsClose(Expect(problem, Precision::kF32)));
+      CHECK_THAT(Attend(problem, {tier.name}), IsClose(Expect(problem, {tier.name})));
     } else {
       CHECK(status.code() == StatusCode::kUnsupported);
       CHECK(std::string(status.message()).find(tier.missing) != std::string::npos);
@@ -160,7 +160,7 @@ TEST_CASE("SIGHTLINE_TIER", "[.environment]") {
     REQUIRE_THAT(status, IsOk());
     CHECK(active == name);
     CHECK(DefaultTier() == name);
-    CHECK_THAT(Attend(problem, {}), IsClose(Expect(problem, Precision::kF32)));
+    CHECK_THAT(Attend(problem, {}), IsClose(Expect(problem, {})));
     return;
   }
   const StatusCode code = tier == nullptr ? StatusCode::kInvalidArgument : StatusCode::kUnsupported;

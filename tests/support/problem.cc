@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "dispatch/tiers.h"
 #include "support/check.h"
-#include "support/i8_simulation.h"
 #include "support/oracle.h"
 #include "support/tiers.h"
 
@@ -193,39 +193,40 @@ Expected ExpectFloat(const Problem& p, Precision precision) {
   return e;
 }
 
-Expected ExpectI8(const Problem& p, int64_t center_keys) {
+// Rows that share K and V are numbered by query, beam and head of the group, and computed in tasks
+// of kTaskRows (dispatch/run.cc).
+Expected ExpectQuantized(const Problem& p, const QuantMethod& method, int64_t center_keys) {
   const Case& c = p.c;
   Expected e;
   e.dims = {c.batch(), c.q_len, c.heads, c.value_dim()};
-  e.value.resize(static_cast<size_t>(e.dims.NumElements()));
-  e.tolerance.resize(e.value.size());
   const float scale_log2e = static_cast<float>(EffectiveScale(c.scale, c.head_dim) * kLog2E);
   const int64_t group = c.heads / c.kv_heads;
+  const int64_t sharing = c.beams * group;
+  const int64_t task_rows = static_cast<int64_t>(internal::kTaskRows);
+  const auto visible_keys = [&](int64_t query) {
+    return static_cast<size_t>(VisibleKeys(c.mask, c.q_len, c.kv_len, query));
+  };
 
+  e.value.resize(static_cast<size_t>(e.dims.NumElements()));
+  e.tolerance.resize(e.value.size());
   std::vector<float> query(static_cast<size_t>(c.head_dim));
   for (int64_t b = 0; b < c.kv_batch; ++b) {
     for (int64_t g = 0; g < c.kv_heads; ++g) {
-      std::vector<float> k, v;
-      for (int64_t key = 0; key < c.kv_len; ++key) {
-        for (int64_t d = 0; d < c.head_dim; ++d) k.push_back(p.k.Get(b, key, g, d));
-        for (int64_t d = 0; d < c.value_dim(); ++d) v.push_back(p.v.Get(b, key, g, d));
-      }
-      const I8Head head = QuantizeI8(
-          k, v, static_cast<size_t>(c.kv_len), static_cast<size_t>(c.head_dim),
-          static_cast<size_t>(c.value_dim()),
-          static_cast<size_t>(center_keys < 0 ? c.kv_len : std::min(center_keys, c.kv_len)));
-      for (int64_t qb = b * c.beams; qb < (b + 1) * c.beams; ++qb) {
-        for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-          for (int64_t i = 0; i < c.q_len; ++i) {
-            for (int64_t d = 0; d < c.head_dim; ++d) {
-              query[static_cast<size_t>(d)] = p.q.Get(qb, i, h, d);
-            }
-            const size_t first = e.dims.Index(qb, i, h, 0);
-            AttendI8(head, query.data(),
-                     static_cast<size_t>(VisibleKeys(c.mask, c.q_len, c.kv_len, i)), scale_log2e,
-                     e.value.data() + first, e.tolerance.data() + first);
-          }
+      const QuantHead head = QuantizeHeadOf(p, b, g, method.wide_k, center_keys);
+      for (int64_t row = 0; row < c.q_len * sharing; ++row) {
+        const int64_t i = row / sharing;
+        const int64_t qb = b * c.beams + row % sharing / group;
+        const int64_t h = g * group + row % group;
+        for (int64_t d = 0; d < c.head_dim; ++d) {
+          query[static_cast<size_t>(d)] = p.q.Get(qb, i, h, d);
         }
+        const int64_t task_end = std::min((row / task_rows + 1) * task_rows, c.q_len * sharing);
+        const SeenKeys seen = {visible_keys(i), visible_keys((task_end - 1) / sharing)};
+        const QuantResult result = AttendQuantized(head, method, query.data(), seen, scale_log2e);
+        const auto first = static_cast<ptrdiff_t>(e.dims.Index(qb, i, h, 0));
+        std::copy(result.value.begin(), result.value.end(), e.value.begin() + first);
+        std::copy(result.tolerance.begin(), result.tolerance.end(), e.tolerance.begin() + first);
+        e.paths.Add(result.paths);
       }
     }
   }
@@ -365,17 +366,68 @@ Tensor Attend(const Problem& problem, const Setup& setup) {
   return out;
 }
 
-Expected Expect(const Problem& problem, Precision precision, int64_t center_keys) {
-  return precision == Precision::kI8 ? ExpectI8(problem, center_keys)
-                                     : ExpectFloat(problem, precision);
+QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, bool wide_k,
+                         int64_t center_keys) {
+  std::vector<float> k, v;
+  for (int64_t key = 0; key < p.c.kv_len; ++key) {
+    for (int64_t d = 0; d < p.c.head_dim; ++d) k.push_back(p.k.Get(batch, key, head, d));
+    for (int64_t d = 0; d < p.c.value_dim(); ++d) v.push_back(p.v.Get(batch, key, head, d));
+  }
+  return QuantizeHead(k, v, static_cast<size_t>(p.c.kv_len), static_cast<size_t>(p.c.head_dim),
+                      static_cast<size_t>(p.c.value_dim()), wide_k,
+                      static_cast<size_t>(center_keys));
+}
+
+Expectations::Method Expectations::MethodOf(const Case& c, const Setup& setup) {
+  Method method = {setup.precision, {}, 0};
+  const internal::KernelTable* table = nullptr;
+  REQUIRE_THAT(internal::FindKernels(setup.tier, &table), IsOk());
+  const internal::PrecisionKernels& kernels = table->kernels[static_cast<size_t>(setup.precision)];
+  if (kernels.scheme == nullptr) return method;
+  method.center_keys = setup.source == Source::kCache ? CacheCenterKeys(c.kv_len) : c.kv_len;
+  method.quant.wide_k = internal::HasWideK(kernels.layout);
+  method.quant.max_q = kernels.scheme->max_q;
+  method.quant.max_p = kernels.scheme->max_p;
+  const int64_t num_rows = c.q_len * c.beams * (c.heads / c.kv_heads);
+  const bool few = num_rows <= static_cast<int64_t>(kernels.decode_rows);
+  if (few || kernels.scheme->exp2 == nullptr) return method;
+  method.quant.p_tile_keys = kernels.scheme->p_tile_keys;
+  constexpr size_t kFractions = 64;
+  method.quant.exp2.assign(kernels.scheme->exp2, kernels.scheme->exp2 + kFractions);
+  return method;
+}
+
+Expected Expectations::Compute(const Problem& problem, const Method& method) {
+  return IsQuantized(method.precision) ? ExpectQuantized(problem, method.quant, method.center_keys)
+                                       : ExpectFloat(problem, method.precision);
+}
+
+const Expected& Expectations::operator()(const Setup& setup) {
+  const Method method = MethodOf(problem_.c, setup);
+  for (const auto& [known, expected] : known_) {
+    if (known.precision == method.precision && known.center_keys == method.center_keys &&
+        known.quant == method.quant) {
+      return expected;
+    }
+  }
+  known_.emplace_back(method, Compute(problem_, method));
+  return known_.back().second;
+}
+
+Expected Expect(const Problem& problem, const Setup& setup) {
+  return Expectations::Compute(problem, Expectations::MethodOf(problem.c, setup));
 }
 
 std::vector<double> ExactOutput(const Problem& problem) {
   return ComputeOracle(OracleInputOf(problem)).out;
 }
 
+bool IsQuantized(Precision precision) {
+  return precision == Precision::kI8 || precision == Precision::kI8Fine;
+}
+
 int64_t CacheCenterKeys(int64_t length) {
-  return std::min<int64_t>(length, static_cast<int64_t>(kI8TileKeys));
+  return std::min<int64_t>(length, static_cast<int64_t>(kScaleTileKeys));
 }
 
 }  // namespace testing

@@ -4,18 +4,22 @@
 //   Case c;
 //   c.q_len = 17; c.kv_len = 65; c.head_dim = 40;
 //   Problem problem(c, /*seed=*/1);
-//   const Expected expected = Expect(problem, Precision::kI8);
-//   CHECK_THAT(Attend(problem, {"avx2", Precision::kI8}), IsClose(expected));
+//   const Setup setup = {"avx2", Precision::kI8};
+//   CHECK_THAT(Attend(problem, setup), IsClose(Expect(problem, setup)));
 #ifndef SIGHTLINE_TESTS_SUPPORT_PROBLEM_H_
 #define SIGHTLINE_TESTS_SUPPORT_PROBLEM_H_
 
 #include <stdint.h>
 
+#include <array>
+#include <deque>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sightline/attention.h"
 #include "support/numeric.h"
+#include "support/quantized_simulation.h"
 #include "support/tensor.h"
 
 namespace sightline {
@@ -78,6 +82,10 @@ struct Problem {
   Tensor q, k, v;
 };
 
+constexpr std::array<Precision, 4> kPrecisions = {Precision::kF32, Precision::kF16, Precision::kI8,
+                                                  Precision::kI8Fine};
+bool IsQuantized(Precision precision);
+
 // How the library is asked to solve it.
 enum class Source { kTensors, kMemory, kCache };
 
@@ -104,14 +112,42 @@ struct Expected {
   Dims dims;
   std::vector<double> value;      // in the order of Dims::Index
   std::vector<double> tolerance;  // the same
+  FixedPointPaths paths;          // how the simulation got there
 };
 
-// f32, f16: the oracle, with tolerances derived in problem.cc. i8: the simulation of the scheme.
-// center_keys: see QuantizeI8; negative = all keys.
-Expected Expect(const Problem& problem, Precision precision, int64_t center_keys = -1);
+// f32, f16: the oracle, with tolerances derived in problem.cc. Quantised precisions: the simulation
+// of what the tier does with them.
+Expected Expect(const Problem& problem, const Setup& setup);
+
+// The same for many setups: what tiers have in common is computed once. The problem has to outlive
+// it, unchanged.
+class Expectations {
+ public:
+  explicit Expectations(const Problem& problem) : problem_(problem) {}
+  const Expected& operator()(const Setup& setup);
+
+ private:
+  // On what an expectation depends beside the problem.
+  struct Method {
+    Precision precision;
+    QuantMethod quant;
+    int64_t center_keys;
+  };
+
+  friend Expected Expect(const Problem& problem, const Setup& setup);
+  static Method MethodOf(const Case& c, const Setup& setup);
+  static Expected Compute(const Problem& problem, const Method& method);
+
+  const Problem& problem_;
+  std::deque<std::pair<Method, Expected>> known_;
+};
 
 // The oracle on what the element types left of the inputs, whatever the precision; no tolerance.
 std::vector<double> ExactOutput(const Problem& problem);
+
+// K and V of one head as the simulation stores them; see QuantizeHead.
+QuantHead QuantizeHeadOf(const Problem& problem, int64_t batch, int64_t head, bool wide_k,
+                         int64_t center_keys);
 
 // The centers' keys of a KvCache with so many tokens.
 int64_t CacheCenterKeys(int64_t length);

@@ -1,0 +1,210 @@
+// Scores and P in 16-bit fixed point (kernels/scores_fixed-inl.h, fixed_point-inl.h): every way
+// through it, bit for bit. The simulation says which ways a case took, so that none of them gets
+// lost.
+#include <math.h>
+#include <string.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <initializer_list>
+#include <map>
+#include <string>
+
+#include "support/check.h"
+#include "support/problem.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+using Path = int64_t FixedPointPaths::*;
+
+// Checks problems in both quantised precisions on every tier, and counts which ways they took.
+class PathCheck {
+ public:
+  void Check(const Problem& problem) {
+    Expectations expected(problem);
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      for (const char* tier : SupportedTiers()) {
+        INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+        const Setup setup = {tier, precision};
+        CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
+        met_[std::string(tier) + ", " + Name(precision)].Add(expected(setup).paths);
+      }
+    }
+  }
+
+  // The scalar tier has no fixed point.
+  void CheckMet(std::initializer_list<Path> paths) const {
+    for (const auto& [name, met] : met_) {
+      size_t index = 0;
+      for (const Path path : paths) {
+        INFO("path " << index++ << " of this test, " << name);
+        CHECK((met.*path > 0) == (name.find("scalar") != 0));
+      }
+    }
+  }
+
+ private:
+  std::map<std::string, FixedPointPaths> met_;  // by tier and precision
+};
+
+TEST_CASE("scores of every steepness", "[i8]") {
+  PathCheck check;
+  uint64_t seed = 0;
+  for (const float q_gain : {1.0f, 16.0f, 64.0f, 256.0f, 1024.0f}) {
+    for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
+      for (const int64_t head_dim : {3, 64, 200}) {
+        Case c;
+        c.q_len = c.kv_len = 257;
+        c.head_dim = head_dim;
+        c.v_head_dim = 16;
+        c.q_gain = q_gain;
+        c.mask = mask;
+        check.Check(Problem(c, ++seed));
+      }
+    }
+  }
+  check.CheckMet({&FixedPointPaths::plain, &FixedPointPaths::gained, &FixedPointPaths::saturated,
+                  &FixedPointPaths::wide_steep, &FixedPointPaths::wide_clamped});
+}
+
+// A key much shorter than its tile's longest keeps few bits of its scores: steep rows leave fixed
+// point, others stay. What a task does not see does not count.
+TEST_CASE("keys of uneven length", "[i8]") {
+  PathCheck check;
+  for (const float q_gain : {1.0f, 16.0f, 64.0f}) {
+    for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
+      for (const int64_t first_short : {0, 100, 250}) {
+        Case c;
+        c.q_len = 200;  // of which the last 8 are a task of their own
+        c.kv_len = 257;
+        c.head_dim = 32;
+        c.q_gain = q_gain;
+        c.mask = mask;
+        Problem problem(c, 20);
+        for (int64_t key = first_short; key < c.kv_len; key += 3) {
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            problem.k.Set(0, key, 0, d, 0.02f * problem.k.Get(0, key, 0, d));
+          }
+        }
+        check.Check(problem);
+      }
+    }
+  }
+  check.CheckMet({&FixedPointPaths::plain, &FixedPointPaths::gained,
+                  &FixedPointPaths::wide_uneven});
+}
+
+// Keys that are exactly their mean have no scale and no error: their tile is not uneven.
+TEST_CASE("keys of no length", "[i8]") {
+  Case c;
+  c.q_len = 50;
+  c.kv_len = 256;
+  c.head_dim = 32;
+  c.q_gain = 16.0f;
+  Problem problem(c, 30);
+  for (int64_t key = 0; key < c.kv_len; key += 2) {
+    for (int64_t d = 0; d < c.head_dim; ++d) {
+      const float x = key % 32 == 0 ? 0.0f : problem.k.Get(0, key, 0, d);
+      problem.k.Set(0, key, 0, d, x);
+      problem.k.Set(0, key + 1, 0, d, -x);  // the mean is 0
+    }
+  }
+  PathCheck check;
+  check.Check(problem);
+  check.CheckMet({&FixedPointPaths::gained});
+}
+
+// Scores step by step through ten octaves below the first key of each tile, so that P meets each of
+// its values, and p what lies half way between two of them.
+TEST_CASE("weights next to the rounding of P", "[i8]") {
+  PathCheck check;
+  for (const int64_t head_dim : {1, 2, 5}) {
+    Case c;
+    c.q_len = 20;
+    c.kv_len = 5 * 128;
+    c.head_dim = head_dim;
+    c.v_head_dim = 16;
+    c.scale = static_cast<float>(log(2.0));
+    Problem problem(c, 40);
+    for (int64_t i = 0; i < c.q_len; ++i) {
+      for (int64_t d = 0; d < head_dim; ++d) problem.q.Set(0, i, 0, d, 1.0f);
+    }
+    for (int64_t key = 0; key < c.kv_len; ++key) {
+      const int64_t steps = key % 128 == 0 ? 0 : key / 128 * 127 + key % 128;
+      const float score = static_cast<float>(steps) / -64.0f;
+      for (int64_t d = 0; d < head_dim; ++d) {
+        problem.k.Set(0, key, 0, d, score / static_cast<float>(head_dim));
+      }
+    }
+    check.Check(problem);
+  }
+  check.CheckMet({&FixedPointPaths::ties, &FixedPointPaths::below_ties});
+}
+
+// All visible scores as low as 16 bits allow; hidden keys have to be lower still.
+TEST_CASE("hidden keys below the lowest scores", "[i8]") {
+  PathCheck check;
+  for (const int64_t head_dim : {63, 127, 255, 511}) {
+    for (const float steepness : {0.3f, 0.6f, 0.999f}) {
+      Case c;
+      c.q_len = c.kv_len = 256;
+      c.head_dim = head_dim;
+      c.v_head_dim = 16;
+      c.mask = Mask::kCausal;
+      // The row's factor: quanta are 127 everywhere, and a step of a shifted sum is 1/64 octave.
+      const double shift = ceil(log2(static_cast<double>(head_dim) * 128 * 128 / 32768));
+      c.scale = static_cast<float>(steepness * 2 * 127 * 127 * log(2.0) / 64 / exp2(shift));
+      Problem problem(c, 50);
+      for (int64_t i = 0; i < c.q_len; ++i) {
+        for (int64_t d = 0; d < head_dim; ++d) {
+          problem.q.Set(0, i, 0, d, 1.0f);
+          problem.k.Set(0, i, 0, d, i < 128 ? -0.5f : 0.5f);
+        }
+      }
+      check.Check(problem);
+    }
+  }
+  check.CheckMet({&FixedPointPaths::plain});
+}
+
+// As many weights as there may be, none of which may get lost or be counted twice.
+TEST_CASE("a hundred thousand equal keys give the mean", "[i8]") {
+  for (const int64_t q_len : {1, 5, 20}) {
+    Case c;
+    c.q_len = q_len;
+    c.kv_len = 100000;
+    c.head_dim = 2;
+    c.v_head_dim = 3;
+    c.distribution = Distribution::kAllEqual;
+    Problem problem(c, 60);
+    // Beside a constant in channel 0: values that cancel in each tile, and some that do so only
+    // over all of them, where every tile rounds once.
+    const double tiles = static_cast<double>(c.kv_len) / 128.0;
+    for (int64_t key = 0; key < c.kv_len; ++key) {
+      problem.v.Set(0, key, 0, 1, key % 2 == 0 ? 1.0f : 3.0f);
+      problem.v.Set(0, key, 0, 2, key < c.kv_len / 2 ? 1.0f : 0.0f);
+    }
+    const float constant = problem.v.Get(0, 0, 0, 0);
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      for (const char* tier : SupportedTiers()) {
+        if (!IsAffordable(c, tier)) continue;
+        INFO(q_len << " queries, " << Name(precision) << " on " << tier);
+        const Tensor out = Attend(problem, {tier, precision});
+        for (int64_t i = 0; i < q_len; ++i) {
+          const auto error = [&](int64_t d, float exact) {
+            return static_cast<double>(fabsf(out.Get(0, i, 0, d) - exact));
+          };
+          CHECK(error(0, constant) <= 2.0 * kF32Unit * static_cast<double>(fabsf(constant)));
+          CHECK(error(1, 2.0f) == 0.0);
+          CHECK(error(2, 0.5f) <= tiles * kF32Unit);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline

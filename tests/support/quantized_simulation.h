@@ -1,0 +1,138 @@
+// The quantised precisions in plain C++, so that kernels can be held to them and not only to a
+// loose error budget. Integers (quanta, dot products, scores and P in fixed point, P times V) come
+// out exactly as in every kernel; f32 steps that decide about a rounding are done in f32, in the
+// kernels' order; all the rest is double.
+//
+//  - Element: NaN -> 0, then clamped to +-1e27.
+//
+//  - Center, per channel: f32 sum over keys in ascending order / their number; every n-th key, so
+//    that there are at most 256.
+//
+//  - K, per token: x = k - center, q = round(x * (127 / max|x|)), scale = max|x| / 127; with wide K
+//    4095, or less for many dimensions, instead of 127.
+//
+//  - V, per channel and 128 keys: the same, always to 127.
+//
+//  - Q, per row: like K without a center.
+//
+//  - In f32 (few rows, the scalar tier): S = (float(q . k) * (q_scale * log2 e)) * k_scale in
+//  powers
+//    of two; p = 2^(S - max S) over tiles of 128 keys, P = round(255 p).
+//
+//  - In fixed point: see AttendQuantized.
+//
+//  - Output: sum over tiles of 2^(m - max m) * v_scale * (P . V) / 255, divided by the same sum of
+//    the unrounded p, + v's center. m: the tile's maximum.
+//
+// Rounding is to nearest, ties to even unless said otherwise. 127 (of Q) and 255 are what most
+// tiers have.
+#ifndef SIGHTLINE_TESTS_SUPPORT_QUANTIZED_SIMULATION_H_
+#define SIGHTLINE_TESTS_SUPPORT_QUANTIZED_SIMULATION_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <vector>
+
+namespace sightline {
+namespace testing {
+
+constexpr size_t kScaleTileKeys = 128;  // keys that share a scale of V, and factors of K
+
+// What differs between precisions and tiers.
+struct QuantMethod {
+  bool wide_k = false;  // K and Q in int16
+  int max_q = 127;      // of Q in int8
+  int max_p = 255;
+  size_t p_tile_keys = kScaleTileKeys;  // keys whose P is relative to one maximum
+  std::vector<uint16_t> exp2;           // max_p * 2^(7 - i / 64); empty: softmax in f32
+
+  bool operator==(const QuantMethod& other) const;
+};
+
+// K and V of one sequence and one head, quantised.
+struct QuantHead {
+  size_t kv_len = 0;
+  size_t head_dim = 0;
+  size_t v_head_dim = 0;
+  std::vector<int16_t> k;       // [kv_len][head_dim]
+  std::vector<int8_t> v;        // [kv_len][v_head_dim]
+  std::vector<float> k_scale;   // [kv_len]
+  std::vector<float> v_scale;   // [ceil(kv_len / kScaleTileKeys)][v_head_dim]
+  std::vector<float> k_center;  // [head_dim]
+  std::vector<float> v_center;  // [v_head_dim]
+};
+
+// k is [kv_len][head_dim], v is [kv_len][v_head_dim]. The centers are means over the first
+// `center_keys` keys: all of them, but for a KvCache at most 128.
+QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
+                       size_t head_dim, size_t v_head_dim, bool wide_k, size_t center_keys);
+
+// Which ways a simulation took through fixed point, in pairs of a row and a tile: a test that is
+// there for one of them requires that it was met.
+struct FixedPointPaths {
+  int64_t plain = 0;         // factors below 31/32
+  int64_t gained = 0;        // other factors
+  int64_t saturated = 0;     // ... and a score that was clamped, far below the maximum
+  int64_t wide_steep = 0;    // in f32, for a factor too large
+  int64_t wide_uneven = 0;   // ... for a key much shorter than another, beside such a factor
+  int64_t wide_clamped = 0;  // ... for a maximum that was clamped, or low
+  // In keys: p half way between two values of P, and a step of fixed point below that.
+  int64_t ties = 0;
+  int64_t below_ties = 0;
+
+  void Add(const FixedPointPaths& other);
+};
+
+struct QuantResult {
+  std::vector<double> value;      // [v_head_dim]
+  std::vector<double> tolerance;  // the same: bounds |kernel - value| before the output is stored
+  FixedPointPaths paths;
+};
+
+// Keys below `visible` are seen by a row, those below `task_visible` by the last row that a kernel
+// computes in one task with it.
+struct SeenKeys {
+  size_t visible;
+  size_t task_visible;
+};
+
+// One query; q is [head_dim].
+//
+// In fixed point scores are integers in 1/64 octave. For each tile of 128 keys, as far as the task
+// sees it:
+//
+//  - shift: the smallest for which any sum of products fits 16 bits. s16 = (q . k + half) >> shift.
+//
+//  - Key factors: f = round(k_scale * (32767 / largest)).
+//    Row factor: F = q_scale * log2 e * largest * 2^shift * 64 * (32768 / 32767) in f32.
+//
+//  - |F| < 31/32: s = mul(mul(s16, f), round(F * 2^15)), where mul(a, b) = (a b + 2^14) >> 15 and
+//    factors are at most 32767.
+//
+//  - |F| < 2^e for the smallest e > 0, at most 9: the same with F * 2^-e, clamped to +-(32767 >>
+//  e), times 2^e.
+//
+//  - e > 9, or e > 0 where the smallest k_scale (zeros aside) is below 1/8 of the largest, or a
+//    maximum that was clamped or is less than 16 octaves above what is: S in f32 as above, and
+//    y = round((max - S) * 64), at most 32767. For all others y = max - s.
+//
+//  - p = exp2[y % 64] >> (y / 64), P = (p + 64) >> 7. The maximum is that of p_tile_keys keys.
+//
+// tolerance:
+//
+//  - In f32, 2^x of the kernels is good to about 2e-7. Where 255 p is so close to a half that this
+//    decides the rounding, P may differ by one; each such key may move the output by its
+//    |V| * v_scale / 255.
+//
+//  - Sums of p run over up to `visible` f32 terms of one sign, but in fixed point are exact within
+//  a
+//    tile; products run over one term per tile, and every rescaling rounds once: (visible + 8 tiles
+//    + 16) u on the sum of magnitudes, in fixed point (8 tiles + 16) u.
+QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
+                            const SeenKeys& seen, float scale_log2e);
+
+}  // namespace testing
+}  // namespace sightline
+
+#endif  // SIGHTLINE_TESTS_SUPPORT_QUANTIZED_SIMULATION_H_
