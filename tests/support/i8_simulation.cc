@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "support/numeric.h"
+#include "support/rotation.h"
 
 namespace sightline {
 namespace testing {
@@ -113,7 +114,7 @@ TileResult AttendTile(const I8Head& head, const std::vector<float>& scores, doub
 }  // namespace
 
 I8Head QuantizeI8(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
-                  size_t head_dim, size_t v_head_dim, size_t center_keys) {
+                  size_t head_dim, size_t v_head_dim, size_t center_keys, bool rotate_k) {
   I8Head head;
   head.kv_len = kv_len;
   head.head_dim = head_dim;
@@ -121,6 +122,7 @@ I8Head QuantizeI8(const std::vector<float>& k, const std::vector<float>& v, size
 
   std::vector<float> x = k;
   head.k_center = Center(&x, kv_len, head_dim, center_keys);
+  if (rotate_k && kv_len != 0) head.q_factor = RotateK(&x, head_dim, center_keys);
   head.k.resize(x.size());
   for (size_t key = 0; key < kv_len; ++key) {
     head.k_scale.push_back(
@@ -148,6 +150,7 @@ void AttendI8(const I8Head& head, const float* q, size_t visible, float scale_lo
 
   std::vector<float> row(q, q + head.head_dim);
   for (float& x : row) x = Sanitize(x);
+  if (!head.q_factor.empty()) RotateQ(head.q_factor, &row);
   std::vector<int8_t> q8(head.head_dim);
   const float row_scale = QuantizeRun(row.data(), head.head_dim, 1, q8.data()) * scale_log2e;
 

@@ -47,12 +47,13 @@ struct I8Head {
   std::vector<float> v_scale;   // [ceil(kv_len / kI8TileKeys)][v_head_dim]
   std::vector<float> k_center;  // [head_dim]
   std::vector<float> v_center;  // [v_head_dim]
+  std::vector<float> q_factor;  // [head_dim] if K is rotated, or empty; see rotation.h
 };
 
 // k is [kv_len][head_dim], v is [kv_len][v_head_dim]. The centers are means over the first
 // `center_keys` keys: all of them, but for a KvCache at most 128.
 I8Head QuantizeI8(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
-                  size_t head_dim, size_t v_head_dim, size_t center_keys);
+                  size_t head_dim, size_t v_head_dim, size_t center_keys, bool rotate_k = false);
 
 // One query over the first `visible` keys. q is [head_dim], value and tolerance are [v_head_dim].
 //

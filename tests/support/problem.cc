@@ -193,7 +193,7 @@ Expected ExpectFloat(const Problem& p, Precision precision) {
   return e;
 }
 
-Expected ExpectI8(const Problem& p, int64_t center_keys) {
+Expected ExpectI8(const Problem& p, int64_t center_keys, bool rotate_k = false) {
   const Case& c = p.c;
   Expected e;
   e.dims = {c.batch(), c.q_len, c.heads, c.value_dim()};
@@ -213,7 +213,8 @@ Expected ExpectI8(const Problem& p, int64_t center_keys) {
       const I8Head head = QuantizeI8(
           k, v, static_cast<size_t>(c.kv_len), static_cast<size_t>(c.head_dim),
           static_cast<size_t>(c.value_dim()),
-          static_cast<size_t>(center_keys < 0 ? c.kv_len : std::min(center_keys, c.kv_len)));
+          static_cast<size_t>(center_keys < 0 ? c.kv_len : std::min(center_keys, c.kv_len)),
+          rotate_k);
       for (int64_t qb = b * c.beams; qb < (b + 1) * c.beams; ++qb) {
         for (int64_t h = g * group; h < (g + 1) * group; ++h) {
           for (int64_t i = 0; i < c.q_len; ++i) {
@@ -302,6 +303,7 @@ AttentionDesc DescOf(const Case& c, const Setup& setup) {
   desc.mask = c.mask;
   desc.scale = c.scale;
   desc.precision = setup.precision;
+  desc.rotate_k = setup.rotate_k;
   desc.max_workers = static_cast<int64_t>(setup.parallel.num_workers);
   desc.tier = setup.tier;
   desc.owns_workspace = false;
@@ -319,9 +321,10 @@ AttentionArgs TensorArgs(const Problem& problem, const Tensor& out) {
 
 CrossMemory MemoryOf(const Problem& problem, const Setup& setup) {
   CrossMemory memory;
-  REQUIRE_THAT(CrossMemory::Create(problem.k.view(), problem.v.view(),
-                                   {setup.precision, setup.tier}, &memory, setup.parallel),
-               IsOk());
+  REQUIRE_THAT(
+      CrossMemory::Create(problem.k.view(), problem.v.view(),
+                          {setup.precision, setup.tier, setup.rotate_k}, &memory, setup.parallel),
+      IsOk());
   return memory;
 }
 
@@ -332,7 +335,7 @@ KvCache CacheOf(const Problem& problem, const Setup& setup) {
   desc.head_dim = problem.c.head_dim;
   desc.v_head_dim = problem.c.v_head_dim;
   desc.capacity = std::max<int64_t>(problem.c.kv_len, 1);
-  desc.format = {setup.precision, setup.tier};
+  desc.format = {setup.precision, setup.tier, setup.rotate_k};
   KvCache cache;
   REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
   REQUIRE_THAT(cache.Append(problem.k.view(), problem.v.view(), setup.parallel), IsOk());
@@ -368,6 +371,13 @@ Tensor Attend(const Problem& problem, const Setup& setup) {
 Expected Expect(const Problem& problem, Precision precision, int64_t center_keys) {
   return precision == Precision::kI8 ? ExpectI8(problem, center_keys)
                                      : ExpectFloat(problem, precision);
+}
+
+Expected Expect(const Problem& problem, const Setup& setup) {
+  const int64_t length = problem.c.kv_len;
+  const int64_t center_keys = setup.source == Source::kCache ? CacheCenterKeys(length) : length;
+  return setup.rotate_k ? ExpectI8(problem, center_keys, true)
+                        : Expect(problem, setup.precision, center_keys);
 }
 
 std::vector<double> ExactOutput(const Problem& problem) {

@@ -86,6 +86,7 @@ struct Setup {
   Precision precision = Precision::kF32;
   Source source = Source::kTensors;
   ParallelFor parallel = {};
+  bool rotate_k = false;
 };
 
 AttentionDesc DescOf(const Case& c, const Setup& setup);
@@ -109,6 +110,8 @@ struct Expected {
 // f32, f16: the oracle, with tolerances derived in problem.cc. i8: the simulation of the scheme.
 // center_keys: see QuantizeI8; negative = all keys.
 Expected Expect(const Problem& problem, Precision precision, int64_t center_keys = -1);
+// The same for all that a setup says.
+Expected Expect(const Problem& problem, const Setup& setup);
 
 // The oracle on what the element types left of the inputs, whatever the precision; no tolerance.
 std::vector<double> ExactOutput(const Problem& problem);
