@@ -1,5 +1,6 @@
 // Rotated K: the channels of K are balanced against those of Q, and both are mixed, before either
-// is quantised. q · k stays the same, but a few large channels no longer set the step of the others.
+// is quantised. q · k stays the same, but a few large channels no longer set the step of the
+// others.
 //
 //   balance   K / s, Q * s, with s a power of two per channel, from the sizes of K's channels
 //   signs     pseudo-random, so that channels that go together do not add up in a few outputs
@@ -38,8 +39,8 @@ HWY_INLINE VF SwapLanes(VF x) {
   }
 }
 
-// Butterflies of strides kStride, 2 kStride ... inside a vector and a block: a + b in the lower lane
-// of a pair, a - b in the upper one.
+// Butterflies of strides kStride, 2 kStride ... inside a vector and a block: a + b in the lower
+// lane of a pair, a - b in the upper one.
 template <size_t kStride = 1>
 HWY_INLINE VF MixLanes(VF x, size_t block) {
   if constexpr (kStride < kLanes) {
@@ -93,18 +94,48 @@ HWY_INLINE void MixBlocks(float* HWY_RESTRICT row, size_t head_dim, size_t block
   }
 }
 
+// The first steps of kVectors vectors, in registers: factors, then every stride within them and the
+// block, which holds them all if there are several.
+template <size_t kVectors>
+HWY_INLINE void MixVectors(const float* HWY_RESTRICT factor, size_t block,
+                           float* HWY_RESTRICT row) {
+  VF x[kVectors];
+  HWY_UNROLL(4)
+  for (size_t v = 0; v < kVectors; ++v) {
+    x[v] = hn::Mul(hn::Load(df, row + v * kLanes), hn::Load(df, factor + v * kLanes));
+    x[v] = MixLanes(x[v], block);
+  }
+  HWY_UNROLL(2)
+  for (size_t stride = 1; stride < kVectors; stride *= 2) {
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < kVectors; ++v) {
+      if ((v & stride) != 0) continue;
+      const VF a = x[v];
+      const VF b = x[v + stride];
+      x[v] = hn::Add(a, b);
+      x[v + stride] = hn::Sub(a, b);
+    }
+  }
+  HWY_UNROLL(4)
+  for (size_t v = 0; v < kVectors; ++v) hn::Store(x[v], df, row + v * kLanes);
+}
+
 // Rows of RowBufferElements(head_dim) finite elements, one after the other and in place. factor: of
 // each channel, for as many elements. Out of line: K and Q, in vectors and one by one, share it.
 HWY_NOINLINE void RotateRows(const float* HWY_RESTRICT factor, size_t head_dim,
                              float* HWY_RESTRICT rows, size_t num_rows) {
+  constexpr size_t kGroup = 4;
   const size_t elements = RowBufferElements(head_dim);
   const size_t block = RotationBlock(head_dim);
+  const bool grouped = block >= kGroup * kLanes;
   for (float* row = rows; row != rows + num_rows * elements; row += elements) {
-    for (size_t i = 0; i < elements; i += kLanes) {
-      const VF x = hn::Mul(hn::Load(df, row + i), hn::Load(df, factor + i));
-      hn::Store(MixLanes(x, block), df, row + i);
+    for (size_t i = 0; grouped && i < elements; i += kGroup * kLanes) {
+      MixVectors<kGroup>(factor + i, kLanes, row + i);
     }
-    for (size_t stride = kLanes; stride < block; stride *= 2) {
+    for (size_t i = 0; !grouped && i < elements; i += kLanes) {
+      MixVectors<1>(factor + i, block, row + i);
+    }
+    for (size_t stride = (grouped ? kGroup : 1) * kLanes; stride < block; stride *= 2) {
       for (size_t begin = 0; begin < head_dim; begin += 2 * stride) {
         for (size_t i = begin; i < begin + stride; i += kLanes) {
           const VF a = hn::Load(df, row + i);
@@ -118,14 +149,25 @@ HWY_NOINLINE void RotateRows(const float* HWY_RESTRICT factor, size_t head_dim,
   }
 }
 
+// n elements, a multiple of kLanes, that nearly always are finite already: those that are not are
+// looked for together.
+HWY_INLINE void MakeFinite(float* HWY_RESTRICT x, size_t n) {
+  VI32 largest = hn::Zero(di32);  // magnitudes as bits, in whose order infinities and NaN are last
+  for (size_t i = 0; i < n; i += kLanes) {
+    largest = hn::Max(largest, hn::BitCast(di32, hn::Abs(hn::Load(df, x + i))));
+  }
+  const VI32 limit = hn::BitCast(di32, hn::Set(df, kLargestFinite));
+  if (HWY_LIKELY(hn::AllTrue(di32, hn::Lt(largest, limit)))) return;
+  for (size_t i = 0; i < n; i += kLanes) hn::Store(Sanitize(hn::Load(df, x + i)), df, x + i);
+}
+
 // Rows of Q where K is rotated, which takes a key. They are made finite first: NaN would spread.
 HWY_INLINE void RotateQueries(const AttendTask& task, float* HWY_RESTRICT rows, size_t num_rows) {
   const PackedHead& head = task.head;
   if (!IsRotated(head.shape.layout) || task.kv_len == 0) return;
-  const size_t elements = RowBufferElements(head.shape.head_dim);
-  for (size_t r = 0; r < num_rows; ++r) FiniteRange(rows + r * elements, elements);
-  RotateRows(reinterpret_cast<const float*>(head.base + head.offsets.q_factor),
-             head.shape.head_dim, rows, num_rows);
+  MakeFinite(rows, num_rows * RowBufferElements(head.shape.head_dim));
+  RotateRows(reinterpret_cast<const float*>(head.base + head.offsets.q_factor), head.shape.head_dim,
+             rows, num_rows);
 }
 
 // What channels of K are multiplied by: it also holds what the two transforms scale q · k by.

@@ -40,8 +40,9 @@ TEST_CASE("rotated K of every kind of head_dim", "[attention][rotated]") {
     Mask mask;
   } kShapes[] = {{1, 66, Mask::kNone}, {5, 130, Mask::kCausal}, {49, 67, Mask::kCausal}};
   uint64_t seed = 9000;
-  for (const int64_t head_dim : {1,  2,  3,  4,  5,  6,  7,   8,   12,  15,  16,  24,  31,  32,  33,  40,
-                                 48, 63, 64, 65, 80, 96, 100, 112, 128, 192, 255, 256, 384, 511, 512}) {
+  for (const int64_t head_dim :
+       {1,  2,  3,  4,  5,  6,  7,   8,   12,  15,  16,  24,  31,  32,  33, 40,
+        48, 63, 64, 65, 80, 96, 100, 112, 128, 192, 255, 256, 384, 511, 512}) {
     for (const auto& shape : kShapes) {
       Case c;
       c.q_len = shape.q_len;
@@ -58,8 +59,11 @@ TEST_CASE("rotated K of every kind of head_dim", "[attention][rotated]") {
 TEST_CASE("rotated K for groups and beams", "[attention][rotated]") {
   constexpr struct {
     int64_t q_len, kv_len, heads, kv_heads, kv_batch, beams;
-  } kShapes[] = {{1, 300, 4, 1, 1, 1}, {1, 130, 8, 2, 2, 5}, {3, 257, 6, 3, 2, 2},
-                 {17, 40, 4, 2, 1, 3}, {70, 150, 6, 2, 2, 1}};
+  } kShapes[] = {{1, 300, 4, 1, 1, 1},
+                 {1, 130, 8, 2, 2, 5},
+                 {3, 257, 6, 3, 2, 2},
+                 {17, 40, 4, 2, 1, 3},
+                 {70, 150, 6, 2, 2, 1}};
   uint64_t seed = 9200;
   for (const auto& shape : kShapes) {
     for (const int64_t head_dim : {24, 64}) {
