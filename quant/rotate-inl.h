@@ -8,7 +8,7 @@
 //             that divides head_dim; if there are several blocks, a reflection across them
 //
 // Cost of a row: log2(block) additions per element, those inside a vector with a shuffle each; the
-// reflection takes two more. 44 instructions for 64 channels in 512-bit vectors, against some 40
+// reflection takes two more. 56 instructions for 64 channels in 512-bit vectors, against some 40
 // for every 16 scores of the row. Finding the balance reads the rows of the means once more.
 //
 // Every tier adds in the same order, so that quanta do not depend on the tier: strides upwards in
