@@ -110,7 +110,8 @@ void RotateRow(size_t head_dim, float* row) {
   for (size_t half = width / 2; half >= block; half /= 2) {
     for (size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
   }
-  const float twice = 2.0f / static_cast<float>(head_dim / block);
+  const size_t num_blocks = head_dim / block;
+  const float twice = 2.0f / static_cast<float>(num_blocks);
   for (size_t i = 0; i < head_dim; ++i) row[i] -= sums[i % block] * twice;
 }
 

@@ -82,7 +82,8 @@ HWY_INLINE void MixBlocks(float* HWY_RESTRICT row, size_t head_dim, size_t block
       hn::Store(hn::Add(hn::Load(df, sums + j), hn::Load(df, sums + j + half)), df, sums + j);
     }
   }
-  const VF twice = hn::Set(df, 2.0f / static_cast<float>(head_dim / block));
+  const size_t num_blocks = head_dim / block;
+  const VF twice = hn::Set(df, 2.0f / static_cast<float>(num_blocks));
   for (size_t j = 0; j < width; j += kLanes) {
     const VF shift = hn::Mul(FoldLanes(hn::Load(df, sums + j % folded), block), twice);
     for (size_t i = j; i < elements; i += width) {

@@ -51,9 +51,10 @@ void Mix(float* x, size_t head_dim) {
   const size_t block = BlockOf(head_dim);
   for (size_t begin = 0; begin < head_dim; begin += block) Hadamard(x + begin, block);
   if (block != head_dim) {
-    std::vector<float> shift;
+    const size_t num_blocks = head_dim / block;
+    std::vector<float> shift(block);
     for (size_t j = 0; j < block; ++j) {
-      shift.push_back(SumOf(x, head_dim, j, block) * (2.0f / static_cast<float>(head_dim / block)));
+      shift[j] = SumOf(x, head_dim, j, block) * (2.0f / static_cast<float>(num_blocks));
     }
     for (size_t i = 0; i < head_dim; ++i) x[i] -= shift[i % block];
   }
