@@ -30,10 +30,15 @@ constexpr char kVersion[] = SIGHTLINE_TEXT(SIGHTLINE_VERSION_MAJOR) "." SIGHTLIN
 // what is measured.
 constexpr int64_t kAppends = 128;
 
-bool ParsePrecision(const std::string& name, Precision* precision) {
+// What a row calls a precision: its name, "_rotated" behind it where K is rotated.
+bool ParseFormat(std::string name, KvFormat* format) {
+  constexpr char kRotated[] = "_rotated";
+  const size_t end = name.rfind(kRotated);
+  format->rotate_k = end != std::string::npos;
+  name = name.substr(0, end);
   for (int i = 0; i <= UINT8_MAX; ++i) {
     if (name == Name(static_cast<Precision>(i))) {
-      *precision = static_cast<Precision>(i);
+      format->precision = static_cast<Precision>(i);
       return true;
     }
   }
@@ -136,6 +141,7 @@ class SightlineEntry : public Entry {
     desc.mask = c_.mask();
     desc.scale = c_.scale;
     desc.precision = format.precision;
+    desc.rotate_k = format.rotate_k;
     desc.tier = format.tier;
     desc.max_workers = threads;
     Note(Plan::Create(desc, &plan_));
@@ -290,6 +296,7 @@ class SightlineContender : public Contender {
         {"bf16", "Q, K, V and O in bf16, K and V packed as bf16, sums in f32", "", 2e-2},
         {"i8", "Q, K, V and O in f16, K packed as int8 per token, V as int8 per channel and block",
          "", 1e-1},
+        {"i8_rotated", "as i8, with the channels of Q and K balanced and rotated", "", 1e-1},
         {"i8_fine",
          "Q, K, V and O in f16, K packed as int16 per token, V as int8 per channel and block", "",
          3e-2},
@@ -304,10 +311,12 @@ class SightlineContender : public Contender {
       AttentionDesc desc;
       desc.num_heads = desc.num_kv_heads = desc.head_dim = 1;
       desc.tier = tier_.c_str();
+      KvFormat format;
+      if (!ParseFormat(offer.precision, &format)) continue;
+      desc.precision = format.precision;
+      desc.rotate_k = format.rotate_k;
       Plan plan;
-      if (ParsePrecision(offer.precision, &desc.precision) && Plan::Create(desc, &plan).ok()) {
-        offers_.push_back(std::move(offer));
-      }
+      if (Plan::Create(desc, &plan).ok()) offers_.push_back(std::move(offer));
     }
   }
 
@@ -320,7 +329,7 @@ class SightlineContender : public Contender {
                                std::string* why_not) override {
     KvFormat format;
     format.tier = tier_.c_str();
-    if (!ParsePrecision(precision, &format.precision)) {
+    if (!ParseFormat(precision, &format)) {
       *why_not = "no precision is called " + precision;
       return nullptr;
     }

@@ -10,6 +10,7 @@
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "quant/quantize-inl.h"
+#include "quant/rotate-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -35,6 +36,7 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   const size_t elements = RowBufferElements(head_dim);
   LoadRow(RowAt(task.q, r), head_dim, row);
   if constexpr (Scheme::kQuantized) {
+    RotateQueries(task, row, 1);
     // In place: vector after vector is read before fewer bytes are written.
     auto* quanta = reinterpret_cast<typename Scheme::KStored*>(row);
     const float scale = QuantizeRow(row, elements, Scheme::MaxQ(head_dim), 0, quanta);
@@ -69,6 +71,7 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
   }
   const VF scale = hn::Set(df, task.scale_log2e);
   if constexpr (Scheme::kQuantized) {
+    RotateQueries(task, rows, count);
     const VF row_scale =
         QuantizeRows<typename Scheme::KStored>(rows, elements, Scheme::MaxQ(head_dim), 0);
     hn::Store(hn::Mul(row_scale, scale), df, q.row_scale + r);

@@ -1,4 +1,5 @@
-// Between the caller's rows and the kernels' panels: square transposes of 32-bit lanes in registers.
+// Between the caller's rows and the kernels' panels: square transposes of 32-bit lanes in
+// registers.
 //
 // Cost for 16 rows of 16 lanes with AVX-512: 16 loads, 64 shuffles, 16 stores.
 #ifndef SIGHTLINE_KERNELS_TRANSPOSE_INL_H_

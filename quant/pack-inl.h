@@ -11,6 +11,7 @@
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "quant/quantize-inl.h"
+#include "quant/rotate-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -101,7 +102,8 @@ HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
   }
 }
 
-// Writes k_center and v_center: means over the task's rows, of which there is at least one.
+// Writes k_center, v_center and, where K is rotated, q_factor: all from the task's rows, of which
+// there is at least one.
 void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* row = reinterpret_cast<float*>(scratch);
@@ -110,6 +112,7 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
   MeanOfRows(task.k, task.num_keys, shape.head_dim, row, mean);
   for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
+  if (IsRotated(shape.layout)) BalanceChannels(task, mean, row, mean + kMaxHeadDim);
   MeanOfRows(task.v, task.num_keys, shape.v_head_dim, row, mean);
   for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
@@ -142,10 +145,13 @@ HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scrat
   const size_t elements = RowBufferElements(shape.head_dim);
   const size_t lanes = PaddedHeadDim(shape) / kQkDepth<Scheme>;
   const int max_k = Scheme::MaxK(shape.head_dim);
-  static_assert((kLanes + 1) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
-                "rows and the centre");
+  static_assert((kLanes + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
+                "rows, centre and factors");
   float* center = reinterpret_cast<float*>(scratch);
-  float* rows = center + kMaxHeadDim;
+  float* factor = center + kMaxHeadDim;
+  float* rows = factor + kMaxHeadDim;
+  const bool rotated = IsRotated(shape.layout);
+  if (rotated) LoadKeyFactors(task.head, factor);
 
   // Copied to where whole vectors of it can be read.
   for (size_t d = 0; d < elements; ++d) center[d] = d < shape.head_dim ? k_center[d] : 0.0f;
@@ -159,6 +165,7 @@ HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scrat
         PrefetchSourceRow(task.k, i + lane + kRowsAhead, task.num_keys, shape.head_dim);
         LoadCentered(RowAt(task.k, i + lane), shape.head_dim, center, rows + lane * elements);
       }
+      if (rotated) RotateRows(factor, shape.head_dim, rows, kLanes);
       const VF scales = QuantizeRows<Quantum>(rows, elements, max_k, Scheme::kKBias);
       hn::StoreU(scales, df, k_scale + key);
       RowsToPanel(rows, elements, lanes, reinterpret_cast<int32_t*>(column), kKeyBlock);
@@ -166,6 +173,7 @@ HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scrat
       continue;
     }
     LoadCentered(RowAt(task.k, i), shape.head_dim, center, rows);
+    if (rotated) RotateRows(factor, shape.head_dim, rows, 1);
     k_scale[key] =
         QuantizeRow(rows, elements, max_k, Scheme::kKBias, reinterpret_cast<Quantum*>(rows));
     const uint8_t* quanta = reinterpret_cast<const uint8_t*>(rows);

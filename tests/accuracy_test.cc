@@ -4,7 +4,8 @@
 // is good enough.
 //
 // Budgets for int8 are 1.3 to 1.5 times the figures measured when the scheme was chosen (2048 keys,
-// head_dim 64): Gaussian 1.3 %, K outliers 4.1 %, heavy tail 0.9 %, peaky 2.4 %.
+// head_dim 64): Gaussian 1.3 %, K outliers 4.1 %, heavy tail 0.9 %, peaky 2.4 %. With rotated K the
+// figures are those of i8 but for K outliers, 1.4 %.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,27 +24,20 @@ namespace {
 
 struct Budget {
   Distribution distribution;
-  double f32, f16, i8, i8_fine;  // relative L2 error
+  double f32, f16, i8, i8_rotated, i8_fine;  // relative L2 error
 };
 
 constexpr Budget kBudgets[] = {
-    {Distribution::kGaussian, 2e-6, 1e-3, 0.018, 0.013},
-    {Distribution::kKOutliers, 5e-6, 3e-3, 0.055, 0.013},
-    {Distribution::kKBias, 5e-6, 1e-3, 0.022, 0.013},
-    {Distribution::kHeavyTail, 5e-6, 1e-3, 0.013, 0.013},
-    {Distribution::kHeavyTailVMean, 5e-6, 1e-3, 0.013, 0.013},
-    {Distribution::kPeaky, 5e-6, 2e-3, 0.034, 0.013},
+    {Distribution::kGaussian, 2e-6, 1e-3, 0.018, 0.018, 0.013},
+    {Distribution::kKOutliers, 5e-6, 3e-3, 0.055, 0.020, 0.013},
+    {Distribution::kKBias, 5e-6, 1e-3, 0.022, 0.020, 0.013},
+    {Distribution::kHeavyTail, 5e-6, 1e-3, 0.013, 0.015, 0.013},
+    {Distribution::kHeavyTailVMean, 5e-6, 1e-3, 0.013, 0.0075, 0.013},
+    {Distribution::kPeaky, 5e-6, 2e-3, 0.034, 0.028, 0.013},
     // 2048 equal terms: f32 sums are off to the same side at every step; 1.6e-5 measured.
-    {Distribution::kAllEqual, 3e-5, 1e-3, 1e-5, 1e-5},
-    {Distribution::kOneHot, 2e-6, 1e-3, 0.018, 0.013},
+    {Distribution::kAllEqual, 3e-5, 1e-3, 1e-5, 1e-5, 1e-5},
+    {Distribution::kOneHot, 2e-6, 1e-3, 0.018, 0.0095, 0.013},
 };
-
-double BudgetOf(const Budget& budget, Precision precision) {
-  return precision == Precision::kF32   ? budget.f32
-         : precision == Precision::kF16 ? budget.f16
-         : precision == Precision::kI8  ? budget.i8
-                                        : budget.i8_fine;
-}
 
 TEST_CASE("relative error stays in the budget", "[accuracy]") {
   std::string table = "relative L2 error (budget)\n";
@@ -58,24 +52,40 @@ TEST_CASE("relative error stays in the budget", "[accuracy]") {
     char line[160];
     snprintf(line, sizeof(line), "  %-20s", Name(budget.distribution));
     table += line;
-    for (const Precision precision :
-         {Precision::kF32, Precision::kF16, Precision::kI8, Precision::kI8Fine}) {
-      const double allowed = BudgetOf(budget, precision);
+    const struct {
+      const char* name;
+      Precision precision;
+      bool rotate_k;
+      double allowed;
+    } formats[] = {{"f32", Precision::kF32, false, budget.f32},
+                   {"f16", Precision::kF16, false, budget.f16},
+                   {"i8", Precision::kI8, false, budget.i8},
+                   {"i8_rotated", Precision::kI8, true, budget.i8_rotated},
+                   {"i8_fine", Precision::kI8Fine, false, budget.i8_fine}};
+    std::map<std::string, double> worst_of;
+    for (const auto& format : formats) {
+      const double allowed = format.allowed;
       double worst = 0.0;
       for (const char* tier : SupportedTiers()) {
         if (strcmp(tier, "scalar") == 0 && tier != BestTier())
           continue;  // slow, and held elsewhere
-        const Error error = ErrorOf(Attend(problem, {tier, precision}), exact);
-        INFO(Name(budget.distribution) << ", " << Name(precision) << " on " << tier);
+        Setup setup = {tier, format.precision};
+        setup.rotate_k = format.rotate_k;
+        const Error error = ErrorOf(Attend(problem, setup), exact);
+        INFO(Name(budget.distribution) << ", " << format.name << " on " << tier);
         CHECK(error.relative_l2 <= allowed);
         // |a| ~ |b|: cosine = 1 - error^2 / 2; f64 sums are good to 1e-12.
         CHECK(error.cosine >= 1.0 - allowed * allowed - 1e-12);
         worst = fmax(worst, error.relative_l2);
       }
-      snprintf(line, sizeof(line), "  %s %.2e (%.0e)", Name(precision), worst, allowed);
+      worst_of[format.name] = worst;
+      snprintf(line, sizeof(line), "  %s %.2e (%.0e)", format.name, worst, allowed);
       table += line;
     }
     table += "\n";
+    // Where there are no outliers to spread, rotation must not cost. (With the few queries of an
+    // emulator the error of a heavy tail is the rounding of its one key: chance.)
+    if (!IsEmulated()) CHECK(worst_of["i8_rotated"] <= 1.15 * worst_of["i8"]);
   }
   fprintf(stderr, "%s", table.c_str());
 }

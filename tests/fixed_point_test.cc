@@ -92,8 +92,8 @@ TEST_CASE("keys of uneven length", "[i8]") {
       }
     }
   }
-  check.CheckMet({&FixedPointPaths::plain, &FixedPointPaths::gained,
-                  &FixedPointPaths::wide_uneven});
+  check.CheckMet(
+      {&FixedPointPaths::plain, &FixedPointPaths::gained, &FixedPointPaths::wide_uneven});
 }
 
 // Keys that are exactly their mean have no scale and no error: their tile is not uneven.
