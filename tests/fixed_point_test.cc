@@ -9,6 +9,7 @@
 #include <map>
 #include <string>
 
+#include "dispatch/tiers.h"
 #include "support/check.h"
 #include "support/problem.h"
 #include "support/tiers.h"
@@ -48,6 +49,31 @@ class PathCheck {
  private:
   std::map<std::string, FixedPointPaths> met_;  // by tier and precision
 };
+
+// What the simulation takes from the tiers is 2^-f, and 1 where f is 0.
+TEST_CASE("weights of the fractions of an octave", "[i8]") {
+  for (const char* tier : SupportedTiers()) {
+    const internal::KernelTable* table = nullptr;
+    REQUIRE_THAT(internal::FindKernels(tier, &table), IsOk());
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      INFO(Name(precision) << " on " << tier);
+      const internal::QuantizedScheme* scheme =
+          table->kernels[static_cast<size_t>(precision)].scheme;
+      REQUIRE(scheme != nullptr);
+      CHECK((scheme->exp2 != nullptr) == (strcmp(tier, "scalar") != 0));
+      if (scheme->exp2 == nullptr) continue;
+      const int one = scheme->exp2[0] / scheme->max_p;
+      CHECK((one == 128 || one == 256));
+      CHECK(scheme->exp2[0] == one * scheme->max_p);
+      for (int i = 0; i < 64; ++i) {
+        INFO("2^(-" << i << " / 64)");
+        CHECK(fabs(scheme->exp2[i] / (scheme->exp2[0] * exp2(-i / 64.0)) - 1.0) < 0.0035);
+        CHECK(2 * scheme->exp2[i] > scheme->exp2[0]);
+        if (i > 0) CHECK(scheme->exp2[i] < scheme->exp2[i - 1]);
+      }
+    }
+  }
+}
 
 TEST_CASE("scores of every steepness", "[i8]") {
   PathCheck check;
@@ -92,8 +118,8 @@ TEST_CASE("keys of uneven length", "[i8]") {
       }
     }
   }
-  check.CheckMet({&FixedPointPaths::plain, &FixedPointPaths::gained,
-                  &FixedPointPaths::wide_uneven});
+  check.CheckMet(
+      {&FixedPointPaths::plain, &FixedPointPaths::gained, &FixedPointPaths::wide_uneven});
 }
 
 // Keys that are exactly their mean have no scale and no error: their tile is not uneven.
