@@ -148,7 +148,7 @@ struct QuantizedScheme {
   int max_q;  // largest quantum of Q, if that is int8; of int16 see MaxWideQuantum
   int max_p;  // and of P
   // Prefill with scores and P in 16-bit fixed point (kernels/fixed_point-inl.h): the keys over
-  // which P is taken relative to one maximum, and max_p * 2^(7 - i / 64) as that tier computes it,
+  // which P is taken relative to one maximum, and max_p * 2^(n - i / 64) as that tier computes it,
   // i < 64. exp2 is null where softmax is in f32.
   size_t p_tile_keys;
   const uint16_t* exp2;

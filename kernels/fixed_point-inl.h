@@ -3,8 +3,9 @@
 //
 // Scores are fixed point in 1/64 octave (an octave is a factor of two of the weight), so that int16
 // spans +-512 octaves. P is 2^-y with y = maximum - score >= 0, relative to the tile's maximum,
-// with seven fraction bits; rounded to a byte it is what P·V multiplies, unrounded it is summed for
-// the denominator, so that thousands of keys too faint for a step of their own still count.
+// with seven or eight fraction bits; rounded to a byte it is what P·V multiplies, unrounded it is
+// summed for the denominator, so that thousands of keys too faint for a step of their own still
+// count.
 //
 // Words: a lane of 32 bits belongs to one row and holds two keys. Four keys k, k+1, k+2, k+3 make
 // two vectors, (k, k+2) and (k+1, k+3), whose bytes then interleave to k, k+1, k+2, k+3, the order
@@ -26,8 +27,8 @@ namespace {
 constexpr int kScoreBits = 6;
 constexpr size_t kFractions = size_t{1} << kScoreBits;
 
-// Fraction bits of P: 255 * 2^7 fits int16.
-constexpr int kPBits = 7;
+// Fraction bits of P: 255 * 2^7 fits int16, and so does 127 * 2^8.
+constexpr int kPBits = I8Ops::kMaxP > 127 ? 7 : 8;
 constexpr int kOneP = I8Ops::kMaxP << kPBits;
 
 // The score of a hidden key: farther below any other than 2^-y can tell from 0.
@@ -66,7 +67,7 @@ struct Exp2Fixed {
 
 #else
 
-// 2^-f on [0, 1) as 1 - a f + b f², at most 0.3 % off, exact at both ends.
+// 2^-f on [0, 1) as 1 - a f + b f², at most 0.33 % off, exact at both ends.
 constexpr int kExp2A = static_cast<int>(0.672 * kOneP + 0.5);
 constexpr int kExp2B = static_cast<int>(0.172 * kOneP + 0.5);
 
@@ -136,7 +137,8 @@ HWY_INLINE int32_t SumRounding(size_t head_dim) {
 
 // P of four keys, rounded to bytes in the order of V.
 HWY_INLINE VU8 BytesOfP(VI16 p02, VI16 p13) {
-  const VI16 round = hn::Set(di16, 1 << (15 - kPBits));  // a product with it is p / 128, rounded
+  const VI16 round =
+      hn::Set(di16, 1 << (15 - kPBits));  // a product with it is p / 2^kPBits, rounded
   const VI16 even = hn::MulFixedPoint15(p02, round);
   const VI16 odd = hn::MulFixedPoint15(p13, round);
   return hn::BitCast(du8, hn::Or(even, hn::ShiftLeft<8>(odd)));

@@ -13,6 +13,8 @@
 #include "kernels/ops/x86_vnni-inl.h"
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include "kernels/ops/neon_dot-inl.h"
+#elif HWY_ARCH_X86
+#include "kernels/ops/x86_maddubs-inl.h"
 #else
 #include "kernels/ops/portable-inl.h"
 #endif

@@ -362,9 +362,10 @@ TEST_CASE("buffers right after a guard page", "[attention][guard]") {
 }
 
 // Every product as large as it gets, its neighbours of the same sign: pairs of them do not fit 16
-// bits (2 * 255 * 127), which is what some instructions keep. K is +127 quanta in the first tile
-// and -127 in the second, Q +-127, P 255 for every key, V +-127: first the same sign through a
-// tile, then in groups of four keys, which one 32-bit lane adds up.
+// bits (2 * 255 * 127), which is what some instructions keep; tiers that have those let Q and P
+// reach less far. K is +127 quanta in the first tile and -127 in the second, V +-127, Q and P as
+// large as they get for every key: first the same sign through a tile, then in groups of four keys,
+// which one 32-bit lane adds up.
 TEST_CASE("int8 products that 16 bits cannot hold", "[attention][i8_extremes]") {
   const float q_sign = GENERATE(1.0f, -1.0f);
   const Source source = GENERATE(Source::kTensors, Source::kMemory);

@@ -9,6 +9,7 @@
 #include <map>
 #include <string>
 
+#include "dispatch/tiers.h"
 #include "support/check.h"
 #include "support/problem.h"
 #include "support/tiers.h"
@@ -49,19 +50,51 @@ class PathCheck {
   std::map<std::string, FixedPointPaths> met_;  // by tier and precision
 };
 
+// What the simulation takes from the tiers is 2^-f, and 1 where f is 0.
+TEST_CASE("weights of the fractions of an octave", "[i8]") {
+  for (const char* tier : SupportedTiers()) {
+    const internal::KernelTable* table = nullptr;
+    REQUIRE_THAT(internal::FindKernels(tier, &table), IsOk());
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      INFO(Name(precision) << " on " << tier);
+      const internal::QuantizedScheme* scheme =
+          table->kernels[static_cast<size_t>(precision)].scheme;
+      REQUIRE(scheme != nullptr);
+      CHECK((scheme->exp2 != nullptr) == (strcmp(tier, "scalar") != 0));
+      if (scheme->exp2 == nullptr) continue;
+      const int one = scheme->exp2[0] / scheme->max_p;
+      CHECK((one == 128 || one == 256));
+      CHECK(scheme->exp2[0] == one * scheme->max_p);
+      for (int i = 0; i < 64; ++i) {
+        INFO("2^(-" << i << " / 64)");
+        CHECK(fabs(scheme->exp2[i] / (scheme->exp2[0] * exp2(-i / 64.0)) - 1.0) < 0.0035);
+        CHECK(2 * scheme->exp2[i] > scheme->exp2[0]);
+        if (i > 0) CHECK(scheme->exp2[i] < scheme->exp2[i - 1]);
+      }
+    }
+  }
+}
+
+// Keys come in pairs whose scores are close, so that the size of a step shows.
 TEST_CASE("scores of every steepness", "[i8]") {
   PathCheck check;
   uint64_t seed = 0;
   for (const float q_gain : {1.0f, 16.0f, 64.0f, 256.0f, 1024.0f}) {
     for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
-      for (const int64_t head_dim : {3, 64, 200}) {
+      for (const int64_t head_dim : {3, 64, 512}) {
         Case c;
         c.q_len = c.kv_len = 257;
         c.head_dim = head_dim;
         c.v_head_dim = 16;
         c.q_gain = q_gain;
         c.mask = mask;
-        check.Check(Problem(c, ++seed));
+        Problem problem(c, ++seed);
+        for (int64_t key = 1; key < c.kv_len; key += 2) {
+          for (int64_t d = 0; d < head_dim; ++d) {
+            problem.k.Set(0, key, 0, d, 0.99f * problem.k.Get(0, key - 1, 0, d));
+          }
+        }
+        check.Check(problem);
       }
     }
   }

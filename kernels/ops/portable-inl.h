@@ -1,5 +1,5 @@
-// Integer products from Highway's portable operations: exact on every target, widened to 16 bits
-// where the CPU has no dot product.
+// Integer products from Highway's portable operations, for NEON without dotprod: exact, widened to
+// 16 bits.
 #ifndef SIGHTLINE_KERNELS_OPS_PORTABLE_INL_H_
 #define SIGHTLINE_KERNELS_OPS_PORTABLE_INL_H_
 

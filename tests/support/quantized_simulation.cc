@@ -116,7 +116,6 @@ Tile AttendTileF32(const QuantHead& head, const Row& row, int max_p, size_t begi
 // ---- Fixed point ------------------------------------------------------------------------------
 
 constexpr int kFractions = 64;  // of an octave: steps of a score
-constexpr int kPBits = 7;       // fraction bits of p
 constexpr int kMaxGainBits = 9;
 constexpr int kGuardOctaves = 16;              // 2^-16 of any p is 0
 constexpr float kSteepFactor = 31.0f / 32.0f;  // leaves them above the lowest of 16 bits
@@ -239,7 +238,7 @@ Distances FixedDistances(const QuantHead& head, const Row& row, const RowFactor&
 
 Tile AttendTileFixed(const QuantHead& head, const QuantMethod& method, const Distances& distances,
                      size_t begin, FixedPointPaths* paths) {
-  constexpr int kHalf = 1 << (kPBits - 1);
+  const int one = method.exp2[0] / method.max_p;  // of P, in steps of p
   Tile tile(head.v_head_dim);
   tile.max = distances.max;
   int64_t sum = 0;
@@ -247,12 +246,11 @@ Tile AttendTileFixed(const QuantHead& head, const QuantMethod& method, const Dis
     const int y = distances.y[i];
     const int p = method.exp2[static_cast<size_t>(y % kFractions)] >> std::min(y / kFractions, 16);
     sum += p;
-    tile.AddKey(head, begin + i, (p + kHalf) >> kPBits, false);
-    const int rest = p % (2 * kHalf);
-    paths->ties += rest == kHalf ? 1 : 0;
-    paths->below_ties += rest == kHalf - 1 ? 1 : 0;
+    tile.AddKey(head, begin + i, (p + one / 2) / one, false);
+    paths->ties += p % one == one / 2 ? 1 : 0;
+    paths->below_ties += p % one == one / 2 - 1 ? 1 : 0;
   }
-  tile.sum = static_cast<double>(sum) / (method.max_p << kPBits);
+  tile.sum = static_cast<double>(sum) / method.exp2[0];
   return tile;
 }
 

@@ -46,7 +46,7 @@ struct QuantMethod {
   int max_q = 127;        // of Q in int8
   int max_p = 255;
   size_t p_tile_keys = kScaleTileKeys;  // keys whose P is relative to one maximum
-  std::vector<uint16_t> exp2;           // max_p * 2^(7 - i / 64); empty: softmax in f32
+  std::vector<uint16_t> exp2;           // one P * max_p * 2^(-i / 64); empty: softmax in f32
 
   bool operator==(const QuantMethod& other) const;
 };
@@ -120,7 +120,8 @@ struct SeenKeys {
 //    maximum that was clamped or is less than 16 octaves above what is: S in f32 as above, and
 //    y = round((max - S) * 64), at most 32767. For all others y = max - s.
 //
-//  - p = exp2[y % 64] >> (y / 64), P = (p + 64) >> 7. The maximum is that of p_tile_keys keys.
+//  - p = exp2[y % 64] >> (y / 64), P = (p + 64) >> 7, or (p + 128) >> 8 where 2^8 * max_p fits 16
+//    bits. The maximum is that of p_tile_keys keys.
 //
 // tolerance:
 //

@@ -1,0 +1,61 @@
+// Integer products of x86 without VNNI: vpmaddubsw multiplies u8 with i8 and adds neighbours in 16
+// bits, vpmaddwd adds those. Three instructions where VNNI has one; exact, widened to 16 bits
+// first, it would be five.
+//
+// Sums of two products saturate, so quanta reach less far:
+//
+//   K·Q   255 * 64 * 2  = 32640     K has a bias of 128, Q reaches +-64
+//   P·V   127 * 128 * 2 = 32512     P reaches 127, V may be -128 where a caller brings it
+//
+// Keeping two steps in 16 bits would be faster still and take another bit of both: see
+// docs/kernels/int8.md for what either costs.
+#ifndef SIGHTLINE_KERNELS_OPS_X86_MADDUBS_INL_H_
+#define SIGHTLINE_KERNELS_OPS_X86_MADDUBS_INL_H_
+
+#include "kernels/simd-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+#if HWY_TARGET <= HWY_AVX3
+// 24 accumulators of 32 registers, 3 query vectors, the broadcast, ones and two products.
+struct MaddBlock {
+  static constexpr size_t kQueryVectors = 3;
+  static constexpr size_t kStep = 8;
+};
+#else
+// 8 accumulators of 16 registers, 2 query vectors, ones, a broadcast and products on their way.
+struct MaddBlock {
+  static constexpr size_t kQueryVectors = 2;
+  static constexpr size_t kStep = 4;
+};
+#endif
+
+struct I16Ops : MaddBlock {
+  // acc + a · b over pairs.
+  static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
+    return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));
+  }
+};
+
+struct I8Ops : MaddBlock {
+  static constexpr bool kBiasedV = false;
+  static constexpr int kMaxQ = 64;
+  static constexpr int kMaxP = 127;
+
+  // acc + a · b over groups of four bytes.
+  static HWY_INLINE VI32 Dot(VI32 acc, VU8 a, VI8 b) {
+    return I16Ops::Dot(acc, hn::SatWidenMulPairwiseAdd(di16, a, b), hn::Set(di16, 1));
+  }
+  static HWY_INLINE VI32 DotQK(VI32 acc, VI8 k, VI8 q) {  // k is u8 with bias 128
+    return Dot(acc, hn::BitCast(du8, k), q);
+  }
+  static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) { return Dot(acc, p, v); }
+};
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_OPS_X86_MADDUBS_INL_H_
