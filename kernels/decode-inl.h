@@ -1,15 +1,15 @@
 // The driver for few rows: one decoding step, times the heads and beams that share K and V.
 //
-//   for each K/V tile of 128 keys
-//     for each block of up to four rows
+//   for each chunk of 1024 keys
+//     for each block of up to six rows
 //       S = K·Q     lanes are keys: a vector of K is loaded once and multiplied for each row
-//       softmax     row by row
+//       softmax     row by row, tile by tile
 //       O += P·V    lanes are channels: a vector of V is loaded once, likewise
 //
 // Traffic: K and V come from memory once for all rows, from cache once for each block; with one row
 // it is what bounds the time. Work per score: (head_dim + v_head_dim) / kLanes vector products,
 // against one for each query vector in prefill, most of whose lanes would be empty here. Beyond
-// kDecodeRows prefill takes over.
+// kDecodeRows prefill takes over. Model and measurements: docs/kernels/int8.md.
 #ifndef SIGHTLINE_KERNELS_DECODE_INL_H_
 #define SIGHTLINE_KERNELS_DECODE_INL_H_
 
@@ -25,30 +25,48 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Rows that share one load: more accumulators would spill.
-constexpr size_t kRowBlock = 4;
+// Rows that share one load: 6 x 4 accumulators, 4 vectors of K or V and a broadcast are 29 of 32
+// registers; 5 x 2, 2 and 1 leave three of 16 to products of several instructions.
+constexpr size_t kRowBlock = kNumRegisters == 32 ? 6 : 5;
 
 // Rows that decode takes; beyond, prefill's vectors of queries are at least half full.
 constexpr size_t kDecodeRows = MaxOf(kRowBlock, kLanes / 2);
 
-// Vectors of keys or channels side by side. With one row four chains hide the latency of the
-// product; with four rows 16 registers hold no more than two.
+// Vectors of keys or channels side by side: as many as fit beside the accumulators.
 constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || rows <= 2 ? 4 : 2; }
 
-// What a row keeps while the tiles pass by.
+// Latency of today's dot products and multiply-adds times two of them a cycle: fewer sums would
+// wait for each other.
+constexpr size_t kMinSums = 8;
+
+// K and V are read by turns. Each turn costs the latency of memory, since the prefetchers of the
+// CPU have lost the thread: so they are long. A V tile holds no more keys.
+constexpr size_t kChunkKeys = kVTileKeys;
+constexpr size_t kChunkTiles = kChunkKeys / kKvTile;
+
+// How far ahead of the products K and V are fetched: bandwidth times latency of a core's way to
+// memory, 50 GB/s x 100 ns. At the end of a turn that is the beginning of the next.
+constexpr size_t kFetchAheadBytes = 4096;
+
+// Keys whose bytes of P fill a vector.
+constexpr size_t kSoftmaxKeys = 4 * kLanes;
+static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a vector of bytes");
+
+// What a row keeps while the chunks pass by.
 struct DecodeRow {
   uint8_t* q;        // head_dim / depth 32-bit lanes
-  float* s;          // [kKvTile] scores, then for f32 P
-  uint8_t* p;        // quantised: [kKvTile]
+  float* s;          // [kChunkKeys] scores, then for floats P
+  uint8_t* p;        // quantised: [kChunkKeys]
   float* o;          // [PaddedVHeadDim]
+  float* d;          // [kLanes]: the running denominator is their sum
   float row_scale;   // quantised, as in QueryTile
   int32_t acc_init;  // int8
-  int32_t p_init;    // int8
   size_t limit;      // keys below it are visible
   float m;           // running maximum
-  float d;           // running denominator
-  float rescale;     // of the current tile, as in TileScratch
-  float weight;      // int8, likewise
+  // Of the chunk's tiles:
+  float tile_m[kChunkTiles];    // maximum of the visible scores
+  float weight[kChunkTiles];    // quantised, as in FixedScratch
+  int32_t p_init[kChunkTiles];  // quantised, likewise
 };
 
 struct DecodeScratch {
@@ -64,9 +82,10 @@ HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
   ScratchArena arena(base);
   for (DecodeRow& row : scratch.rows) {
     row.q = arena.Take<uint8_t>(dims / kQkDepth<Scheme> * kLaneBytes);
-    row.s = arena.Take<float>(kKvTile);
-    row.p = arena.Take<uint8_t>(Scheme::kQuantized ? kKvTile : 0);
+    row.s = arena.Take<float>(kChunkKeys);
+    row.p = arena.Take<uint8_t>(Scheme::kQuantized ? kChunkKeys : 0);
     row.o = arena.Take<float>(channels);
+    row.d = arena.Take<float>(kLanes);
   }
   scratch.query = arena.Take<float>(dims);
   return arena.used();
@@ -87,8 +106,41 @@ HWY_INLINE VI32 LoadPacked(const uint8_t* p) {
   }
 }
 
-// acc[r][v] += B[step][v] * A[r][step]: vectors of packed K or V times one broadcast lane for each
-// row. a_rows[r] points to row r's lanes.
+// acc[r][v] += B[v] * A[r]: kVectors vectors of packed K or V times one broadcast lane of each row.
+template <class Product, typename Stored, size_t kVectors, size_t kRows>
+HWY_INLINE void VectorStep(const uint8_t* HWY_RESTRICT b, const uint8_t* const (&a_rows)[kRows],
+                           size_t step, typename Product::Acc (&acc)[kRows][kVectors]) {
+  constexpr size_t kBytes = kLanes * kStoredLaneBytes<Stored>;
+  VI32 bv[kVectors];
+  HWY_UNROLL(4)
+  for (size_t v = 0; v < kVectors; ++v) {
+    if (v * kBytes % kPackedAlignBytes == 0) {  // a cache line
+      __builtin_prefetch(b + v * kBytes + kFetchAheadBytes);
+    }
+    bv[v] = LoadPacked<Stored>(b + v * kBytes);
+  }
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < kRows; ++r) {
+    const VU8 a = hn::BitCast(du8, Broadcast32(a_rows[r] + step * kLaneBytes));
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < kVectors; ++v) {
+      acc[r][v] = Product::MulAcc(acc[r][v], bv[v], a);
+      SIGHTLINE_PIN(acc[r][v]);
+    }
+  }
+}
+
+// Where sums begin: at `init`, which only integers have.
+template <class Acc>
+HWY_INLINE Acc InitialSum([[maybe_unused]] int32_t init) {
+  if constexpr (hwy::IsSame<Acc, VI32>()) {
+    return hn::Set(di32, init);
+  } else {
+    return hn::Zero(df);
+  }
+}
+
+// The same for num_steps steps, b_stride_bytes apart. a_rows[r] points to row r's lanes.
 template <class Product, typename Stored, size_t kVectors, size_t kRows>
 HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
                               const uint8_t* const (&a_rows)[kRows], size_t num_steps,
@@ -96,190 +148,274 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
 #if HWY_COMPILER_GCC_ACTUAL
   asm("" : "+r"(num_steps));  // as in BlockProduct
 #endif
-  for (size_t step = 0; step < num_steps; ++step) {
-    VI32 bv[kVectors];
-    HWY_UNROLL(4)
-    for (size_t v = 0; v < kVectors; ++v) {
-      bv[v] = LoadPacked<Stored>(b + v * kLanes * kStoredLaneBytes<Stored>);
-    }
-    HWY_UNROLL(4)
+  size_t step = 0;
+  if constexpr (kRows * kVectors < kMinSums) {
+    using Acc = typename Product::Acc;
+    Acc odd[kRows][kVectors];  // every other step has sums of its own
+    HWY_UNROLL(8)
     for (size_t r = 0; r < kRows; ++r) {
-      const VU8 a = hn::BitCast(du8, Broadcast32(a_rows[r] + step * kLaneBytes));
       HWY_UNROLL(4)
-      for (size_t v = 0; v < kVectors; ++v) {
-        acc[r][v] = Product::MulAcc(acc[r][v], bv[v], a);
-        SIGHTLINE_PIN(acc[r][v]);
-      }
+      for (size_t v = 0; v < kVectors; ++v) odd[r][v] = InitialSum<Acc>(0);
     }
+    for (; step + 2 <= num_steps; step += 2) {
+      VectorStep<Product, Stored>(b, a_rows, step, acc);
+      VectorStep<Product, Stored>(b + b_stride_bytes, a_rows, step + 1, odd);
+      b += 2 * b_stride_bytes;
+    }
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < kRows; ++r) {
+      HWY_UNROLL(4)
+      for (size_t v = 0; v < kVectors; ++v) acc[r][v] = hn::Add(acc[r][v], odd[r][v]);
+    }
+  }
+  for (; step < num_steps; ++step) {
+    VectorStep<Product, Stored>(b, a_rows, step, acc);
     b += b_stride_bytes;
   }
 }
 
-// Scores of keys [key, key + kVectors * kLanes) of the tile.
+// Scores of keys [key, key + kVectors * kLanes) of the chunk.
 template <class Scheme, size_t kVectors, size_t kRows>
 HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps,
                              size_t key) {
   using Acc = typename Scheme::QkProduct::Acc;
   Acc acc[kRows][kVectors];
   const uint8_t* q[kRows];
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
     q[r] = rows[r].q;
     HWY_UNROLL(4)
-    for (size_t v = 0; v < kVectors; ++v) {
-      if constexpr (Scheme::kQuantized) {
-        acc[r][v] = hn::Set(di32, rows[r].acc_init);
-      } else {
-        acc[r][v] = hn::Zero(df);
-      }
-    }
+    for (size_t v = 0; v < kVectors; ++v) acc[r][v] = InitialSum<Acc>(rows[r].acc_init);
   }
   VectorProduct<typename Scheme::QkProduct, typename Scheme::KStored, kVectors, kRows>(
       KeyColumns<Scheme>(kv, key), kKeyBlock * kTileLaneBytes<Scheme>, q, num_steps, acc);
 
-  HWY_UNROLL(4)
+  const size_t first = kv.key_begin + key;
+  HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
-    const VI32 limit = hn::Set(di32, static_cast<int32_t>(rows[r].limit));
+    float* HWY_RESTRICT s = rows[r].s + key;
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      const size_t first = key + v * kLanes;
-      VF s;
       if constexpr (Scheme::kQuantized) {
-        s = hn::Mul(hn::Mul(hn::ConvertTo(df, acc[r][v]), hn::Set(df, rows[r].row_scale)),
-                    hn::LoadU(df, kv.k_scale + first));
+        const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), hn::Set(df, rows[r].row_scale));
+        hn::Store(hn::Mul(product, hn::LoadU(df, kv.k_scale + key + v * kLanes)), df,
+                  s + v * kLanes);
       } else {
-        s = acc[r][v];
+        hn::Store(acc[r][v], df, s + v * kLanes);
       }
-      const VI32 index = hn::Iota(di32, static_cast<int32_t>(kv.key_begin + first));
-      hn::Store(Hide(s, index, limit), df, rows[r].s + first);
+    }
+    if (HWY_UNLIKELY(first + kVectors * kLanes > rows[r].limit)) {
+      const VI32 limit = hn::Set(di32, static_cast<int32_t>(rows[r].limit));
+      for (size_t i = 0; i < kVectors * kLanes; i += kLanes) {
+        const VI32 index = hn::Iota(di32, static_cast<int32_t>(first + i));
+        hn::Store(Hide(hn::Load(df, s + i), index, limit), df, s + i);
+      }
     }
   }
 }
 
-// The online softmax of one row over the tile; see SoftmaxTile. num_keys is a multiple of kLanes.
-template <class Scheme>
-HWY_INLINE void DecodeSoftmax(DecodeRow& row, size_t num_keys) {
-  VF tile_max = NegInf();
-  for (size_t key = 0; key < num_keys; key += kLanes) {
-    tile_max = hn::Max(tile_max, hn::Load(df, row.s + key));
+// num_scores is a multiple of kSoftmaxKeys.
+HWY_INLINE float LargestScore(const float* HWY_RESTRICT s, size_t num_scores) {
+  VF m[4];
+  HWY_UNROLL(4)
+  for (size_t v = 0; v < 4; ++v) m[v] = hn::Load(df, s + v * kLanes);
+  for (size_t i = kSoftmaxKeys; i < num_scores; i += kSoftmaxKeys) {
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < 4; ++v) m[v] = hn::Max(m[v], hn::Load(df, s + i + v * kLanes));
   }
-  const VF tile_m = hn::MaxOfLanes(df, tile_max);
-  const VF old_m = hn::Set(df, row.m);
-  const VF new_m = hn::Max(old_m, tile_m);
-  const VF reference = FiniteReference(new_m);
-  const VF tile_reference = Scheme::kQuantized ? FiniteReference(tile_m) : reference;
-  row.m = hn::GetLane(new_m);
-  row.rescale = hn::GetLane(Exp2(hn::Sub(old_m, reference)));
+  return hn::ReduceMax(df, hn::Max(hn::Max(m[0], m[1]), hn::Max(m[2], m[3])));
+}
 
+// All scores of the chunk, and the maximum of each tile as soon as they are there: its latency
+// hides behind the next tile's products.
+template <class Scheme, size_t kRows>
+HWY_NOINLINE void ScoreChunk(const PackedShape& shape, DecodeRow* rows, const KvTile& kv,
+                             size_t num_keys) {
+  constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
+  static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
+  const size_t num_steps = PaddedHeadDim(shape) / kQkDepth<Scheme>;
+  for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
+    const size_t end = MinOf(begin + kKvTile, RoundUp(num_keys, kSoftmaxKeys));
+    for (size_t key = begin; key < end; key += kStepKeys) {
+      DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, key);
+    }
+    for (size_t r = 0; r < kRows; ++r) {
+      rows[r].tile_m[t] = LargestScore(rows[r].s + begin, end - begin);
+    }
+  }
+}
+
+// Makes m the reference of the row, once it has met a larger score.
+HWY_INLINE void RaiseMaximum(DecodeRow& row, size_t channels, float m) {
+  const VF rescale = Exp2(hn::Sub(hn::Set(df, row.m), FiniteReference(hn::Set(df, m))));
+  row.m = m;
+  hn::Store(hn::Mul(hn::Load(df, row.d), rescale), df, row.d);
+  for (size_t c = 0; c < channels; c += kLanes) {
+    hn::Store(hn::Mul(hn::Load(df, row.o + c), rescale), df, row.o + c);
+  }
+}
+
+// P of [begin, end), relative to the reference, in place. Returns its sum, in parts.
+HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t begin, size_t end, VF reference) {
   VF sum = hn::Zero(df);
-  [[maybe_unused]] VI32 sum_of_p = hn::Zero(di32);
-  for (size_t key = 0; key < num_keys; key += kLanes) {
-    const VF p = Exp2(hn::Sub(hn::Load(df, row.s + key), tile_reference));
-    sum = hn::Add(sum, p);
-    if constexpr (Scheme::kQuantized) {
-      const VI32 rounded = hn::NearestInt(hn::Mul(p, hn::Set(df, float{I8Ops::kMaxP})));
-      sum_of_p = hn::Add(sum_of_p, rounded);
-      const hn::Rebind<uint8_t, DF> d8;
-      hn::StoreU(hn::DemoteTo(d8, rounded), d8, row.p + key);
-    } else {
-      hn::Store(p, df, row.s + key);
+  for (size_t key = begin; key < end; key += kSoftmaxKeys) {
+    VF p[4];
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < 4; ++v) {
+      p[v] = Exp2(hn::Sub(hn::Load(df, s + key + v * kLanes), reference));
+      hn::Store(p[v], df, s + key + v * kLanes);
     }
+    sum = hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));
   }
-  float tile_d = hn::ReduceSum(df, sum);
-  if constexpr (Scheme::kQuantized) {
-    const float weight = hn::GetLane(Exp2(hn::Sub(tile_m, reference)));
-    tile_d *= weight;
-    row.weight = weight * (1.0f / I8Ops::kMaxP);
-    row.p_init = I8Ops::kBiasedV ? -kBias * hn::ReduceSum(di32, sum_of_p) : 0;
-  }
-  row.d = row.d * row.rescale + tile_d;
+  return sum;
 }
 
-// Channels [channel, channel + kVectors * kLanes).
+// The same in bytes; sum_of_bytes: of those, where V is biased.
+HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t begin, size_t end, VF reference,
+                               uint8_t* HWY_RESTRICT bytes, VI32& sum_of_bytes) {
+  // The sum's low mantissa bits are the nearest integer: truncated, they are the byte.
+  const VF magic = hn::Set(df, 12582912.0f);
+  const VF max_p = hn::Set(df, float{I8Ops::kMaxP});
+  const hn::RebindToUnsigned<DF> du32;
+  VF sum = hn::Zero(df);
+  for (size_t key = begin; key < end; key += kSoftmaxKeys) {
+    VF p[4];
+    hn::Vec<decltype(du32)> quantum[4];
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < 4; ++v) {
+      p[v] = Exp2(hn::Sub(hn::Load(df, s + key + v * kLanes), reference));
+      quantum[v] = hn::BitCast(du32, hn::MulAdd(p[v], max_p, magic));
+    }
+    sum = hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));
+    const VU8 b = hn::OrderedTruncate2To(du8, hn::OrderedTruncate2To(du16, quantum[0], quantum[1]),
+                                         hn::OrderedTruncate2To(du16, quantum[2], quantum[3]));
+    if constexpr (I8Ops::kBiasedV) {
+      sum_of_bytes = I8Ops::DotPV(sum_of_bytes, b, hn::Set(di8, 1));
+    }
+    hn::Store(b, du8, bytes + key);
+  }
+  return sum;
+}
+
+// The online softmax of one row over the chunk; see online_softmax-inl.h. Here m is the maximum.
+template <class Scheme>
+HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t num_keys) {
+  const size_t end = RoundUp(num_keys, kSoftmaxKeys);
+  float m = row.m;
+  for (size_t t = 0; t * kKvTile < num_keys; ++t) m = row.tile_m[t] > m ? row.tile_m[t] : m;
+  if (m > row.m) RaiseMaximum(row, channels, m);
+  const VF reference = FiniteReference(hn::Set(df, m));
+  VF d = hn::Load(df, row.d);
+  if constexpr (Scheme::kQuantized) {
+    for (size_t t = 0, key = 0; key < num_keys; ++t, key += kKvTile) {
+      const VF tile_m = hn::Set(df, row.tile_m[t]);
+      const VF weight = Exp2(hn::Sub(tile_m, reference));
+      VI32 sum_of_bytes = hn::Zero(di32);
+      const VF sum = ExpScoresToBytes(row.s, key, MinOf(key + kKvTile, end),
+                                      FiniteReference(tile_m), row.p, sum_of_bytes);
+      d = hn::MulAdd(weight, sum, d);
+      row.weight[t] = hn::GetLane(weight) * (1.0f / I8Ops::kMaxP);
+      row.p_init[t] = I8Ops::kBiasedV ? -kBias * hn::ReduceSum(di32, sum_of_bytes) : 0;
+    }
+  } else {
+    d = hn::Add(d, ExpScores(row.s, 0, end, reference));
+  }
+  hn::Store(d, df, row.d);
+}
+
+// Channels of V, from tile to tile of the chunk.
+struct VCursor {
+  const uint8_t* data;
+  size_t stride_bytes;
+  const float* v_scale;
+};
+
+// O of channels [channel, channel + kVectors * kLanes), by tile t.
 template <class Scheme, size_t kVectors, size_t kRows>
-HWY_INLINE void DecodeOutput(const DecodeRow* rows, const KvTile& kv, size_t padded_channels,
-                             size_t channel, size_t num_keys) {
+HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, size_t channel,
+                             size_t num_keys) {
   using Acc = typename Scheme::PvProduct::Acc;
   Acc acc[kRows][kVectors];
   const uint8_t* p[kRows];
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
-    p[r] = Scheme::kQuantized ? rows[r].p : reinterpret_cast<const uint8_t*>(rows[r].s);
+    p[r] = Scheme::kQuantized ? rows[r].p + t * kKvTile
+                              : reinterpret_cast<const uint8_t*>(rows[r].s + t * kKvTile);
     HWY_UNROLL(4)
-    for (size_t v = 0; v < kVectors; ++v) {
+    for (size_t i = 0; i < kVectors; ++i) acc[r][i] = InitialSum<Acc>(rows[r].p_init[t]);
+  }
+  VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
+      v.data, v.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>, acc);
+
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < kRows; ++r) {
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kVectors; ++i) {
+      float* o = rows[r].o + channel + i * kLanes;
+      const VF old_o = hn::Load(df, o);
       if constexpr (Scheme::kQuantized) {
-        acc[r][v] = hn::Set(di32, rows[r].p_init);
+        const VF unit =
+            hn::Mul(hn::Set(df, rows[r].weight[t]), hn::Load(df, v.v_scale + i * kLanes));
+        hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[r][i]), unit, old_o), df, o);
       } else {
-        acc[r][v] = hn::Zero(df);
+        hn::Store(hn::Add(old_o, acc[r][i]), df, o);
       }
     }
   }
-  const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
-  VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
-      columns.data, columns.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>,
-      acc);
+}
 
-  HWY_UNROLL(4)
-  for (size_t r = 0; r < kRows; ++r) {
-    HWY_UNROLL(4)
-    for (size_t v = 0; v < kVectors; ++v) {
-      float* o = rows[r].o + channel + v * kLanes;
-      const VF old_o = hn::Load(df, o);
-      const VF rescale = hn::Set(df, rows[r].rescale);
-      if constexpr (Scheme::kQuantized) {
-        const VF unit =
-            hn::Mul(hn::Set(df, rows[r].weight), hn::Load(df, kv.v_scale + channel + v * kLanes));
-        const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), unit);
-        hn::Store(hn::MulAdd(old_o, rescale, product), df, o);
-      } else {
-        hn::Store(hn::MulAdd(old_o, rescale, acc[r][v]), df, o);
+// The same by all tiles.
+template <class Scheme, size_t kVectors, size_t kRows>
+HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, const KvTile& kv,
+                              size_t channel, size_t num_keys) {
+  const size_t channels = PaddedVHeadDim(head.shape);
+  const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
+  VCursor v = {columns.data, columns.stride_bytes, kv.v_scale + channel};
+  for (size_t t = 0, key = 0; key < num_keys; ++t, key += kKvTile) {
+    const size_t tile_keys = MinOf(kKvTile, num_keys - key);
+    if (HWY_UNLIKELY(HasSpecialV<Scheme>(head, kv.key_begin + key))) {
+      // 0 * NaN is NaN: each row stops at the last key it sees.
+      for (size_t r = 0; r < kRows; ++r) {
+        const size_t seen = rows[r].limit - MinOf(rows[r].limit, kv.key_begin + key);
+        DecodeOutput<Scheme, kVectors, 1>(rows + r, v, t, channel, MinOf(tile_keys, seen));
       }
+    } else {
+      DecodeOutput<Scheme, kVectors, kRows>(rows, v, t, channel, tile_keys);
     }
+    v.data += kKvTile / kPvDepth<Scheme> * v.stride_bytes;
+    if (Scheme::kQuantized) v.v_scale += channels;
   }
 }
 
 template <class Scheme, size_t kRows>
-HWY_INLINE void DecodeOutputs(const DecodeRow* rows, const KvTile& kv, size_t padded_channels,
+HWY_NOINLINE void OutputChunk(const PackedHead& head, const DecodeRow* rows, const KvTile& kv,
                               size_t num_keys) {
   constexpr size_t kVectors = VectorsPerBlock(kRows);
-  for (size_t channel = 0; channel < padded_channels;) {
-    const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), padded_channels);
+  const size_t channels = PaddedVHeadDim(head.shape);
+  for (size_t channel = 0; channel < channels;) {
+    const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
     if (channel + kVectors * kLanes <= panel_end) {
-      DecodeOutput<Scheme, kVectors, kRows>(rows, kv, padded_channels, channel, num_keys);
+      DecodeOutputs<Scheme, kVectors, kRows>(head, rows, kv, channel, num_keys);
       channel += kVectors * kLanes;
     } else {
-      DecodeOutput<Scheme, 1, kRows>(rows, kv, padded_channels, channel, num_keys);
+      DecodeOutputs<Scheme, 1, kRows>(head, rows, kv, channel, num_keys);
       channel += kLanes;
     }
   }
 }
 
-// One tile for num_rows <= kRows rows, whose keys from num_keys on are hidden from all of them.
+// One chunk for num_rows <= kRows rows, whose keys from num_keys on are hidden from all of them.
 template <class Scheme, size_t kRows>
-HWY_INLINE void DecodeTile(const PackedShape& shape, DecodeRow* rows, size_t num_rows,
-                           const KvTile& kv, size_t num_keys) {
+HWY_INLINE void DecodeChunk(const PackedHead& head, DecodeRow* rows, size_t num_rows,
+                            const KvTile& kv, size_t num_keys) {
   if (num_rows == kRows) {
-    constexpr size_t kBlockLanes = VectorsPerBlock(kRows) * kLanes;
-    static_assert(kKeyBlock % kBlockLanes == 0, "a block of keys is whole vectors");
-    const size_t num_steps = PaddedHeadDim(shape) / kQkDepth<Scheme>;
-    for (size_t key = 0; key < num_keys; key += kBlockLanes) {
-      DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, key);
-    }
+    ScoreChunk<Scheme, kRows>(head.shape, rows, kv, num_keys);
     for (size_t r = 0; r < kRows; ++r) {
-      DecodeSoftmax<Scheme>(rows[r], RoundUp(num_keys, kBlockLanes));
+      DecodeSoftmax<Scheme>(rows[r], PaddedVHeadDim(head.shape), num_keys);
     }
-    const size_t channels = PaddedVHeadDim(shape);
-    if (HWY_UNLIKELY(kv.v_special)) {
-      // 0 * NaN is NaN: each row stops at the last key it sees.
-      for (size_t r = 0; r < kRows; ++r) {
-        const size_t seen = rows[r].limit - MinOf(rows[r].limit, kv.key_begin);
-        DecodeOutputs<Scheme, 1>(rows + r, kv, channels, MinOf(num_keys, seen));
-      }
-    } else {
-      DecodeOutputs<Scheme, kRows>(rows, kv, channels, num_keys);
-    }
+    OutputChunk<Scheme, kRows>(head, rows, kv, num_keys);
   } else if constexpr (kRows > 1) {
-    DecodeTile<Scheme, kRows - 1>(shape, rows, num_rows, kv, num_keys);
+    DecodeChunk<Scheme, kRows - 1>(head, rows, num_rows, kv, num_keys);
   }
 }
 
@@ -293,7 +429,7 @@ HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_REST
   row.acc_init = scale.acc_init;
   row.limit = KeyLimit(task, r);
   row.m = kNegInf;
-  row.d = 0.0f;
+  hn::Store(hn::Zero(df), df, row.d);
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     hn::Store(hn::Zero(df), df, row.o + c);
   }
@@ -302,8 +438,9 @@ HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_REST
 // O / d and V's centre, to the caller's row; see StoreOutput.
 HWY_INLINE void EndDecodeRow(const AttendTask& task, size_t r, const float* v_center,
                              const DecodeRow& row) {
-  const bool empty = row.d == 0.0f;
-  const VF inverse = hn::Set(df, empty ? 0.0f : 1.0f / row.d);
+  const float d = hn::ReduceSum(df, hn::Load(df, row.d));
+  const bool empty = d == 0.0f;
+  const VF inverse = hn::Set(df, empty ? 0.0f : 1.0f / d);
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     VF y = hn::Mul(hn::Load(df, row.o + c), inverse);
     if (v_center != nullptr && !empty) y = hn::Add(y, hn::Load(df, v_center + c));
@@ -329,12 +466,14 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
   }
 
   const size_t visible = scratch.rows[num_rows - 1].limit;  // limits never fall from row to row
-  for (size_t key = 0; key < visible; key += kKvTile) {
-    const size_t num_keys = MinOf(kKvTile, visible - key);
+  const size_t num_blocks = (num_rows + kRowBlock - 1) / kRowBlock;
+  const size_t block_rows = (num_rows + num_blocks - 1) / num_blocks;  // 8 are 4 + 4, not 6 + 2
+  for (size_t key = 0; key < visible; key += kChunkKeys) {
+    const size_t num_keys = MinOf(kChunkKeys, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, num_keys, WideTile());
-    for (size_t r = 0; r < num_rows; r += kRowBlock) {
-      DecodeTile<Scheme, kRowBlock>(task.head.shape, scratch.rows + r,
-                                    MinOf(kRowBlock, num_rows - r), kv, num_keys);
+    for (size_t r = 0; r < num_rows; r += block_rows) {
+      DecodeChunk<Scheme, kRowBlock>(task.head, scratch.rows + r, MinOf(block_rows, num_rows - r),
+                                     kv, num_keys);
     }
   }
 

@@ -10,6 +10,12 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
+// True if a NaN or an infinity is among the values of the tile of `key`; quantised ones have none.
+template <class Scheme>
+HWY_INLINE bool HasSpecialV(const PackedHead& head, size_t key) {
+  return !Scheme::kQuantized && head.base[head.offsets.v_special + key / kKvTile] != 0;
+}
+
 // A K/V tile: keys [key_begin, key_begin + kKvTile) of one head.
 struct KvTile {
   const uint8_t* k;  // block of 64 keys after block, k_block_bytes apart
@@ -116,9 +122,8 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
     tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
     tile.v_scale =
         reinterpret_cast<const float*>(head.base + head.offsets.v_scale) + key / kKvTile * channels;
-  } else {
-    tile.v_special = head.base[head.offsets.v_special + key / kKvTile] != 0;
   }
+  tile.v_special = HasSpecialV<Scheme>(head, key);
   return tile;
 }
 
