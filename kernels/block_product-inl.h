@@ -44,10 +44,11 @@ struct I16QkProduct {
     return I16Ops::Dot(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
   }
 };
+template <class Ops>
 struct I8PvProduct {
   using Acc = VI32;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
-    return I8Ops::DotPV(acc, a, hn::BitCast(di8, b));
+    return Ops::DotPV(acc, a, hn::BitCast(di8, b));
   }
 };
 

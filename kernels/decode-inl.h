@@ -271,11 +271,12 @@ HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t begin, size_t end, VF refe
 }
 
 // The same in bytes; sum_of_bytes: of those, where V is biased.
+template <int kMaxP>
 HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t begin, size_t end, VF reference,
                                uint8_t* HWY_RESTRICT bytes, VI32& sum_of_bytes) {
   // The sum's low mantissa bits are the nearest integer: truncated, they are the byte.
   const VF magic = hn::Set(df, 12582912.0f);
-  const VF max_p = hn::Set(df, float{I8Ops::kMaxP});
+  const VF max_p = hn::Set(df, float{kMaxP});
   const hn::RebindToUnsigned<DF> du32;
   VF sum = hn::Zero(df);
   for (size_t key = begin; key < end; key += kSoftmaxKeys) {
@@ -307,14 +308,15 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t num_keys
   const VF reference = FiniteReference(hn::Set(df, m));
   VF d = hn::Load(df, row.d);
   if constexpr (Scheme::kQuantized) {
+    constexpr int kMaxP = Scheme::PvOps::kMaxP;
     for (size_t t = 0, key = 0; key < num_keys; ++t, key += kKvTile) {
       const VF tile_m = hn::Set(df, row.tile_m[t]);
       const VF weight = Exp2(hn::Sub(tile_m, reference));
       VI32 sum_of_bytes = hn::Zero(di32);
-      const VF sum = ExpScoresToBytes(row.s, key, MinOf(key + kKvTile, end),
-                                      FiniteReference(tile_m), row.p, sum_of_bytes);
+      const VF sum = ExpScoresToBytes<kMaxP>(row.s, key, MinOf(key + kKvTile, end),
+                                             FiniteReference(tile_m), row.p, sum_of_bytes);
       d = hn::MulAdd(weight, sum, d);
-      row.weight[t] = hn::GetLane(weight) * (1.0f / I8Ops::kMaxP);
+      row.weight[t] = hn::GetLane(weight) * (1.0f / kMaxP);
       row.p_init[t] = I8Ops::kBiasedV ? -kBias * hn::ReduceSum(di32, sum_of_bytes) : 0;
     }
   } else {

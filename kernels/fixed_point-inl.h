@@ -28,8 +28,10 @@ constexpr int kScoreBits = 6;
 constexpr size_t kFractions = size_t{1} << kScoreBits;
 
 // Fraction bits of P: 255 * 2^7 fits int16, and so does 127 * 2^8.
-constexpr int kPBits = I8Ops::kMaxP > 127 ? 7 : 8;
-constexpr int kOneP = I8Ops::kMaxP << kPBits;
+template <int kMaxP>
+constexpr int kPBits = kMaxP > 127 ? 7 : 8;
+template <int kMaxP>
+constexpr int kOneP = kMaxP << kPBits<kMaxP>;
 
 // The score of a hidden key: farther below any other than 2^-y can tell from 0.
 constexpr int16_t kHiddenScore = -32768;
@@ -41,21 +43,24 @@ struct Exp2Table {
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
 
+template <int kMaxP>
 constexpr Exp2Table MakeExp2Table() {
   Exp2Table table = {};
-  double weight = kOneP;
+  double weight = kOneP<kMaxP>;
   for (uint16_t& entry : table.entry) {
     entry = static_cast<uint16_t>(weight + 0.5);
     weight *= 0.98922801319397548;  // 2^(-1/64)
   }
   return table;
 }
-alignas(64) constexpr Exp2Table kExp2Table = MakeExp2Table();
+template <int kMaxP>
+alignas(64) constexpr Exp2Table kExp2Table = MakeExp2Table<kMaxP>();
 
 // y >= 0 in 1/64 octave to kOneP * 2^-y.
+template <int kMaxP>
 struct Exp2Fixed {
-  VU16 low = hn::Load(du16, kExp2Table.entry);
-  VU16 high = hn::Load(du16, kExp2Table.entry + kFractions / 2);
+  VU16 low = hn::Load(du16, kExp2Table<kMaxP>.entry);
+  VU16 high = hn::Load(du16, kExp2Table<kMaxP>.entry + kFractions / 2);
 
   HWY_INLINE VI16 operator()(VI16 y) const {
     // The lookup takes the index from the low six bits. Indices are built without
@@ -68,30 +73,37 @@ struct Exp2Fixed {
 #else
 
 // 2^-f on [0, 1) as 1 - a f + b f², at most 0.33 % off, exact at both ends.
-constexpr int kExp2A = static_cast<int>(0.672 * kOneP + 0.5);
-constexpr int kExp2B = static_cast<int>(0.172 * kOneP + 0.5);
+template <int kMaxP>
+constexpr int kExp2A = static_cast<int>(0.672 * kOneP<kMaxP> + 0.5);
+template <int kMaxP>
+constexpr int kExp2B = static_cast<int>(0.172 * kOneP<kMaxP> + 0.5);
 
 constexpr int MulQ15(int a, int b) { return (a * b + (1 << 14)) >> 15; }
 
 // What the polynomial gives, for who reads along; kernels compute it.
+template <int kMaxP>
 constexpr Exp2Table MakeExp2Table() {
   Exp2Table table = {};
   for (int i = 0; i < static_cast<int>(kFractions); ++i) {
     const int f = i << (15 - kScoreBits);
-    table.entry[i] = static_cast<uint16_t>(kOneP - MulQ15(f, kExp2A - MulQ15(f, kExp2B)));
+    table.entry[i] =
+        static_cast<uint16_t>(kOneP<kMaxP> - MulQ15(f, kExp2A<kMaxP> - MulQ15(f, kExp2B<kMaxP>)));
   }
   return table;
 }
-constexpr Exp2Table kExp2Table = MakeExp2Table();
+template <int kMaxP>
+constexpr Exp2Table kExp2Table = MakeExp2Table<kMaxP>();
 
+template <int kMaxP>
 struct Exp2Fixed {
   HWY_INLINE VI16 operator()(VI16 y) const {
     y = hn::Min(y, hn::Set(di16, (16 << kScoreBits) - 1));  // from 2^-15 down P is 0 all the same
     const VI16 f = hn::And(hn::ShiftLeft<15 - kScoreBits>(y), hn::Set(di16, 0x7fff));
-    const VI16 slope = hn::Sub(hn::Set(di16, static_cast<int16_t>(kExp2A)),
-                               hn::MulFixedPoint15(f, hn::Set(di16, static_cast<int16_t>(kExp2B))));
+    const VI16 slope =
+        hn::Sub(hn::Set(di16, static_cast<int16_t>(kExp2A<kMaxP>)),
+                hn::MulFixedPoint15(f, hn::Set(di16, static_cast<int16_t>(kExp2B<kMaxP>))));
     const VI16 fraction =
-        hn::Sub(hn::Set(di16, static_cast<int16_t>(kOneP)), hn::MulFixedPoint15(f, slope));
+        hn::Sub(hn::Set(di16, static_cast<int16_t>(kOneP<kMaxP>)), hn::MulFixedPoint15(f, slope));
 #if HWY_ARCH_X86
     // No shift by lane: a multiplication by 2^(15 - n), n = 0 to 15, whose 16 bits are looked up as
     // bytes. The high byte is 2^(7 - n) for n < 8, the low one 2^(15 - n) for n >= 8; a negative
@@ -136,9 +148,10 @@ HWY_INLINE int32_t SumRounding(size_t head_dim) {
 }
 
 // P of four keys, rounded to bytes in the order of V.
+template <int kMaxP>
 HWY_INLINE VU8 BytesOfP(VI16 p02, VI16 p13) {
-  const VI16 round =
-      hn::Set(di16, 1 << (15 - kPBits));  // a product with it is p / 2^kPBits, rounded
+  // A product with it is p / 2^kPBits, rounded.
+  const VI16 round = hn::Set(di16, 1 << (15 - kPBits<kMaxP>));
   const VI16 even = hn::MulFixedPoint15(p02, round);
   const VI16 odd = hn::MulFixedPoint15(p13, round);
   return hn::BitCast(du8, hn::Or(even, hn::ShiftLeft<8>(odd)));

@@ -79,12 +79,13 @@ HWY_INLINE void RaiseReferences(const QueryTile& q, size_t padded_channels,
 }
 
 // num_keys is a multiple of kStep; hidden scores are kHiddenScore.
-template <size_t kQV>
+template <class Scheme, size_t kQV>
 HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, size_t num_keys,
                                  const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
   RaiseReferences<kQV>(q, padded_channels, scratch);
-  const Exp2Fixed exp2;
+  constexpr int kMaxP = Scheme::PvOps::kMaxP;
+  const Exp2Fixed<kMaxP> exp2;
   const VI16 one = hn::Set(di16, 1);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
@@ -103,7 +104,7 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, siz
       const VI16 p13 = exp2(hn::SaturatedSub(tile_m, s13));
       sum02 = I16Ops::Dot(sum02, p02, one);
       sum13 = I16Ops::Dot(sum13, p13, one);
-      const VU8 bytes = BytesOfP(p02, p13);
+      const VU8 bytes = BytesOfP<kMaxP>(p02, p13);
       if constexpr (I8Ops::kBiasedV) {
         sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes, hn::Set(di8, 1));
       }
@@ -112,9 +113,9 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, siz
     // A row that has seen nothing in this tile has maximum -inf and thus no weight, whatever P is.
     const VF reference = FiniteReference(hn::Load(df, q.m + row));
     const VF tile_max = hn::Load(df, scratch.tile_max + row);
-    const VF weight = hn::Mul(Exp2(hn::Sub(tile_max, reference)), hn::Set(df, 1.0f / I8Ops::kMaxP));
+    const VF weight = hn::Mul(Exp2(hn::Sub(tile_max, reference)), hn::Set(df, 1.0f / kMaxP));
     const VF sum =
-        hn::Mul(hn::ConvertTo(df, hn::Add(sum02, sum13)), hn::Set(df, 1.0f / (1 << kPBits)));
+        hn::Mul(hn::ConvertTo(df, hn::Add(sum02, sum13)), hn::Set(df, 1.0f / (1 << kPBits<kMaxP>)));
     const VF d = hn::Load(df, q.d + row);
     hn::Store(hn::MulAdd(weight, sum, d), df, q.d + row);
     hn::Store(weight, df, scratch.weight + row);

@@ -131,7 +131,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
     const size_t padded_keys = RoundUp(num_keys, Scheme::kStep);
     if constexpr (Scheme::kQuantized) {
       ScoreTileFixed<Scheme, kQV>(q, kv, keys, head_dim, num_keys, scratch.fixed);
-      SoftmaxTileFixed<kQV>(q, channels, padded_keys, scratch.fixed);
+      SoftmaxTileFixed<Scheme, kQV>(q, channels, padded_keys, scratch.fixed);
       AccumulateTileFixed<Scheme, kQV>(q, kv, channels, num_keys, scratch.fixed);
     } else {
       ScoreTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch.floats);

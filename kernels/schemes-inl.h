@@ -49,7 +49,8 @@ struct I8Scheme {
   using KStored = int8_t;
   using VStored = int8_t;
   using QkProduct = I8QkProduct;
-  using PvProduct = I8PvProduct;
+  using PvOps = I8Ops;
+  using PvProduct = I8PvProduct<PvOps>;
 
   static HWY_INLINE int MaxQ(size_t) { return I8Ops::kMaxQ; }
   static HWY_INLINE int MaxK(size_t) { return static_cast<int>(kMaxQuantum); }
@@ -64,6 +65,8 @@ struct I8FineScheme : I8Scheme {
   static constexpr size_t kPTileKeys = kKvTile / 2;
   using KStored = int16_t;
   using QkProduct = I16QkProduct;
+  using PvOps = ExactPvOps;
+  using PvProduct = I8PvProduct<PvOps>;
 
   static HWY_INLINE int MaxQ(size_t head_dim) { return MaxWideQuantum(head_dim); }
   static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }

@@ -27,8 +27,8 @@ size_t ScratchBytes(const PackedShape& shape) {
 }
 
 template <class Scheme>
-constexpr QuantizedScheme kSchemeNumbers = {I8Ops::kMaxQ, I8Ops::kMaxP, Scheme::kPTileKeys,
-                                            kExp2Table.entry};
+constexpr QuantizedScheme kSchemeNumbers = {I8Ops::kMaxQ, Scheme::PvOps::kMaxP, Scheme::kPTileKeys,
+                                            kExp2Table<Scheme::PvOps::kMaxP>.entry};
 
 template <class Scheme>
 constexpr const QuantizedScheme* NumbersOf() {

@@ -4,6 +4,7 @@
 //
 // I8Ops, I16Ops: kQueryVectors x kStep accumulators fill the register file. kMaxQ, kMaxP: largest
 // quantum of Q and P whose products are exact. kBiasedV: V is stored with a bias, and K is not.
+// ExactPvOps: P·V as I8Ops has it, but for P up to 255.
 #ifndef SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 #define SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 

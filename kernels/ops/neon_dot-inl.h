@@ -29,6 +29,8 @@ struct I8Ops {
   }
 };
 
+using ExactPvOps = I8Ops;
+
 struct I16Ops {
   // Two temporaries for the products.
   static constexpr size_t kQueryVectors = 4;

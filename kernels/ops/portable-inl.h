@@ -27,6 +27,8 @@ struct I8Ops {
   }
 };
 
+using ExactPvOps = I8Ops;
+
 struct I16Ops {
   static constexpr size_t kQueryVectors = 2;
   static constexpr size_t kStep = 4;

@@ -54,6 +54,14 @@ struct I8Ops : MaddBlock {
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) { return Dot(acc, p, v); }
 };
 
+// For i8_fine, whose error would be 1.3 % with the above: widened to 16 bits first.
+struct ExactPvOps : I8Ops {
+  static constexpr int kMaxP = 255;
+  static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
+    return hn::SumOfMulQuadAccumulate(di32, p, v, acc);
+  }
+};
+
 }  // namespace
 }  // namespace SIGHTLINE_TIER
 }  // namespace sightline

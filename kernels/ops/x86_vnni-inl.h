@@ -46,6 +46,8 @@ struct I8Ops : VnniBlock {
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) { return Dot(acc, p, v); }
 };
 
+using ExactPvOps = I8Ops;
+
 struct I16Ops : VnniBlock {
   // acc + a · b over pairs.
   static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
