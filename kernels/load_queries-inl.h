@@ -60,12 +60,8 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
   const size_t count = MinOf(kLanes, q.num_rows - MinOf(r, q.num_rows));
   // While these are quantised and transposed, the next ones come from memory.
   const size_t next = q.first_row + r + kLanes;
-  for (size_t row = next; row < MinOf(next + kLanes, NumRows(task)); ++row) {
-    PrefetchRow(RowAt(task.q, row), head_dim);
-  }
-  for (size_t lane = 0; lane < count; ++lane) {
-    LoadRow(RowAt(task.q, q.first_row + r + lane), head_dim, rows + lane * elements);
-  }
+  PrefetchRows(task.q, next, next + kLanes, NumRows(task), head_dim);
+  if (count != 0) LoadRows(task.q, q.first_row + r, count, head_dim, rows);
   for (size_t i = count * elements; i < kLanes * elements; i += kLanes) {
     hn::Store(hn::Zero(df), df, rows + i);
   }

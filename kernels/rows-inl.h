@@ -78,18 +78,35 @@ HWY_INLINE void VisitRowOf(const Row& row, size_t n, const Use& use) {
     use(i, x);
   }
 }
-template <class Use>
-HWY_INLINE void VisitRow(const Row& row, size_t n, const Use& use) {
-  switch (row.dtype) {
-    case DType::kF32:
-      return VisitRowOf<float>(row, n, use);
-    case DType::kF16:
-      return VisitRowOf<hwy::float16_t>(row, n, use);
-    case DType::kBF16:
-      return VisitRowOf<hwy::bfloat16_t>(row, n, use);
-    case DType::kI8:
-      return VisitRowOf<int8_t>(row, n, use);
+
+// The same for `count` > 0 rows from row `begin` on: use(r, i, x), r < count.
+template <typename T, class AnyRows, class Use>
+HWY_INLINE void VisitRowsOf(const AnyRows& rows, size_t begin, size_t count, size_t n,
+                            const Use& use) {
+  for (size_t r = 0; r < count; ++r) {
+    VisitRowOf<T>(RowAt(rows, begin + r), n, [&](size_t i, VF x) HWY_ATTR { use(r, i, x); });
   }
+}
+template <class AnyRows, class Use>
+HWY_INLINE void VisitRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
+                          const Use& use) {
+  switch (RowAt(rows, begin).dtype) {
+    case DType::kF32:
+      return VisitRowsOf<float>(rows, begin, count, n, use);
+    case DType::kF16:
+      return VisitRowsOf<hwy::float16_t>(rows, begin, count, n, use);
+    case DType::kBF16:
+      return VisitRowsOf<hwy::bfloat16_t>(rows, begin, count, n, use);
+    case DType::kI8:
+      return VisitRowsOf<int8_t>(rows, begin, count, n, use);
+  }
+}
+
+// Asks for rows [begin, end) of n elements, those that there are of `num_rows`.
+template <class AnyRows>
+HWY_INLINE void PrefetchRows(const AnyRows& rows, size_t begin, size_t end, size_t num_rows,
+                             size_t n) {
+  for (size_t r = begin; r < MinOf(end, num_rows); ++r) PrefetchRow(RowAt(rows, r), n);
 }
 
 // Elements that a row buffer must hold: whole vectors in every tier.
@@ -106,7 +123,27 @@ HWY_INLINE void ZeroPadding(size_t n, float* out) {
 // past n become 0.
 HWY_INLINE void LoadRow(const Row& row, size_t n, float* HWY_RESTRICT out) {
   ZeroPadding(n, out);
-  VisitRow(row, n, [out](size_t i, VF x) HWY_ATTR { hn::Store(x, df, out + i); });
+  const auto store = [out](size_t i, VF x) HWY_ATTR { hn::Store(x, df, out + i); };
+  switch (row.dtype) {
+    case DType::kF32:
+      return VisitRowOf<float>(row, n, store);
+    case DType::kF16:
+      return VisitRowOf<hwy::float16_t>(row, n, store);
+    case DType::kBF16:
+      return VisitRowOf<hwy::bfloat16_t>(row, n, store);
+    case DType::kI8:
+      return VisitRowOf<int8_t>(row, n, store);
+  }
+}
+
+// `count` rows from row `begin` on, RowBufferElements(n) apart.
+template <class AnyRows>
+HWY_INLINE void LoadRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
+                         float* HWY_RESTRICT out) {
+  const size_t elements = RowBufferElements(n);
+  for (size_t r = 0; r < count; ++r) ZeroPadding(n, out + r * elements);
+  VisitRows(rows, begin, count, n,
+            [=](size_t r, size_t i, VF x) HWY_ATTR { hn::Store(x, df, out + r * elements + i); });
 }
 
 template <typename T>

@@ -11,13 +11,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Asks for output rows [begin, end) of the task, which will be written soon.
-HWY_INLINE void PrefetchOutput(const AttendTask& task, size_t begin, size_t end) {
-  for (size_t row = begin; row < MinOf(end, NumRows(task)); ++row) {
-    PrefetchRow(RowAt(task.out, row), task.head.shape.v_head_dim);
-  }
-}
-
 // rows: scratch for kLanes * PaddedVHeadDim floats. v_center is null but for quantised schemes.
 HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
                             float* HWY_RESTRICT rows) {
@@ -25,7 +18,8 @@ HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const fl
   const size_t row_stride = q.num_vectors * kLanes;
   for (size_t v = 0; v < q.num_vectors; ++v) {
     const size_t first_row = q.first_row + v * kLanes;
-    PrefetchOutput(task, first_row + kLanes, first_row + 2 * kLanes);
+    PrefetchRows(task.out, first_row + kLanes, first_row + 2 * kLanes, NumRows(task),
+                 task.head.shape.v_head_dim);
     const VF d = hn::Load(df, q.d + v * kLanes);
     const auto empty = hn::Eq(d, hn::Zero(df));
     const VF inverse = hn::IfThenZeroElse(empty, hn::Div(hn::Set(df, 1.0f), d));

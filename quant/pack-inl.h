@@ -25,10 +25,6 @@ HWY_INLINE void LoadSourceRow(const SourceRows& rows, size_t index, size_t n, fl
 // one takes to come from memory.
 constexpr size_t kRowsAhead = 16;
 
-HWY_INLINE void PrefetchSourceRow(const SourceRows& rows, size_t index, size_t num_rows, size_t n) {
-  if (index < num_rows) PrefetchRow(RowAt(rows, index), n);
-}
-
 HWY_INLINE void StoreElements(const float* HWY_RESTRICT row, size_t n, float* HWY_RESTRICT out) {
   for (size_t i = 0; i < n; i += kLanes) hn::StoreU(hn::Load(df, row + i), df, out + i);
 }
@@ -89,7 +85,8 @@ HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
   const size_t stride = CenterStride(num_rows);
   for (size_t c = 0; c < elements; c += kLanes) hn::Store(hn::Zero(df), df, mean + c);
   for (size_t i = 0; i < num_rows; i += stride) {
-    PrefetchSourceRow(rows, i + kRowsAhead * stride, num_rows, n);
+    const size_t ahead = i + kRowsAhead * stride;
+    PrefetchRows(rows, ahead, ahead + 1, num_rows, n);
     LoadSourceRow(rows, i, n, row);
     for (size_t c = 0; c < elements; c += kLanes) {
       const VF x = Sanitize(hn::Load(df, row + c));
@@ -117,19 +114,21 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
 
-// Row minus centre, finite. Elements nearly always are: those that are not are looked for together.
-HWY_INLINE void LoadCentered(const Row& source, size_t n, const float* HWY_RESTRICT center,
-                             float* HWY_RESTRICT row) {
+// `count` > 0 rows of n elements from row `begin` on, minus centre and finite, RowBufferElements(n)
+// apart. Elements nearly always are finite: those that are not are looked for together.
+HWY_INLINE void LoadCentered(const SourceRows& source, size_t begin, size_t count, size_t n,
+                             const float* HWY_RESTRICT center, float* HWY_RESTRICT rows) {
+  const size_t elements = RowBufferElements(n);
+  for (size_t r = 0; r < count; ++r) ZeroPadding(n, rows + r * elements);
   VI32 largest = hn::Zero(di32);  // magnitudes as bits, in whose order infinities and NaN are last
-  ZeroPadding(n, row);
-  VisitRow(source, n, [&](size_t i, VF x) HWY_ATTR {
+  VisitRows(source, begin, count, n, [&](size_t r, size_t i, VF x) HWY_ATTR {
     largest = hn::Max(largest, hn::BitCast(di32, hn::Abs(x)));
-    hn::Store(hn::Sub(x, hn::Load(df, center + i)), df, row + i);
+    hn::Store(hn::Sub(x, hn::Load(df, center + i)), df, rows + r * elements + i);
   });
   const VI32 limit = hn::BitCast(di32, hn::Set(df, kLargestFinite));
   if (HWY_LIKELY(hn::AllTrue(di32, hn::Lt(largest, limit)))) return;
-  VisitRow(source, n, [&](size_t i, VF x) HWY_ATTR {
-    hn::Store(hn::Sub(Sanitize(x), hn::Load(df, center + i)), df, row + i);
+  VisitRows(source, begin, count, n, [&](size_t r, size_t i, VF x) HWY_ATTR {
+    hn::Store(hn::Sub(Sanitize(x), hn::Load(df, center + i)), df, rows + r * elements + i);
   });
 }
 
@@ -161,10 +160,9 @@ HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scrat
     Quantum* column = k_out + KBlockOffset(shape, key) + key % kKeyBlock * kQkDepth<Scheme>;
     // Whole vectors of keys become whole vectors of the layout.
     if (key % kLanes == 0 && i + kLanes <= task.num_keys) {
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        PrefetchSourceRow(task.k, i + lane + kRowsAhead, task.num_keys, shape.head_dim);
-        LoadCentered(RowAt(task.k, i + lane), shape.head_dim, center, rows + lane * elements);
-      }
+      const size_t ahead = i + kRowsAhead;
+      PrefetchRows(task.k, ahead, ahead + kLanes, task.num_keys, shape.head_dim);
+      LoadCentered(task.k, i, kLanes, shape.head_dim, center, rows);
       if (rotated) RotateRows(factor, shape.head_dim, rows, kLanes);
       const VF scales = QuantizeRows<Quantum>(rows, elements, max_k, Scheme::kKBias);
       hn::StoreU(scales, df, k_scale + key);
@@ -172,7 +170,7 @@ HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scrat
       i += kLanes;
       continue;
     }
-    LoadCentered(RowAt(task.k, i), shape.head_dim, center, rows);
+    LoadCentered(task.k, i, 1, shape.head_dim, center, rows);
     if (rotated) RotateRows(factor, shape.head_dim, rows, 1);
     k_scale[key] =
         QuantizeRow(rows, elements, max_k, Scheme::kKBias, reinterpret_cast<Quantum*>(rows));
@@ -190,6 +188,14 @@ HWY_INLINE VU8 InterleaveBytes(VI32 a, VI32 b, VI32 c, VI32 d) {
   const VI16 ac = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(c)), hn::BitCast(di16, a));
   const VI16 bd = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(d)), hn::BitCast(di16, b));
   return hn::OddEven(hn::BitCast(du8, hn::ShiftLeft<8>(bd)), hn::BitCast(du8, ac));
+}
+
+// The rows without the channels before `channel`.
+HWY_INLINE SourceRows FromChannel(SourceRows rows, size_t channel) {
+  const auto count = static_cast<int64_t>(channel);
+  rows.first.data += count * rows.first.dim_stride;
+  rows.first.scale = ScaleAt(rows.first.scale, count * rows.first.scale_stride);
+  return rows;
 }
 
 // V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane.
@@ -210,24 +216,20 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
   for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
     const VPanel panel = VPanelAt(shape, task.key_begin, begin);
     const size_t width = panel.width;
-    const size_t used = MinOf(width, shape.v_head_dim - MinOf(begin, shape.v_head_dim));
-    for (size_t i = 0; i < padded_keys; ++i) {
-      float* row = rows + i * width;
-      if (i < task.num_keys && used != 0) {
-        PrefetchSourceRow(task.v, i + kRowsAhead, task.num_keys, shape.v_head_dim);
-        Row source = RowAt(task.v, i);
-        source.data += static_cast<int64_t>(begin) * source.dim_stride;
-        source.scale = ScaleAt(source.scale, static_cast<int64_t>(begin) * source.scale_stride);
-        LoadCentered(source, used, v_center + begin, row);
-      } else {
-        for (size_t c = 0; c < width; c += kLanes) hn::Store(hn::Zero(df), df, row + c);
-      }
+    const size_t used = MinOf(width, shape.v_head_dim - begin);  // RowBufferElements(used) == width
+    for (size_t i = 0; i < task.num_keys; i += kRowsAhead) {
+      PrefetchRows(task.v, i + kRowsAhead, i + 2 * kRowsAhead, task.num_keys, shape.v_head_dim);
+      LoadCentered(FromChannel(task.v, begin), i, MinOf(kRowsAhead, task.num_keys - i), used,
+                   v_center + begin, rows + i * width);
+    }
+    for (size_t i = task.num_keys * width; i < padded_keys * width; i += kLanes) {
+      hn::Store(hn::Zero(df), df, rows + i);
     }
     uint8_t* out = v_out + panel.offset + task.key_begin % kVTileKeys * width;
     for (size_t c = 0; c < width; c += kLanes) {
       VF ranges[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
-      for (size_t i = 0; i < padded_keys;
-           i += 4) {  // four maxima, so that none waits for the other
+      // Four maxima, so that none waits for the other.
+      for (size_t i = 0; i < padded_keys; i += 4) {
         HWY_UNROLL(4)
         for (size_t j = 0; j < 4; ++j) {
           ranges[j] = hn::Max(ranges[j], hn::Abs(hn::Load(df, rows + (i + j) * width + c)));

@@ -1,5 +1,6 @@
-// The table of docs/precision.md for the tiers of this machine: `./run precision` runs this and puts
-// what it prints into the document. Not a test of its own; budgets are held in accuracy_test.cc.
+// The table of docs/precision.md for the tiers of this machine: `./run precision` runs this and
+// puts what it prints into the document. Not a test of its own; budgets are held in
+// accuracy_test.cc.
 #include <stdio.h>
 
 #include <catch2/catch_test_macros.hpp>
@@ -18,10 +19,10 @@ namespace testing {
 namespace {
 
 constexpr int64_t kKeys = 2048;
-constexpr Distribution kDistributions[] = {
-    Distribution::kGaussian,   Distribution::kKOutliers,      Distribution::kKBias,
-    Distribution::kHeavyTail,  Distribution::kHeavyTailVMean, Distribution::kPeaky,
-    Distribution::kAllEqual,   Distribution::kOneHot};
+constexpr Distribution kDistributions[] = {Distribution::kGaussian,       Distribution::kKOutliers,
+                                           Distribution::kKBias,          Distribution::kHeavyTail,
+                                           Distribution::kHeavyTailVMean, Distribution::kPeaky,
+                                           Distribution::kAllEqual,       Distribution::kOneHot};
 
 struct Format {
   const char* name;
