@@ -150,11 +150,12 @@ double Roofs::Arithmetic(const std::string& unit) {
 
 std::string Roofs::UnitOf(const std::string& precision) {
   // i8_fine too: what its 16-bit scores cost shows as a lower fraction of one roof.
-  const std::string unit = precision == "i8"        ? "int8_dot"
-                           : precision == "i8_fine" ? "int8_dot"
-                           : precision == "q8_0"    ? "int8_dot"
-                           : precision == "bf16"    ? "bf16_dot"
-                                                    : "fp32_fma";
+  const std::string unit = precision == "i8"           ? "int8_dot"
+                           : precision == "i8_rotated" ? "int8_dot"
+                           : precision == "i8_fine"    ? "int8_dot"
+                           : precision == "q8_0"       ? "int8_dot"
+                           : precision == "bf16"       ? "bf16_dot"
+                                                       : "fp32_fma";
   return Arithmetic(unit) > 0.0 ? unit : "fp32_fma";
 }
 

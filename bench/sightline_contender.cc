@@ -30,10 +30,15 @@ constexpr char kVersion[] = SIGHTLINE_TEXT(SIGHTLINE_VERSION_MAJOR) "." SIGHTLIN
 // what is measured.
 constexpr int64_t kAppends = 128;
 
-bool ParsePrecision(const std::string& name, Precision* precision) {
+// What a row calls a precision: its name, "_rotated" behind it where K is rotated.
+bool ParseFormat(std::string name, KvFormat* format) {
+  constexpr char kRotated[] = "_rotated";
+  const size_t end = name.rfind(kRotated);
+  format->rotate_k = end != std::string::npos;
+  name = name.substr(0, end);
   for (int i = 0; i <= UINT8_MAX; ++i) {
     if (name == Name(static_cast<Precision>(i))) {
-      *precision = static_cast<Precision>(i);
+      format->precision = static_cast<Precision>(i);
       return true;
     }
   }
@@ -60,30 +65,32 @@ class Pool {
   pthreadpool_t pool_;
 };
 
-// A dense [batch, length, heads, dim] tensor in the caller's element type.
+// A dense [batch, length, heads, dim] tensor in the caller's element type. It begins at a cache
+// line, as those of the usual frameworks do.
 class Tensor {
  public:
   Tensor(DType dtype, int64_t batch, int64_t length, int64_t heads, int64_t dim)
-      : data_(static_cast<size_t>(batch * length * heads * dim * SizeBytes(dtype))),
-        view_(TensorView::Dense(data_.data(), dtype, batch, length, heads, dim)) {}
+      : bytes_(static_cast<size_t>(batch * length * heads * dim * SizeBytes(dtype))),
+        lines_(bytes_ / sizeof(CacheLine) + 1),
+        view_(TensorView::Dense(lines_.data(), dtype, batch, length, heads, dim)) {}
   Tensor(Tensor&&) = default;
 
   void Set(const std::vector<float>& values) {
     for (size_t i = 0; i < values.size(); ++i) {
-      internal::StoreElement(values[i], view_.dtype, &data_[i * element_bytes()]);
+      internal::StoreElement(values[i], view_.dtype, data() + i * element_bytes());
     }
   }
 
   std::vector<float> Get() const {
-    std::vector<float> values(data_.size() / element_bytes());
+    std::vector<float> values(bytes_ / element_bytes());
     for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = internal::LoadElement(&data_[i * element_bytes()], view_.dtype);
+      values[i] = internal::LoadElement(data() + i * element_bytes(), view_.dtype);
     }
     return values;
   }
 
   const TensorView& view() const { return view_; }
-  double bytes() const { return static_cast<double>(data_.size()); }
+  double bytes() const { return static_cast<double>(bytes_); }
 
   // Tokens begin ... end - 1 of every sequence.
   ConstTensorView Slice(int64_t begin, int64_t end) const {
@@ -94,9 +101,15 @@ class Tensor {
   }
 
  private:
+  struct alignas(64) CacheLine {
+    unsigned char bytes[64];
+  };
+
+  unsigned char* data() const { return static_cast<unsigned char*>(view_.data); }
   size_t element_bytes() const { return static_cast<size_t>(SizeBytes(view_.dtype)); }
 
-  std::vector<unsigned char> data_;
+  size_t bytes_;
+  std::vector<CacheLine> lines_;
   TensorView view_;
 };
 
@@ -128,6 +141,7 @@ class SightlineEntry : public Entry {
     desc.mask = c_.mask();
     desc.scale = c_.scale;
     desc.precision = format.precision;
+    desc.rotate_k = format.rotate_k;
     desc.tier = format.tier;
     desc.max_workers = threads;
     Note(Plan::Create(desc, &plan_));
@@ -282,6 +296,7 @@ class SightlineContender : public Contender {
         {"bf16", "Q, K, V and O in bf16, K and V packed as bf16, sums in f32", "", 2e-2},
         {"i8", "Q, K, V and O in f16, K packed as int8 per token, V as int8 per channel and block",
          "", 1e-1},
+        {"i8_rotated", "as i8, with the channels of Q and K balanced and rotated", "", 1e-1},
         {"i8_fine",
          "Q, K, V and O in f16, K packed as int16 per token, V as int8 per channel and block", "",
          3e-2},
@@ -296,10 +311,12 @@ class SightlineContender : public Contender {
       AttentionDesc desc;
       desc.num_heads = desc.num_kv_heads = desc.head_dim = 1;
       desc.tier = tier_.c_str();
+      KvFormat format;
+      if (!ParseFormat(offer.precision, &format)) continue;
+      desc.precision = format.precision;
+      desc.rotate_k = format.rotate_k;
       Plan plan;
-      if (ParsePrecision(offer.precision, &desc.precision) && Plan::Create(desc, &plan).ok()) {
-        offers_.push_back(std::move(offer));
-      }
+      if (Plan::Create(desc, &plan).ok()) offers_.push_back(std::move(offer));
     }
   }
 
@@ -312,7 +329,7 @@ class SightlineContender : public Contender {
                                std::string* why_not) override {
     KvFormat format;
     format.tier = tier_.c_str();
-    if (!ParsePrecision(precision, &format.precision)) {
+    if (!ParseFormat(precision, &format)) {
       *why_not = "no precision is called " + precision;
       return nullptr;
     }

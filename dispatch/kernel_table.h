@@ -120,6 +120,11 @@ struct AttendTask {
   float scale_log2e;  // softmax scale * log2(e): kernels work with powers of two
 };
 
+// Rows of all tasks of the head together.
+static inline size_t NumRows(const AttendTask& task) {
+  return task.q_len * task.q.beams * task.q.group;
+}
+
 // Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all
 // keys.
 static inline size_t KeyLimit(const AttendTask& task, size_t r) {
@@ -151,21 +156,26 @@ struct QuantizedScheme {
 
 // What a tier offers for one precision.
 struct PrecisionKernels {
-  LayoutId layout;
+  LayoutId layout;  // i8: or its rotated form, which every step tells by the head it is given
   const QuantizedScheme* scheme;  // null for floats
   // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
   size_t (*scratch_bytes)(const PackedShape& shape);
   AttendFunction prefill;  // up to kTaskRows rows
   AttendFunction decode;   // up to decode_rows rows
   size_t decode_rows;
-  // Mean over rows of k and v, written to k_center and v_center; null where there are none.
+  // What rows of k and v have in common: k_center, v_center, q_factor; null where there is nothing.
   PackFunction center;
   PackFunction pack;
 };
 
-// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32, their quanta in int16
-// and two more rows; V takes its turn, 128 rows of 64 channels in f32.
-constexpr size_t kPackScratchBytes = (16 + 8 + 2) * kMaxHeadDim * sizeof(float);
+// The layout they read and write for a format that rotates K or does not.
+static inline LayoutId LayoutOf(const PrecisionKernels& kernels, bool rotate_k) {
+  return rotate_k ? RotatedLayout(kernels.layout) : kernels.layout;
+}
+
+// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32 and two more; V takes
+// its turn, 128 rows of 64 channels in f32.
+constexpr size_t kPackScratchBytes = (16 + 2) * kMaxHeadDim * sizeof(float);
 struct PackScratch {
   alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchBytes];
 };

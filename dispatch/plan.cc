@@ -17,7 +17,7 @@ PlanImpl::~PlanImpl() { FreeAligned(own_workspace); }
 PackedHeads PlanImpl::PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const {
   PackedHeads heads = {};
   heads.base = workspace;
-  heads.shape = ShapeOf(kernels->layout, static_cast<size_t>(desc.head_dim),
+  heads.shape = ShapeOf(layout, static_cast<size_t>(desc.head_dim),
                         static_cast<size_t>(desc.v_head_dim), static_cast<size_t>(kv_len));
   heads.offsets = OffsetsOf(heads.shape);
   heads.num_kv_heads = static_cast<size_t>(desc.num_kv_heads);
@@ -49,6 +49,7 @@ Status Plan::Create(const AttentionDesc& given, Plan* plan) {
   impl->desc.tier = table->tier;
   impl->table = table;
   impl->kernels = &table->kernels[static_cast<size_t>(desc.precision)];
+  impl->layout = internal::LayoutOf(*impl->kernels, desc.rotate_k);
 
   const PackedHeads heads = impl->PackedHeadsIn(nullptr, desc.max_kv_len);
   impl->scratch_bytes = impl->kernels->scratch_bytes(heads.shape);

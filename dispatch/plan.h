@@ -18,6 +18,7 @@ struct PlanImpl {
   float scale_log2e;   // softmax scale * log2(e)
   const KernelTable* table;
   const PrecisionKernels* kernels;
+  LayoutId layout;
 
   // The workspace: packed heads of k and v, then each worker's scratch.
   size_t packed_bytes;

@@ -100,7 +100,7 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
   }
   const internal::PlanImpl& impl = *PlanAccess::Get(plan);
   const internal::PackedKv* packed = nullptr;
-  Status status = internal::ValidateArgs(impl.desc, impl.kernels->layout, args, &packed);
+  Status status = internal::ValidateArgs(impl.desc, impl.layout, args, &packed);
   if (status.ok()) status = internal::ValidateParallel(parallel);
   if (!status.ok()) return status;
   if (parallel.num_workers > static_cast<size_t>(impl.desc.max_workers)) {

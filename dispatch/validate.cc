@@ -25,6 +25,8 @@ Status ValidateRange(const char* name, int64_t value, int64_t min, int64_t max) 
                        LL{max});
 }
 
+const char* Text(bool flag) { return flag ? "true" : "false"; }
+
 // One axis of a view.
 struct Axis {
   const char* name;
@@ -201,6 +203,10 @@ Status ValidatePacked(const char* name, const AttentionDesc& desc, LayoutId layo
     return Status::Error(kInvalid, "%s's precision is %s, the plan's is %s", name,
                          Name(packed.precision()), Name(desc.precision));
   }
+  if (IsRotated(header.layout) != desc.rotate_k) {
+    return Status::Error(kInvalid, "%s's rotate_k is %s, the plan's is %s", name,
+                         Text(IsRotated(header.layout)), Text(desc.rotate_k));
+  }
   if (header.layout != layout) {
     return Status::Error(
         StatusCode::kUnsupported,
@@ -220,14 +226,21 @@ Status ValidatePacked(const char* name, const AttentionDesc& desc, LayoutId layo
 
 }  // namespace
 
-Status ValidatePrecision(const char* argument, Precision precision) {
-  if (static_cast<size_t>(precision) < kNumPrecisions) return Status();
+Status ValidatePrecision(const char* prefix, Precision precision, bool rotate_k) {
   if (precision == Precision::kBF16) {
-    return Status::Error(StatusCode::kUnsupported, "%s is bf16, which is not implemented yet",
-                         argument);
+    return Status::Error(StatusCode::kUnsupported,
+                         "%sprecision is bf16, which is not implemented yet", prefix);
   }
-  return Status::Error(kInvalid, "%s is %d, must be f32, f16, i8 or i8_fine", argument,
-                       static_cast<int>(precision));
+  if (static_cast<size_t>(precision) >= kNumPrecisions) {
+    return Status::Error(kInvalid, "%sprecision is %d, must be f32, f16, i8 or i8_fine", prefix,
+                         static_cast<int>(precision));
+  }
+  if (rotate_k && precision != Precision::kI8) {
+    return Status::Error(kInvalid,
+                         "%srotate_k is true, must be false for precision %s: i8 alone has it",
+                         prefix, Name(precision));
+  }
+  return Status();
 }
 
 Status ValidateParallel(const ParallelFor& parallel) {
@@ -261,7 +274,7 @@ Status ValidateDesc(const AttentionDesc& desc) {
     return Status::Error(kInvalid, "scale is %g, its magnitude must be at most %g",
                          double{desc.scale}, double{kMaxScale});
   }
-  return ValidatePrecision("precision", desc.precision);
+  return ValidatePrecision("", desc.precision, desc.rotate_k);
 }
 
 Status ValidateCacheDesc(const KvCacheDesc& desc) {
@@ -270,7 +283,7 @@ Status ValidateCacheDesc(const KvCacheDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("head_dim", desc.head_dim, 1, kMaxHeadDim));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("v_head_dim", desc.v_head_dim, 1, kMaxHeadDim));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("capacity", desc.capacity, 0, kMaxCount));
-  return ValidatePrecision("format.precision", desc.format.precision);
+  return ValidatePrecision("format.", desc.format.precision, desc.format.rotate_k);
 }
 
 Status ValidateKv(const ConstTensorView& k, const ConstTensorView& v) {

@@ -20,7 +20,8 @@ constexpr int64_t kMaxCount = 0x7fffff00;
 
 Status ValidateDesc(const AttentionDesc& desc);
 Status ValidateCacheDesc(const KvCacheDesc& desc);
-Status ValidatePrecision(const char* argument, Precision precision);
+// Of a plan, whose fields have no prefix, or of a memory's or cache's format: "format.".
+Status ValidatePrecision(const char* prefix, Precision precision, bool rotate_k);
 Status ValidateParallel(const ParallelFor& parallel);
 
 // k and v as they are given to CrossMemory::Create, KvCache::Append and Run.

@@ -288,9 +288,7 @@ HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_REST
                                DecodeRow& row) {
   const QueryScale scale = LoadQuery<Scheme>(task, r, scratch_row);
   const size_t lanes = QueryLanes<Scheme>(task.head.shape.head_dim);
-  for (size_t i = 0; i < lanes; i += kChunkElements) {
-    CopyChunk(scratch_row + i, row.q + i * kLaneBytes);
-  }
+  __builtin_memcpy(row.q, scratch_row, lanes * kLaneBytes);
   row.row_scale = scale.row_scale;
   row.acc_init = scale.acc_init;
   row.limit = KeyLimit(task, r);

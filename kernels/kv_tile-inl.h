@@ -122,6 +122,16 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
   return tile;
 }
 
+// The tile from its key `key` on, which begins a block of keys.
+HWY_INLINE KvTile TileFrom(const KvTile& kv, size_t key) {
+  KvTile rest = kv;
+  rest.k += key / kKeyBlock * kv.k_block_bytes;
+  rest.v_key += key;
+  rest.k_scale += key;
+  rest.key_begin += key;
+  return rest;
+}
+
 }  // namespace
 }  // namespace SIGHTLINE_TIER
 }  // namespace sightline

@@ -10,6 +10,7 @@
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "quant/quantize-inl.h"
+#include "quant/rotate-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -35,6 +36,7 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   const size_t elements = RowBufferElements(head_dim);
   LoadRow(RowAt(task.q, r), head_dim, row);
   if constexpr (Scheme::kQuantized) {
+    RotateQueries(task, row, 1);
     // In place: vector after vector is read before fewer bytes are written.
     auto* quanta = reinterpret_cast<typename Scheme::KStored*>(row);
     const float scale = QuantizeRow(row, elements, Scheme::MaxQ(head_dim), 0, quanta);
@@ -56,6 +58,11 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
   const size_t count = MinOf(kLanes, q.num_rows - MinOf(r, q.num_rows));
+  // While these are quantised and transposed, the next ones come from memory.
+  const size_t next = q.first_row + r + kLanes;
+  for (size_t row = next; row < MinOf(next + kLanes, NumRows(task)); ++row) {
+    PrefetchRow(RowAt(task.q, row), head_dim);
+  }
   for (size_t lane = 0; lane < count; ++lane) {
     LoadRow(RowAt(task.q, q.first_row + r + lane), head_dim, rows + lane * elements);
   }
@@ -64,8 +71,9 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
   }
   const VF scale = hn::Set(df, task.scale_log2e);
   if constexpr (Scheme::kQuantized) {
-    VF row_scale;
-    QuantizeRows<typename Scheme::KStored>(rows, elements, Scheme::MaxQ(head_dim), 0, &row_scale);
+    RotateQueries(task, rows, count);
+    const VF row_scale =
+        QuantizeRows<typename Scheme::KStored>(rows, elements, Scheme::MaxQ(head_dim), 0);
     hn::Store(hn::Mul(row_scale, scale), df, q.row_scale + r);
   } else {
     for (size_t i = 0; i < count * elements; i += kLanes) {
@@ -89,11 +97,9 @@ HWY_INLINE VI32 QueryAccInit(const uint8_t* HWY_RESTRICT panel, size_t lanes, si
                  hn::Mul(sum, hn::Set(di32, Scheme::kKBias)));
 }
 
-// All rows of a tile; rows and chunks: scratch for kLanes * RowBufferElements(head_dim) floats
-// each.
+// All rows of a tile; rows: scratch for kLanes * RowBufferElements(head_dim) floats.
 template <class Scheme>
-HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* HWY_RESTRICT rows,
-                            uint8_t* HWY_RESTRICT chunks) {
+HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* HWY_RESTRICT rows) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
   const size_t lanes = QueryLanes<Scheme>(head_dim);
@@ -101,7 +107,7 @@ HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* H
   for (size_t v = 0; v < q.num_vectors; ++v) {
     LoadQueryRows<Scheme>(task, q, v * kLanes, rows);
     uint8_t* panel = q.panel + v * kVectorBytes;
-    RowsToPanel(rows, elements, lanes, chunks, reinterpret_cast<int32_t*>(panel), row_stride);
+    RowsToPanel(rows, elements, lanes, reinterpret_cast<int32_t*>(panel), row_stride);
     if constexpr (Scheme::kQuantized) {
       hn::Store(QueryAccInit<Scheme>(panel, lanes, row_stride * kLaneBytes, head_dim), di32,
                 q.acc_init + v * kLanes);

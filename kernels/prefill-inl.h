@@ -36,8 +36,7 @@ struct TaskScratch {
   TileScratch floats;
   FixedScratch fixed;
   KeyFactors keys;
-  uint8_t* chunks;  // kLanes rows of Q or O on their way into or out of panels, in two forms
-  float* rows;
+  float* rows;  // kLanes rows of Q or O on their way into or out of panels
   WideTile wide;
 };
 
@@ -88,7 +87,6 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
   } else {
     task.floats = TakeTileScratch(kRows, arena);
   }
-  task.chunks = arena.Take<uint8_t>(kLanes * widest * sizeof(float));
   task.rows = arena.Take<float>(kLanes * widest);
   task.wide = TakeWideTile<Scheme>(shape, arena);
   return arena.used();
@@ -118,20 +116,21 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
   for (size_t i = 0; i < channels * q.num_vectors; ++i) {
     hn::Store(hn::Zero(df), df, q.o + i * kLanes);
   }
-  LoadQueries<Scheme>(task, q, scratch.rows, scratch.chunks);
+  LoadQueries<Scheme>(task, q, scratch.rows);
 }
 
 // One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector
 // at a time costs 10 % of a causal prefill of 2048.
 template <class Scheme, size_t kQV>
 HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
-                               size_t num_keys, const TaskScratch<Scheme>& scratch) {
+                               const KeyFactors& keys, size_t num_keys,
+                               const TaskScratch<Scheme>& scratch) {
   if (q.num_vectors == kQV) {
     const size_t head_dim = task.head.shape.head_dim;
     const size_t channels = PaddedVHeadDim(task.head.shape);
     const size_t padded_keys = RoundUp(num_keys, Scheme::kStep);
     if constexpr (Scheme::kQuantized) {
-      ScoreTileFixed<Scheme, kQV>(q, kv, scratch.keys, head_dim, num_keys, scratch.fixed);
+      ScoreTileFixed<Scheme, kQV>(q, kv, keys, head_dim, num_keys, scratch.fixed);
       SoftmaxTileFixed<kQV>(q, channels, padded_keys, scratch.fixed);
       AccumulateTileFixed<Scheme, kQV>(q, kv, channels, num_keys, scratch.fixed);
     } else {
@@ -140,7 +139,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
       AccumulateTile<Scheme, kQV>(q, kv, channels, num_keys, scratch.floats);
     }
   } else if constexpr (kQV > 1) {
-    AttendTilePair<Scheme, kQV - 1>(task, q, kv, num_keys, scratch);
+    AttendTilePair<Scheme, kQV - 1>(task, q, kv, keys, num_keys, scratch);
   }
 }
 
@@ -163,13 +162,17 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
       const QueryTile& q = scratch.tiles[t];
       if (q.max_limit <= key) continue;
       const size_t num_keys = MinOf(tile_keys, q.max_limit - key);
-      AttendTilePair<Scheme, Scheme::kQueryVectors>(task, q, kv, num_keys, scratch);
+      for (size_t part = 0; part < num_keys; part += Scheme::kPTileKeys) {
+        AttendTilePair<Scheme, Scheme::kQueryVectors>(
+            task, q, TileFrom(kv, part), KeyFactorsFrom(scratch.keys, part),
+            MinOf(Scheme::kPTileKeys, num_keys - part), scratch);
+      }
     }
   }
 
   const float* v_center = VCenter<Scheme>(task);
   for (size_t t = 0; t < num_tiles; ++t) {
-    StoreOutput(task, scratch.tiles[t], v_center, scratch.chunks, scratch.rows);
+    StoreOutput(task, scratch.tiles[t], v_center, scratch.rows);
   }
 }
 

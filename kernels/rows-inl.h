@@ -52,43 +52,61 @@ HWY_INLINE bool IsDense(const Row& row) {
   return row.dim_stride == static_cast<int64_t>(sizeof(T)) && dense_scales;
 }
 
-template <typename T>
-HWY_INLINE void LoadRowOf(const Row& row, size_t n, float* HWY_RESTRICT out) {
+// Asks for a row of n neighbouring elements before it is needed: rows of one head are far apart in
+// the caller's tensor, where no hardware prefetcher expects them.
+HWY_INLINE void PrefetchRow(const Row& row, size_t n) {
+  if (row.dim_stride <= 0 || row.dim_stride > static_cast<int64_t>(sizeof(float))) return;
+  const size_t bytes = n * static_cast<size_t>(row.dim_stride);
+  for (size_t i = 0; i < bytes; i += kPackedAlignBytes) __builtin_prefetch(row.data + i);
+}
+
+// Calls use(i, x) for vectors x of elements [i, i + kLanes) of a row of n, as f32; 0 past its end.
+template <typename T, class Use>
+HWY_INLINE void VisitRowOf(const Row& row, size_t n, const Use& use) {
   const hn::Rebind<T, DF> d;
   size_t i = 0;
   if (HWY_LIKELY(IsDense<T>(row))) {
     for (; i + kLanes <= n; i += kLanes) {
       VF x = ToF32(hn::LoadU(d, reinterpret_cast<const T*>(row.data) + i));
       if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row, i, n));
-      hn::Store(x, df, out + i);
+      use(i, x);
     }
   }
   for (; i < n; i += kLanes) {
     VF x = LoadLanes<T>(row.data, row.dim_stride, i, n);
     if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row, i, n));
-    hn::Store(x, df, out + i);
+    use(i, x);
+  }
+}
+template <class Use>
+HWY_INLINE void VisitRow(const Row& row, size_t n, const Use& use) {
+  switch (row.dtype) {
+    case DType::kF32:
+      return VisitRowOf<float>(row, n, use);
+    case DType::kF16:
+      return VisitRowOf<hwy::float16_t>(row, n, use);
+    case DType::kBF16:
+      return VisitRowOf<hwy::bfloat16_t>(row, n, use);
+    case DType::kI8:
+      return VisitRowOf<int8_t>(row, n, use);
   }
 }
 
-// Elements that a row buffer must hold: whole vectors and whole chunks in every tier.
+// Elements that a row buffer must hold: whole vectors in every tier.
 HWY_INLINE size_t RowBufferElements(size_t n) { return RoundUp(n, kChannelAlign); }
+
+// Zeroes the vectors of a row buffer that a row of n elements does not reach.
+HWY_INLINE void ZeroPadding(size_t n, float* out) {
+  for (size_t i = RoundUp(n, kLanes); i < RowBufferElements(n); i += kLanes) {
+    hn::Store(hn::Zero(df), df, out + i);
+  }
+}
 
 // Row of n elements to f32. `out` is vector-aligned and holds RowBufferElements(n); the elements
 // past n become 0.
-HWY_INLINE void LoadRow(const Row& row, size_t n, float* out) {
-  for (size_t i = n / kLanes * kLanes; i < RowBufferElements(n); i += kLanes) {
-    hn::Store(hn::Zero(df), df, out + i);
-  }
-  switch (row.dtype) {
-    case DType::kF32:
-      return LoadRowOf<float>(row, n, out);
-    case DType::kF16:
-      return LoadRowOf<hwy::float16_t>(row, n, out);
-    case DType::kBF16:
-      return LoadRowOf<hwy::bfloat16_t>(row, n, out);
-    case DType::kI8:
-      return LoadRowOf<int8_t>(row, n, out);
-  }
+HWY_INLINE void LoadRow(const Row& row, size_t n, float* HWY_RESTRICT out) {
+  ZeroPadding(n, out);
+  VisitRow(row, n, [out](size_t i, VF x) HWY_ATTR { hn::Store(x, df, out + i); });
 }
 
 template <typename T>

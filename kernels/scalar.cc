@@ -26,6 +26,16 @@ float LoadSource(const SourceRows& rows, size_t i, size_t d) {
 
 float Sanitize(float x) { return isnan(x) ? 0.0f : std::clamp(x, -kLargestFinite, kLargestFinite); }
 
+// Makes a row finite and returns its largest magnitude.
+float FiniteRange(float* row, size_t n) {
+  float range = 0.0f;
+  for (size_t i = 0; i < n; ++i) {
+    row[i] = Sanitize(row[i]);
+    range = std::max(range, fabsf(row[i]));
+  }
+  return range;
+}
+
 struct QuantStep {
   float scale;
   float inverse;
@@ -83,6 +93,53 @@ float MeanOfColumn(const SourceRows& rows, size_t num_rows, size_t d) {
   return sum / count;
 }
 
+// Rotated K, in the order of quant/rotate-inl.h, where everything is explained.
+void RotateRow(size_t head_dim, float* row) {
+  const size_t block = RotationBlock(head_dim);
+  for (size_t stride = 1; stride < block; stride *= 2) {
+    for (size_t i = 0; i < head_dim; ++i) {
+      if ((i & stride) != 0) continue;
+      const float a = row[i];
+      const float b = row[i + stride];
+      row[i] = a + b;
+      row[i + stride] = a - b;
+    }
+  }
+  if (block == head_dim) return;
+  const size_t width = std::max(block, kChannelAlign);
+  float sums[kMaxHeadDim] = {};
+  for (size_t i = 0; i < head_dim; ++i) sums[i % width] += row[i];
+  for (size_t half = width / 2; half >= block; half /= 2) {
+    for (size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  const size_t num_blocks = head_dim / block;
+  const float twice = 2.0f / static_cast<float>(num_blocks);
+  for (size_t i = 0; i < head_dim; ++i) row[i] -= sums[i % block] * twice;
+}
+
+void BalanceChannels(const PackTask& task) {
+  const PackedShape& s = task.head.shape;
+  const float* k_center =
+      reinterpret_cast<const float*>(task.head.base + task.head.offsets.k_center);
+  float* q_factor = reinterpret_cast<float*>(task.head.base + task.head.offsets.q_factor);
+  float size[kMaxHeadDim] = {};
+  for (size_t key = 0; key < task.num_keys; key += CenterStride(task.num_keys)) {
+    for (size_t d = 0; d < s.head_dim; ++d) {
+      size[d] += fabsf(Sanitize(LoadSource(task.k, key, d)) - k_center[d]);
+    }
+  }
+  float sorted[kMaxHeadDim];
+  std::copy(size, size + s.head_dim, sorted);
+  std::sort(sorted, sorted + s.head_dim);
+  const float ordinary = std::max(sorted[s.head_dim / 2], sorted[s.head_dim - 1] * kSmallestMedian);
+  for (size_t d = 0; d < RoundUp(s.head_dim, kChannelAlign); ++d) {
+    q_factor[d] = RotationSign(d);
+    for (const float threshold : kBalanceThresholds) {
+      if (ordinary >= kSmallestRange && size[d] >= threshold * ordinary) q_factor[d] *= 2.0f;
+    }
+  }
+}
+
 void CenterQuantized(const PackTask& task, unsigned char*) {
   const PackedShape& s = task.head.shape;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
@@ -91,6 +148,7 @@ void CenterQuantized(const PackTask& task, unsigned char*) {
   for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
     v_center[c] = c < s.v_head_dim ? MeanOfColumn(task.v, task.num_keys, c) : 0.0f;
   }
+  if (IsRotated(s.layout)) BalanceChannels(task);
 }
 
 // K in int8, with a bias, or in int16.
@@ -111,16 +169,21 @@ void PackQuantized(const PackTask& task, unsigned char*) {
       reinterpret_cast<float*>(base + o.v_scale) + task.key_begin / kKvTile * PaddedVHeadDim(s);
   const float* k_center = reinterpret_cast<const float*>(base + o.k_center);
   const float* v_center = reinterpret_cast<const float*>(base + o.v_center);
+  const float* q_factor = reinterpret_cast<const float*>(base + o.q_factor);
+  const float k_factor = 1.0f / static_cast<float>(RotationBlock(s.head_dim));
   const float max_k = static_cast<float>(MaxQuantumOf(KStored(), s.head_dim));
 
   float row[kMaxHeadDim];
   for (size_t i = task.num_keys_done; i < task.num_keys; ++i) {
     const size_t key = task.key_begin + i;
-    float range = 0.0f;
     for (size_t d = 0; d < s.head_dim; ++d) {
       row[d] = Sanitize(LoadSource(task.k, i, d)) - k_center[d];
-      range = std::max(range, fabsf(row[d]));
     }
+    if (IsRotated(s.layout)) {
+      for (size_t d = 0; d < s.head_dim; ++d) row[d] *= k_factor / q_factor[d];
+      RotateRow(s.head_dim, row);
+    }
+    const float range = FiniteRange(row, s.head_dim);
     const QuantStep step = StepForRange(range, max_k);
     k_scale[key] = step.scale;
     for (size_t d = 0; d < PaddedHeadDim(s); ++d) {
@@ -186,12 +249,19 @@ class QuantizedRow {
     k_scale_ = reinterpret_cast<const float*>(base + o.k_scale);
     v_scale_ = reinterpret_cast<const float*>(base + o.v_scale);
     v_center_ = reinterpret_cast<const float*>(base + o.v_center);
-    float range = 0.0f;
-    for (size_t d = 0; d < shape_.head_dim; ++d) range = std::max(range, fabsf(Sanitize(q[d])));
+    float row[kMaxHeadDim];
+    std::copy(q, q + shape_.head_dim, row);
+    float range = FiniteRange(row, shape_.head_dim);
+    if (IsRotated(shape_.layout) && task.kv_len != 0) {
+      const float* q_factor = reinterpret_cast<const float*>(base + o.q_factor);
+      for (size_t d = 0; d < shape_.head_dim; ++d) row[d] *= q_factor[d];
+      RotateRow(shape_.head_dim, row);
+      range = FiniteRange(row, shape_.head_dim);
+    }
     const QuantStep step =
         StepForRange(range, static_cast<float>(MaxQuantumOf(KStored(), shape_.head_dim)));
     row_scale_ = step.scale * task.scale_log2e;
-    for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = Quantize(Sanitize(q[d]), step);
+    for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = Quantize(row[d], step);
   }
   float Score(size_t key) const {
     int32_t dot = 0;

@@ -1,5 +1,6 @@
 // The schemes: what a precision means to the kernels. One driver serves all; a scheme says how Q,
-// K, P and V are represented and which multiplication joins them.
+// K, P and V are represented, which multiplication joins them, and over how many keys
+// (kPTileKeys) scores are turned into P and multiplied by V at once.
 #ifndef SIGHTLINE_KERNELS_SCHEMES_INL_H_
 #define SIGHTLINE_KERNELS_SCHEMES_INL_H_
 
@@ -18,6 +19,7 @@ struct F32Scheme {
   static constexpr size_t kStep = F32Ops::kStep;
   using KStored = float;
   using VStored = float;
+  static constexpr size_t kPTileKeys = kKvTile;
   using QkProduct = F32Product;
   using PvProduct = F32Product;
 };
@@ -58,6 +60,8 @@ struct I8FineScheme : I8Scheme {
   static constexpr LayoutId kLayout =
       I8Ops::kBiasedV ? LayoutId::kI8FineBiasedV : LayoutId::kI8Fine;
   static constexpr int kKBias = 0;
+  // A maximum over fewer keys is closer to them: rounding of P then costs 0.45 % instead of 0.57.
+  static constexpr size_t kPTileKeys = kKvTile / 2;
   using KStored = int16_t;
   using QkProduct = I16QkProduct;
 

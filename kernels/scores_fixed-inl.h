@@ -3,9 +3,8 @@
 //
 // A sum of integer products is worth row_scale * k_scale octaves a unit. On the way to fixed point
 //
-//   s16 = (sum + half) >> shift             fits 16 bits for any quanta: `shift` follows from
-//   head_dim s   = s16 * key_factor * row_factor     two rounding multiplications of 15-bit
-//   fractions
+//   s16 = (sum + half) >> shift            fits 16 bits for any quanta: head_dim says the shift
+//   s = s16 * key_factor * row_factor      two rounding multiplications of 15-bit fractions
 //
 // the key factor is the key's scale as a fraction of the tile's largest, the row factor all the
 // rest: row_scale * largest * 2^shift * 64. Per 32 scores that is two shifts, a blend, two
@@ -84,6 +83,11 @@ HWY_INLINE void SetKeyFactors(const float* HWY_RESTRICT k_scale, size_t num_keys
     first |= second << 16;
     __builtin_memcpy(factors.words + key / 2, &first, sizeof(first));
   }
+}
+
+// The factors from key `key` on, a multiple of 4.
+HWY_INLINE KeyFactors KeyFactorsFrom(const KeyFactors& factors, size_t key) {
+  return {factors.words + key / 2, factors.largest, factors.uneven};
 }
 
 HWY_INLINE hn::Mask<DF> IsSteep(VF factor) {

@@ -1,5 +1,4 @@
-// The SIMD vocabulary of a tier: tags and vector types of one register width, exp2, and the
-// transpose between the caller's rows and the kernels' panels.
+// The SIMD vocabulary of a tier: tags and vector types of one register width, exp2, conversions.
 //
 // A lane is a query: vectors hold kLanes queries, so that maximum, sum and rescale of softmax are
 // vertical. A panel is [index][row]: element `index` of each row of a query tile, contiguous over
@@ -144,54 +143,6 @@ HWY_INLINE hn::VFromD<hn::Rebind<hwy::bfloat16_t, DF>> FromF32(hn::Rebind<hwy::b
   return hn::BitCast(d, hn::TruncateTo(du16, hn::ShiftRight<16>(chosen)));
 }
 #endif
-
-// Rows on their way into and out of panels are cut into chunks of 16 bytes: four 32-bit elements.
-// The order of the chunks makes a transpose of kLanes rows out of 4x4 transposes inside 128-bit
-// blocks, which is all that interleaving instructions can do: vector i of a group of four holds, in
-// block b, row 4b + i.
-constexpr size_t kChunkBytes = 16;
-constexpr size_t kChunkElements = 4;
-
-// Bytes from the start of the chunk buffer to chunk `chunk` of row `row` < kLanes.
-HWY_INLINE size_t ChunkOffset(size_t row, size_t chunk) {
-  return ((chunk * 4 + row % 4) * (kLanes / 4) + row / 4) * kChunkBytes;
-}
-
-HWY_INLINE void CopyChunk(const void* HWY_RESTRICT from, void* HWY_RESTRICT to) {
-  const hn::Full128<uint8_t> d;
-  hn::StoreU(hn::LoadU(d, static_cast<const uint8_t*>(from)), d, static_cast<uint8_t*>(to));
-}
-
-// Four vectors, of which block b holds a 4x4 matrix by rows, become its columns.
-HWY_INLINE void Transpose4x4(VI32& a, VI32& b, VI32& c, VI32& d) {
-  const hn::Repartition<int64_t, DF> di64;
-  const auto ab_lo = hn::BitCast(di64, hn::InterleaveLower(di32, a, b));
-  const auto ab_hi = hn::BitCast(di64, hn::InterleaveUpper(di32, a, b));
-  const auto cd_lo = hn::BitCast(di64, hn::InterleaveLower(di32, c, d));
-  const auto cd_hi = hn::BitCast(di64, hn::InterleaveUpper(di32, c, d));
-  a = hn::BitCast(di32, hn::InterleaveLower(di64, ab_lo, cd_lo));
-  b = hn::BitCast(di32, hn::InterleaveUpper(di64, ab_lo, cd_lo));
-  c = hn::BitCast(di32, hn::InterleaveLower(di64, ab_hi, cd_hi));
-  d = hn::BitCast(di32, hn::InterleaveUpper(di64, ab_hi, cd_hi));
-}
-
-// Chunks of kLanes rows to panel rows of kLanes 32-bit elements, `stride` elements apart.
-HWY_INLINE void ChunksToPanel(const uint8_t* HWY_RESTRICT chunks, size_t num_chunks,
-                              int32_t* HWY_RESTRICT panel, size_t stride) {
-  for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
-    const int32_t* in = reinterpret_cast<const int32_t*>(chunks) + chunk * kChunkElements * kLanes;
-    VI32 a = hn::Load(di32, in + 0 * kLanes);
-    VI32 b = hn::Load(di32, in + 1 * kLanes);
-    VI32 c = hn::Load(di32, in + 2 * kLanes);
-    VI32 d = hn::Load(di32, in + 3 * kLanes);
-    Transpose4x4(a, b, c, d);
-    int32_t* out = panel + chunk * kChunkElements * stride;
-    hn::Store(a, di32, out + 0 * stride);
-    hn::Store(b, di32, out + 1 * stride);
-    hn::Store(c, di32, out + 2 * stride);
-    hn::Store(d, di32, out + 3 * stride);
-  }
-}
 
 }  // namespace
 }  // namespace SIGHTLINE_TIER

@@ -15,7 +15,9 @@ Status CrossMemory::Create(const ConstTensorView& k, const ConstTensorView& v,
                            const ParallelFor& parallel) {
   if (memory == nullptr) return Status::Error(StatusCode::kInvalidArgument, "memory is null");
   Status status = internal::ValidateKv(k, v);
-  if (status.ok()) status = internal::ValidatePrecision("format.precision", format.precision);
+  if (status.ok()) {
+    status = internal::ValidatePrecision("format.", format.precision, format.rotate_k);
+  }
   if (status.ok()) status = internal::ValidateParallel(parallel);
   const internal::KernelTable* table = nullptr;
   if (status.ok()) status = internal::FindKernels(format.tier, &table);
@@ -30,7 +32,7 @@ Status CrossMemory::Create(const ConstTensorView& k, const ConstTensorView& v,
   geometry.length = k.length;
   const PrecisionKernels& kernels = table->kernels[static_cast<size_t>(format.precision)];
   std::shared_ptr<PackedKv> packed;
-  status = PackedKv::Create(geometry, format.precision, kernels, /*tail_rows=*/0, &packed);
+  status = PackedKv::Create(geometry, format, kernels, /*tail_rows=*/0, &packed);
   if (!status.ok()) return status;
   internal::PackTensors(kernels, packed->heads(), k, v, parallel);
   memory->packed_ = std::move(packed);
@@ -44,6 +46,9 @@ int64_t CrossMemory::head_dim() const { return empty() ? 0 : packed_->header().h
 int64_t CrossMemory::v_head_dim() const { return empty() ? 0 : packed_->header().v_head_dim; }
 Precision CrossMemory::precision() const {
   return empty() ? Precision::kF32 : packed_->precision();
+}
+bool CrossMemory::rotate_k() const {
+  return !empty() && internal::IsRotated(packed_->header().layout);
 }
 size_t CrossMemory::bytes() const { return empty() ? 0 : packed_->bytes(); }
 

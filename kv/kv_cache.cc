@@ -2,9 +2,9 @@
 //
 // Floats are packed where they belong, token by token. int8 shares a V scale among the 128 keys of
 // a tile, so the open tile is kept in f32 beside its packed form (the tail) and packed anew at each
-// append: at most 128 rows, and closed tiles never change. The centres of K and V have to be the
-// same for all keys: they are the means of the first tile, settled when it closes. All of this
-// depends on the tokens alone, not on how they were grouped into appends.
+// append: at most 128 rows, and closed tiles never change. The centres of K and V, and the balance
+// of rotated K, have to be the same for all keys: they are the first tile's, settled when it
+// closes. All of this depends on the tokens alone, not on how they were grouped into appends.
 //
 // Cost of appending one token: floats store it; int8 quantises its K and up to 128 rows of V, and
 // in the first tile, whose centres still move, up to 128 rows of K as well.
@@ -94,7 +94,7 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
                                                               internal::kKeyBlock));
   }
   std::shared_ptr<PackedKv> packed;
-  status = PackedKv::Create(geometry, desc.format.precision, kernels, tail_rows, &packed);
+  status = PackedKv::Create(geometry, desc.format, kernels, tail_rows, &packed);
   if (status.ok()) cache->packed_ = std::move(packed);
   return status;
 }
@@ -158,6 +158,7 @@ int64_t KvCache::num_kv_heads() const { return empty() ? 0 : packed_->header().n
 int64_t KvCache::head_dim() const { return empty() ? 0 : packed_->header().head_dim; }
 int64_t KvCache::v_head_dim() const { return empty() ? 0 : packed_->header().v_head_dim; }
 Precision KvCache::precision() const { return empty() ? Precision::kF32 : packed_->precision(); }
+bool KvCache::rotate_k() const { return !empty() && internal::IsRotated(packed_->header().layout); }
 size_t KvCache::bytes() const { return empty() ? 0 : packed_->bytes(); }
 
 }  // namespace sightline

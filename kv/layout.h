@@ -26,7 +26,7 @@ namespace sightline {
 namespace internal {
 
 // Raised whenever the meaning of a layout id changes.
-constexpr uint32_t kLayoutVersion = 2;
+constexpr uint32_t kLayoutVersion = 3;
 
 enum class LayoutId : uint32_t {
   kNone = 0,
@@ -36,6 +36,9 @@ enum class LayoutId : uint32_t {
   kI8BiasedV = 4,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
   kI8Fine = 5,     // K as i16, V as i8
   kI8FineBiasedV = 6,  // K as i16, V as u8 = v + 128
+  // The int8 layouts of quanta with K balanced and rotated; see "Rotated K" below.
+  kI8RotatedBiasedK = 7,
+  kI8RotatedBiasedV = 8,
 };
 
 constexpr size_t kKeyBlock = 64;      // keys interleaved in K
@@ -79,7 +82,14 @@ static inline size_t RoundUp(size_t x, size_t multiple) {
 }
 
 static constexpr bool IsQuantized(LayoutId layout) { return layout >= LayoutId::kI8BiasedK; }
-static constexpr bool HasWideK(LayoutId layout) { return layout >= LayoutId::kI8Fine; }
+static constexpr bool HasWideK(LayoutId layout) {
+  return layout == LayoutId::kI8Fine || layout == LayoutId::kI8FineBiasedV;
+}
+static inline bool IsRotated(LayoutId layout) { return layout >= LayoutId::kI8RotatedBiasedK; }
+// The rotated form of an int8 layout.
+static inline LayoutId RotatedLayout(LayoutId layout) {
+  return layout == LayoutId::kI8BiasedV ? LayoutId::kI8RotatedBiasedV : LayoutId::kI8RotatedBiasedK;
+}
 
 // Bytes of one stored K or V element, and how many of them one 32-bit lane multiplies.
 static inline size_t KElementBytes(LayoutId layout) {
@@ -101,6 +111,31 @@ static inline int MaxWideQuantum(size_t head_dim) {
   while (static_cast<int64_t>(head_dim) * quantum * quantum >= limit) --quantum;
   return quantum;
 }
+
+// Rotated K: scores stay what they are when channels of K are divided by what those of Q are
+// multiplied by, and when the same orthogonal transform is applied to both. What each token's scale
+// has to reach then no longer depends on a few large channels. Formulas: docs/contract.md; the
+// transform: quant/rotate-inl.h.
+
+// A channel of K is divided by two for each of these multiples of the median channel that it
+// reaches. Steps of eight, so that divisors grow as the cube root of the channel: what K gains Q
+// loses, and the rotation spreads the rest. The first is beyond the spread of ordinary channels.
+constexpr float kBalanceThresholds[] = {3.0f, 24.0f, 192.0f, 1536.0f};
+// The median counts as at least this share of the largest channel: more than half of the channels
+// may be constant, and one with a little noise should not be made equal to the largest.
+constexpr float kSmallestMedian = 1.0f / 1024;
+
+// Channels have pseudo-random signs before the transform, which multiplies them by regular patterns
+// of signs: channels that go together (neighbours of a smooth spectrum, rotary pairs) would add up
+// in a few of its outputs. A hash rather than a table, for it is part of the format.
+static inline float RotationSign(size_t channel) {
+  uint32_t hash = (static_cast<uint32_t>(channel) + 1) * 0x9e3779b1u;
+  hash = (hash ^ hash >> 15) * 0x85ebca77u;
+  return hash >> 31 != 0 ? -1.0f : 1.0f;
+}
+
+// Channels that one Walsh-Hadamard transform mixes: the largest power of two that divides head_dim.
+static inline size_t RotationBlock(size_t head_dim) { return head_dim & (~head_dim + 1); }
 
 // Shape of one packed head, the same for all heads of a memory, cache or workspace.
 struct PackedShape {
@@ -139,6 +174,8 @@ struct PackedOffsets {
   size_t v_scale;    // [NumKvTiles][PaddedVHeadDim]: per tile and channel
   size_t k_center;   // [head_dim]: subtracted from every key; softmax does not notice
   size_t v_center;   // [PaddedVHeadDim]: subtracted from every value, added to the output
+  size_t q_factor;   // [RoundUp(head_dim, kChannelAlign)]: of rotated K: what channels of Q are
+                     // multiplied by, those of K divided; padding is not 0
   size_t v_special;  // u8 [NumKvTiles]: 1 if a float V tile holds a NaN or an infinity
   size_t bytes;      // of the whole head
 };
@@ -159,6 +196,9 @@ static inline PackedOffsets OffsetsOf(const PackedShape& s) {
   end = RoundUp(end + (quantized ? s.head_dim * 4 : 0), kPackedAlignBytes);
   o.v_center = end;
   end = RoundUp(end + (quantized ? PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
+  o.q_factor = end;
+  end = RoundUp(end + (IsRotated(s.layout) ? RoundUp(s.head_dim, kChannelAlign) * 4 : 0),
+                kPackedAlignBytes);
   o.v_special = end;
   end = RoundUp(end + (quantized ? 0 : NumKvTiles(s)), kPackedAlignBytes);
   o.bytes = end;

@@ -19,12 +19,14 @@ bool MultiplyAdd(size_t a, size_t b, size_t c, size_t* product) {
 
 }  // namespace
 
-Status PackedKv::Create(PackedHeader geometry, Precision precision, const PrecisionKernels& kernels,
-                        size_t tail_rows, std::shared_ptr<PackedKv>* packed) {
+Status PackedKv::Create(PackedHeader geometry, const KvFormat& format,
+                        const PrecisionKernels& kernels, size_t tail_rows,
+                        std::shared_ptr<PackedKv>* packed) {
   const size_t head_dim = static_cast<size_t>(geometry.head_dim);
   const size_t v_head_dim = static_cast<size_t>(geometry.v_head_dim);
+  geometry.layout = LayoutOf(kernels, format.rotate_k);
   const PackedShape shape =
-      ShapeOf(kernels.layout, head_dim, v_head_dim, static_cast<size_t>(geometry.capacity));
+      ShapeOf(geometry.layout, head_dim, v_head_dim, static_cast<size_t>(geometry.capacity));
   const PackedOffsets offsets = OffsetsOf(shape);
   const size_t tail_bytes =
       RoundUp(tail_rows * (head_dim + v_head_dim) * sizeof(float), kPackedAlignBytes);
@@ -51,10 +53,9 @@ Status PackedKv::Create(PackedHeader geometry, Precision precision, const Precis
   memset(created->block_, 0, bytes);  // padding included: equal contents are equal bytes
   memcpy(geometry.magic, kMagic, sizeof(kMagic));
   geometry.layout_version = kLayoutVersion;
-  geometry.layout = kernels.layout;
   new (created->block_) PackedHeader(geometry);
   created->bytes_ = bytes;
-  created->precision_ = precision;
+  created->precision_ = format.precision;
   created->kernels_ = &kernels;
   created->heads_ = {created->block_ + sizeof(PackedHeader), shape, offsets,
                      static_cast<size_t>(geometry.num_kv_heads)};

@@ -50,10 +50,11 @@ struct PackedTail {
 
 class PackedKv {
  public:
-  // `geometry` says everything but magic and version. tail_rows: rows of K and of V in f32 that
-  // each head keeps beside its packed form; see KvCache::Append.
-  static Status Create(PackedHeader geometry, Precision precision, const PrecisionKernels& kernels,
-                       size_t tail_rows, std::shared_ptr<PackedKv>* packed);
+  // `geometry` says everything but magic, version and layout. tail_rows: rows of K and of V in f32
+  // that each head keeps beside its packed form; see KvCache::Append.
+  static Status Create(PackedHeader geometry, const KvFormat& format,
+                       const PrecisionKernels& kernels, size_t tail_rows,
+                       std::shared_ptr<PackedKv>* packed);
   PackedKv(const PackedKv&) = delete;
   PackedKv& operator=(const PackedKv&) = delete;
   ~PackedKv();

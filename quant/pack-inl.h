@@ -11,6 +11,7 @@
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "quant/quantize-inl.h"
+#include "quant/rotate-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -18,6 +19,14 @@ namespace {
 
 HWY_INLINE void LoadSourceRow(const SourceRows& rows, size_t index, size_t n, float* out) {
   LoadRow(RowAt(rows, index), n, out);
+}
+
+// How many rows before they are needed rows are asked for: 16 of them are packed in the time that
+// one takes to come from memory.
+constexpr size_t kRowsAhead = 16;
+
+HWY_INLINE void PrefetchSourceRow(const SourceRows& rows, size_t index, size_t num_rows, size_t n) {
+  if (index < num_rows) PrefetchRow(RowAt(rows, index), n);
 }
 
 HWY_INLINE void StoreElements(const float* HWY_RESTRICT row, size_t n, float* HWY_RESTRICT out) {
@@ -80,6 +89,7 @@ HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
   const size_t stride = CenterStride(num_rows);
   for (size_t c = 0; c < elements; c += kLanes) hn::Store(hn::Zero(df), df, mean + c);
   for (size_t i = 0; i < num_rows; i += stride) {
+    PrefetchSourceRow(rows, i + kRowsAhead * stride, num_rows, n);
     LoadSourceRow(rows, i, n, row);
     for (size_t c = 0; c < elements; c += kLanes) {
       const VF x = Sanitize(hn::Load(df, row + c));
@@ -92,7 +102,8 @@ HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
   }
 }
 
-// Writes k_center and v_center: means over the task's rows, of which there is at least one.
+// Writes k_center, v_center and, where K is rotated, q_factor: all from the task's rows, of which
+// there is at least one.
 void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* row = reinterpret_cast<float*>(scratch);
@@ -101,6 +112,7 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
   MeanOfRows(task.k, task.num_keys, shape.head_dim, row, mean);
   for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
+  if (IsRotated(shape.layout)) BalanceChannels(task, mean, row, mean + kMaxHeadDim);
   MeanOfRows(task.v, task.num_keys, shape.v_head_dim, row, mean);
   for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
@@ -108,21 +120,17 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
 // Row minus centre, finite. Elements nearly always are: those that are not are looked for together.
 HWY_INLINE void LoadCentered(const Row& source, size_t n, const float* HWY_RESTRICT center,
                              float* HWY_RESTRICT row) {
-  LoadRow(source, n, row);
-  const size_t elements = RowBufferElements(n);
   VI32 largest = hn::Zero(di32);  // magnitudes as bits, in whose order infinities and NaN are last
-  for (size_t c = 0; c < elements; c += kLanes) {
-    const VF x = hn::Load(df, row + c);
+  ZeroPadding(n, row);
+  VisitRow(source, n, [&](size_t i, VF x) HWY_ATTR {
     largest = hn::Max(largest, hn::BitCast(di32, hn::Abs(x)));
-    hn::Store(hn::Sub(x, hn::Load(df, center + c)), df, row + c);
-  }
+    hn::Store(hn::Sub(x, hn::Load(df, center + i)), df, row + i);
+  });
   const VI32 limit = hn::BitCast(di32, hn::Set(df, kLargestFinite));
   if (HWY_LIKELY(hn::AllTrue(di32, hn::Lt(largest, limit)))) return;
-  LoadRow(source, n, row);
-  for (size_t c = 0; c < elements; c += kLanes) {
-    const VF x = Sanitize(hn::Load(df, row + c));
-    hn::Store(hn::Sub(x, hn::Load(df, center + c)), df, row + c);
-  }
+  VisitRow(source, n, [&](size_t i, VF x) HWY_ATTR {
+    hn::Store(hn::Sub(Sanitize(x), hn::Load(df, center + i)), df, row + i);
+  });
 }
 
 // K of one tile, per token.
@@ -137,11 +145,13 @@ HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scrat
   const size_t elements = RowBufferElements(shape.head_dim);
   const size_t lanes = PaddedHeadDim(shape) / kQkDepth<Scheme>;
   const int max_k = Scheme::MaxK(shape.head_dim);
-  static_assert((kLanes + 8 + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
-                "rows, chunks in int16 and the centre");
+  static_assert((kLanes + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
+                "rows, centre and factors");
   float* center = reinterpret_cast<float*>(scratch);
-  uint8_t* chunks = scratch + kMaxHeadDim * sizeof(float);
-  float* rows = reinterpret_cast<float*>(chunks) + kLanes / 2 * kMaxHeadDim;
+  float* factor = center + kMaxHeadDim;
+  float* rows = factor + kMaxHeadDim;
+  const bool rotated = IsRotated(shape.layout);
+  if (rotated) LoadKeyFactors(task.head, factor);
 
   // Copied to where whole vectors of it can be read.
   for (size_t d = 0; d < elements; ++d) center[d] = d < shape.head_dim ? k_center[d] : 0.0f;
@@ -149,19 +159,21 @@ HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scrat
   for (size_t i = task.num_keys_done; i < task.num_keys;) {
     const size_t key = task.key_begin + i;
     Quantum* column = k_out + KBlockOffset(shape, key) + key % kKeyBlock * kQkDepth<Scheme>;
-    // Whole vectors of keys become whole vectors of the layout, if every chunk of a row is in it.
-    if (key % kLanes == 0 && i + kLanes <= task.num_keys && lanes % kChunkElements == 0) {
+    // Whole vectors of keys become whole vectors of the layout.
+    if (key % kLanes == 0 && i + kLanes <= task.num_keys) {
       for (size_t lane = 0; lane < kLanes; ++lane) {
+        PrefetchSourceRow(task.k, i + lane + kRowsAhead, task.num_keys, shape.head_dim);
         LoadCentered(RowAt(task.k, i + lane), shape.head_dim, center, rows + lane * elements);
       }
-      VF scales;
-      QuantizeRows<Quantum>(rows, elements, max_k, Scheme::kKBias, &scales);
+      if (rotated) RotateRows(factor, shape.head_dim, rows, kLanes);
+      const VF scales = QuantizeRows<Quantum>(rows, elements, max_k, Scheme::kKBias);
       hn::StoreU(scales, df, k_scale + key);
-      RowsToPanel(rows, elements, lanes, chunks, reinterpret_cast<int32_t*>(column), kKeyBlock);
+      RowsToPanel(rows, elements, lanes, reinterpret_cast<int32_t*>(column), kKeyBlock);
       i += kLanes;
       continue;
     }
     LoadCentered(RowAt(task.k, i), shape.head_dim, center, rows);
+    if (rotated) RotateRows(factor, shape.head_dim, rows, 1);
     k_scale[key] =
         QuantizeRow(rows, elements, max_k, Scheme::kKBias, reinterpret_cast<Quantum*>(rows));
     const uint8_t* quanta = reinterpret_cast<const uint8_t*>(rows);
@@ -202,6 +214,7 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
     for (size_t i = 0; i < padded_keys; ++i) {
       float* row = rows + i * width;
       if (i < task.num_keys && used != 0) {
+        PrefetchSourceRow(task.v, i + kRowsAhead, task.num_keys, shape.v_head_dim);
         Row source = RowAt(task.v, i);
         source.data += static_cast<int64_t>(begin) * source.dim_stride;
         source.scale = ScaleAt(source.scale, static_cast<int64_t>(begin) * source.scale_stride);

@@ -6,7 +6,7 @@
 #ifndef SIGHTLINE_QUANT_QUANTIZE_INL_H_
 #define SIGHTLINE_QUANT_QUANTIZE_INL_H_
 
-#include "kernels/simd-inl.h"
+#include "kernels/transpose-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -73,35 +73,50 @@ HWY_INLINE void QuantaOfRow(const float* row, size_t n, float inverse, Quantum* 
   }
 }
 
-// kLanes rows of n elements, in place: row r's quanta are where the row began. Stores the scales. A
-// step at a time for all rows, since each waits for the one before: rows then overlap.
-template <typename Quantum>
-HWY_INLINE void QuantizeRows(float* HWY_RESTRICT rows, size_t n, int max_quantum, int bias,
-                             VF* scales) {
-  HWY_ALIGN float range[kLanes];
-  HWY_ALIGN float inverse[kLanes];
-  for (size_t lane = 0; lane < kLanes; ++lane) range[lane] = FiniteRange(rows + lane * n, n);
-  const QuantStep step = StepForRange(hn::Load(df, range), static_cast<float>(max_quantum));
-  hn::Store(step.inverse, df, inverse);
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    float* row = rows + lane * n;
-    QuantaOfRow(row, n, inverse[lane], reinterpret_cast<Quantum*>(row), bias);
-  }
-  *scales = step.scale;
-}
-
-// kLanes rows, stride elements apart, whose first `lanes` 32-bit lanes are used, to panel rows that
-// are panel_stride lanes apart. chunks: scratch for as many lanes.
-HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t lanes,
-                            uint8_t* HWY_RESTRICT chunks, int32_t* HWY_RESTRICT panel,
-                            size_t panel_stride) {
-  const size_t num_chunks = lanes / kChunkElements;
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
-      CopyChunk(rows + lane * stride + chunk * kChunkElements, chunks + ChunkOffset(lane, chunk));
+// FiniteRange of kLanes rows side by side.
+HWY_INLINE VF FiniteRanges(float* HWY_RESTRICT rows, size_t n) {
+  VI32 range[kLanes];
+  HWY_UNROLL(16)
+  for (size_t r = 0; r < kLanes; ++r) range[r] = hn::Zero(di32);
+  const VI32 magnitude = hn::Set(di32, 0x7fffffff);
+  for (size_t i = 0; i < n; i += kLanes) {
+    HWY_UNROLL(16)
+    for (size_t r = 0; r < kLanes; ++r) {
+      const VI32 bits = hn::BitCast(di32, hn::Load(df, rows + r * n + i));
+      range[r] = hn::Max(range[r], hn::And(magnitude, bits));
     }
   }
-  ChunksToPanel(chunks, num_chunks, panel, panel_stride);
+  TransposeSquare(range);
+  HWY_UNROLL(4)
+  for (size_t step = kLanes / 2; step != 0; step /= 2) {
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < step; ++r) range[r] = hn::Max(range[r], range[r + step]);
+  }
+  const VF ranges = hn::BitCast(df, range[0]);
+  if (HWY_LIKELY(hn::AllTrue(df, hn::Lt(ranges, hn::Set(df, kLargestFinite))))) return ranges;
+  HWY_ALIGN float finite[kLanes];
+  for (size_t r = 0; r < kLanes; ++r) finite[r] = FiniteRange(rows + r * n, n);
+  return hn::Load(df, finite);
+}
+
+// kLanes rows of n elements, in place: row r's quanta are where the row began. Returns the scales.
+template <typename Quantum>
+HWY_INLINE VF QuantizeRows(float* HWY_RESTRICT rows, size_t n, int max_quantum, int bias) {
+  const hn::RebindToUnsigned<DF> du32;
+  const hn::Rebind<hwy::MakeUnsigned<Quantum>, DF> d_out;
+  HWY_ALIGN float inverse[kLanes];
+  const QuantStep step = StepForRange(FiniteRanges(rows, n), static_cast<float>(max_quantum));
+  hn::Store(step.inverse, df, inverse);
+  for (size_t i = 0; i < n; i += kLanes) {
+    HWY_UNROLL(16)
+    for (size_t r = 0; r < kLanes; ++r) {
+      float* row = rows + r * n;
+      const VI32 bits = QuantaBits(hn::Load(df, row + i), hn::Set(df, inverse[r]), bias);
+      hn::StoreU(hn::TruncateTo(d_out, hn::BitCast(du32, bits)), d_out,
+                 reinterpret_cast<hwy::MakeUnsigned<Quantum>*>(row) + i);
+    }
+  }
+  return step.scale;
 }
 
 // Quantises n elements, a multiple of kChannelAlign, zero-padded, and adds `bias`; `out` may be

@@ -24,9 +24,10 @@ static_assert(kScaleTileKeys == internal::kKvTile, "the simulation's tile is the
 QuantHead Unpack(const internal::PackedHead& head, size_t kv_len) {
   const internal::PackedShape& shape = head.shape;
   REQUIRE(internal::IsQuantized(shape.layout));
-  const int k_bias = shape.layout == internal::LayoutId::kI8BiasedK ? 128 : 0;
   const bool biased_v = shape.layout == internal::LayoutId::kI8BiasedV ||
+                        shape.layout == internal::LayoutId::kI8RotatedBiasedV ||
                         shape.layout == internal::LayoutId::kI8FineBiasedV;
+  const int k_bias = biased_v || internal::HasWideK(shape.layout) ? 0 : 128;
   const int v_bias = biased_v ? 128 : 0;
   const auto unbias = [](unsigned char byte, int bias) {
     return static_cast<int8_t>(bias != 0 ? byte - bias : static_cast<int8_t>(byte));
@@ -64,6 +65,9 @@ QuantHead Unpack(const internal::PackedHead& head, size_t kv_len) {
   result.k_scale = floats(head.offsets.k_scale, kv_len);
   result.k_center = floats(head.offsets.k_center, shape.head_dim);
   result.v_center = floats(head.offsets.v_center, shape.v_head_dim);
+  if (internal::IsRotated(shape.layout)) {
+    result.q_factor = floats(head.offsets.q_factor, shape.head_dim);
+  }
   const size_t row_bytes = internal::PaddedVHeadDim(shape) * sizeof(float);
   for (size_t tile = 0; tile * internal::kKvTile < kv_len; ++tile) {
     const std::vector<float> row =
@@ -82,15 +86,18 @@ size_t FirstDifference(const std::vector<T>& a, const std::vector<T>& b) {
 
 void CheckPacked(const internal::PackedKv* packed, const Problem& problem, int64_t center_keys) {
   REQUIRE(packed != nullptr);
-  const bool wide_k = internal::HasWideK(packed->header().layout);
+  QuantMethod method;
+  method.wide_k = internal::HasWideK(packed->header().layout);
+  method.rotate_k = internal::IsRotated(packed->header().layout);
   for (int64_t b = 0; b < problem.c.kv_batch; ++b) {
     for (int64_t h = 0; h < problem.c.kv_heads; ++h) {
       INFO("batch " << b << ", head " << h);
-      const QuantHead expected = QuantizeHeadOf(problem, b, h, wide_k, center_keys);
+      const QuantHead expected = QuantizeHeadOf(problem, b, h, method, center_keys);
       const QuantHead actual = Unpack(packed->head(static_cast<size_t>(b), static_cast<size_t>(h)),
                                       static_cast<size_t>(problem.c.kv_len));
       CHECK(FirstDifference(actual.k_center, expected.k_center) == expected.k_center.size());
       CHECK(FirstDifference(actual.v_center, expected.v_center) == expected.v_center.size());
+      CHECK(FirstDifference(actual.q_factor, expected.q_factor) == expected.q_factor.size());
       CHECK(FirstDifference(actual.k_scale, expected.k_scale) == expected.k_scale.size());
       CHECK(FirstDifference(actual.v_scale, expected.v_scale) == expected.v_scale.size());
       CHECK(FirstDifference(actual.k, expected.k) == expected.k.size());
@@ -110,6 +117,28 @@ Case PackingCase(int64_t kv_len, int64_t head_dim, int64_t v_head_dim) {
   c.v_dtype = DType::kF16;
   c.distribution = Distribution::kKBias;
   return c;
+}
+
+Setup Rotated(const char* tier) {
+  Setup setup = {tier, Precision::kI8};
+  setup.rotate_k = true;
+  return setup;
+}
+
+// Channels of K up to 2^13 times larger than others: every step of the balance, and what is just
+// below it.
+void SpreadChannels(Problem* problem) {
+  for (int64_t b = 0; b < 2; ++b) {
+    for (int64_t key = 0; key < problem->c.kv_len; ++key) {
+      for (int64_t h = 0; h < 2; ++h) {
+        for (int64_t d = 0; d < problem->c.head_dim; ++d) {
+          if (d % 3 != 0) continue;
+          const float gain = static_cast<float>(1 << (d / 3 * 5 % 14));
+          problem->k.Set(b, key, h, d, gain * problem->k.Get(b, key, h, d));
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("int8 memories hold what the simulation quantises", "[i8]") {
@@ -159,6 +188,54 @@ TEST_CASE("int8 stores special numbers as documented", "[i8]") {
     INFO(Name(precision) << " on " << tier);
     CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, 200);
     CheckPacked(KvAccess::Get(CacheOf(problem, {tier, precision})), problem, 128);
+    CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, 200);
+    CheckPacked(KvAccess::Get(CacheOf(problem, Rotated(tier))), problem, 128);
+  }
+}
+
+// Blocks of the transform of every size, one or several of them.
+TEST_CASE("int8 rotates K as the simulation does", "[i8]") {
+  uint64_t seed = 300;
+  for (const int64_t head_dim :
+       {1,  2,  3,  4,  5,  6,  7,   8,   12,  15,  16,  24,  31,  32,  33, 40,
+        48, 63, 64, 65, 80, 96, 100, 112, 128, 192, 255, 256, 384, 511, 512}) {
+    for (const int64_t kv_len : {1, 15, 66, 300}) {
+      Case c = PackingCase(kv_len, head_dim, 16);
+      c.distribution = Distribution::kKOutliers;
+      Problem problem(c, ++seed);
+      if (seed % 2 == 0) SpreadChannels(&problem);
+      for (const char* tier : SupportedTiers()) {
+        INFO(problem.c.ToString() << " on " << tier);
+        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+        CheckPacked(KvAccess::Get(CacheOf(problem, Rotated(tier))), problem,
+                    CacheCenterKeys(kv_len));
+      }
+    }
+  }
+}
+
+// One by one, in pairs and in runs across the first tile's end: the balance settles with it.
+TEST_CASE("int8 caches rotate K alike however they were filled", "[i8]") {
+  Problem problem(PackingCase(300, 40, 16), 400);
+  SpreadChannels(&problem);
+  for (const char* tier : SupportedTiers()) {
+    for (const int64_t step : {1, 2, 37, 150}) {
+      INFO("by " << step << " on " << tier);
+      KvCacheDesc desc;
+      desc.batch = desc.num_kv_heads = 2;
+      desc.head_dim = 40;
+      desc.v_head_dim = 16;
+      desc.capacity = 300;
+      desc.format = {Precision::kI8, tier, true};
+      KvCache cache;
+      REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+      for (int64_t begin = 0; begin < 300; begin += step) {
+        const int64_t end = std::min<int64_t>(begin + step, 300);
+        REQUIRE_THAT(cache.Append(problem.k.Slice(begin, end), problem.v.Slice(begin, end)),
+                     IsOk());
+      }
+      CheckPacked(KvAccess::Get(cache), problem, 128);
+    }
   }
 }
 

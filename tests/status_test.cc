@@ -95,6 +95,12 @@ TEST_CASE("Plan::Create refuses", "[status]") {
       {"scale infinite", kInvalid, "scale", [](auto& d) { d.scale = -HUGE_VALF; }},
       {"no such precision", kInvalid, "precision", [](auto& d) { d.precision = kNoPrecision; }},
       {"bf16 K/V", kUnsupported, "precision", [](auto& d) { d.precision = Precision::kBF16; }},
+      {"rotated f32", kInvalid, "rotate_k", [](auto& d) { d.rotate_k = true; }},
+      {"rotated i8_fine", kInvalid, "rotate_k",
+       [](auto& d) {
+         d.precision = Precision::kI8Fine;
+         d.rotate_k = true;
+       }},
       {"no such tier", kInvalid, "tier", [](auto& d) { d.tier = "abacus"; }},
       {"more memory than there is", kOutOfMemory, "workspace",
        [](auto& d) {
@@ -570,6 +576,30 @@ TEST_CASE("Run refuses the layout of another version", "[status]") {
                     }}});
 }
 
+// K as it was stored has to meet Q as the plan treats it.
+TEST_CASE("Run refuses rotated K where the plan does not rotate, and the reverse", "[status]") {
+  for (const Source source : {Source::kMemory, Source::kCache}) {
+    Setup setup = {BestTier(), Precision::kI8, source};
+    for (const bool rotate_k : {false, true}) {
+      setup.rotate_k = rotate_k;
+      INFO("source " << static_cast<int>(source) << ", rotate_k " << rotate_k);
+      CheckRunRefuses(setup, {{"other rotation", kInvalid, "rotate_k", [rotate_k](RunCall& c) {
+                                 Replan(c, [rotate_k](auto& d) { d.rotate_k = !rotate_k; });
+                               }}});
+    }
+  }
+  Setup rotated = {BestTier(), Precision::kI8};
+  rotated.rotate_k = true;
+  const Problem problem(ValidCase(), 1);
+  CHECK(MemoryOf(problem, rotated).rotate_k());
+  CHECK(CacheOf(problem, rotated).rotate_k());
+  rotated.rotate_k = false;
+  CHECK_FALSE(MemoryOf(problem, rotated).rotate_k());
+  CHECK_FALSE(CacheOf(problem, rotated).rotate_k());
+  CHECK_FALSE(CrossMemory().rotate_k());
+  CHECK_FALSE(KvCache().rotate_k());
+}
+
 // A layout is what counts, not the name of the tier that wrote it.
 TEST_CASE("tiers read each other's memories if the layout is theirs", "[status]") {
   const Problem problem(ValidCase(), 2);
@@ -637,6 +667,10 @@ TEST_CASE("CrossMemory::Create refuses", "[status]") {
       {"no such precision", kInvalid, "precision",
        [](auto& c) { c.format.precision = kNoPrecision; }},
       {"bf16", kUnsupported, "precision", [](auto& c) { c.format.precision = Precision::kBF16; }},
+      {"rotated f16", kInvalid, "rotate_k",
+       [](auto& c) { c.format = {Precision::kF16, BestTier(), true}; }},
+      {"rotated i8_fine", kInvalid, "rotate_k",
+       [](auto& c) { c.format = {Precision::kI8Fine, BestTier(), true}; }},
       {"no such tier", kInvalid, "tier", [](auto& c) { c.format.tier = "abacus"; }},
       {"no workers", kInvalid, "num_workers", [](auto& c) { c.parallel.num_workers = 0; }},
       {"workers that nobody runs", kInvalid, "run", [](auto& c) { c.parallel.num_workers = 2; }},
@@ -699,6 +733,10 @@ TEST_CASE("KvCache::Create refuses", "[status]") {
       {"no such precision", kInvalid, "precision",
        [](auto& d) { d.format.precision = kNoPrecision; }},
       {"bf16", kUnsupported, "precision", [](auto& d) { d.format.precision = Precision::kBF16; }},
+      {"rotated f16", kInvalid, "rotate_k",
+       [](auto& d) { d.format = {Precision::kF16, BestTier(), true}; }},
+      {"rotated i8_fine", kInvalid, "rotate_k",
+       [](auto& d) { d.format = {Precision::kI8Fine, BestTier(), true}; }},
       {"no such tier", kInvalid, "tier", [](auto& d) { d.format.tier = "abacus"; }},
       {"more memory than there is", kOutOfMemory, "bytes",
        [](auto& d) {

@@ -59,6 +59,7 @@ struct AttentionDesc {
   Mask mask = Mask::kNone;
   float scale = 0.0f;  // 0 = 1 / sqrt(head_dim); T5 passes 1
   Precision precision = Precision::kF32;
+  bool rotate_k = false;  // kI8 with outlier channels in K; see KvFormat in sightline/kv.h
 
   int64_t max_workers = 1;     // most ParallelFor::num_workers a Run will bring
   const char* tier = nullptr;  // nullptr or "" = the active tier; see sightline/tier.h

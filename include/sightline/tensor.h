@@ -29,9 +29,10 @@ enum class Precision : uint8_t {
   kF32 = 0,  // exact to f32 rounding
   kF16 = 1,  // stored as f16, multiplied and accumulated in f32: half the memory
   kI8 = 2,   // int8 with per-token K and per-channel, per-block V scales: a quarter of the memory
-  kI8Fine = 3,  // the same, but Q and K in int16: 1 % of error where kI8 has up to 5 %; either has
-                // up to 1 % more on x86 without VNNI (docs/contract.md)
-  kBF16 = 4,    // reserved: Plan::Create answers kUnsupported
+  // The same, but Q and K in int16: 1 % of error where kI8 has up to 5 %, or 2 % with rotate_k
+  // (sightline/kv.h). On x86 without VNNI either has up to 1 % more: docs/contract.md.
+  kI8Fine = 3,
+  kBF16 = 4,  // reserved: Plan::Create answers kUnsupported
 };
 
 // Lower-case names, "f32", "i8_fine"; "?" for a value that is none of the enumerators.

@@ -212,7 +212,7 @@ Expected ExpectQuantized(const Problem& p, const QuantMethod& method, int64_t ce
   std::vector<float> query(static_cast<size_t>(c.head_dim));
   for (int64_t b = 0; b < c.kv_batch; ++b) {
     for (int64_t g = 0; g < c.kv_heads; ++g) {
-      const QuantHead head = QuantizeHeadOf(p, b, g, method.wide_k, center_keys);
+      const QuantHead head = QuantizeHeadOf(p, b, g, method, center_keys);
       for (int64_t row = 0; row < c.q_len * sharing; ++row) {
         const int64_t i = row / sharing;
         const int64_t qb = b * c.beams + row % sharing / group;
@@ -303,6 +303,7 @@ AttentionDesc DescOf(const Case& c, const Setup& setup) {
   desc.mask = c.mask;
   desc.scale = c.scale;
   desc.precision = setup.precision;
+  desc.rotate_k = setup.rotate_k;
   desc.max_workers = static_cast<int64_t>(setup.parallel.num_workers);
   desc.tier = setup.tier;
   desc.owns_workspace = false;
@@ -320,9 +321,10 @@ AttentionArgs TensorArgs(const Problem& problem, const Tensor& out) {
 
 CrossMemory MemoryOf(const Problem& problem, const Setup& setup) {
   CrossMemory memory;
-  REQUIRE_THAT(CrossMemory::Create(problem.k.view(), problem.v.view(),
-                                   {setup.precision, setup.tier}, &memory, setup.parallel),
-               IsOk());
+  REQUIRE_THAT(
+      CrossMemory::Create(problem.k.view(), problem.v.view(),
+                          {setup.precision, setup.tier, setup.rotate_k}, &memory, setup.parallel),
+      IsOk());
   return memory;
 }
 
@@ -333,7 +335,7 @@ KvCache CacheOf(const Problem& problem, const Setup& setup) {
   desc.head_dim = problem.c.head_dim;
   desc.v_head_dim = problem.c.v_head_dim;
   desc.capacity = std::max<int64_t>(problem.c.kv_len, 1);
-  desc.format = {setup.precision, setup.tier};
+  desc.format = {setup.precision, setup.tier, setup.rotate_k};
   KvCache cache;
   REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
   REQUIRE_THAT(cache.Append(problem.k.view(), problem.v.view(), setup.parallel), IsOk());
@@ -366,7 +368,7 @@ Tensor Attend(const Problem& problem, const Setup& setup) {
   return out;
 }
 
-QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, bool wide_k,
+QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, const QuantMethod& method,
                          int64_t center_keys) {
   std::vector<float> k, v;
   for (int64_t key = 0; key < p.c.kv_len; ++key) {
@@ -374,7 +376,7 @@ QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, bool wid
     for (int64_t d = 0; d < p.c.value_dim(); ++d) v.push_back(p.v.Get(batch, key, head, d));
   }
   return QuantizeHead(k, v, static_cast<size_t>(p.c.kv_len), static_cast<size_t>(p.c.head_dim),
-                      static_cast<size_t>(p.c.value_dim()), wide_k,
+                      static_cast<size_t>(p.c.value_dim()), method,
                       static_cast<size_t>(center_keys));
 }
 
@@ -386,6 +388,7 @@ Expectations::Method Expectations::MethodOf(const Case& c, const Setup& setup) {
   if (kernels.scheme == nullptr) return method;
   method.center_keys = setup.source == Source::kCache ? CacheCenterKeys(c.kv_len) : c.kv_len;
   method.quant.wide_k = internal::HasWideK(kernels.layout);
+  method.quant.rotate_k = setup.rotate_k;
   method.quant.max_q = kernels.scheme->max_q;
   method.quant.max_p = kernels.scheme->max_p;
   const int64_t num_rows = c.q_len * c.beams * (c.heads / c.kv_heads);

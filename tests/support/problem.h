@@ -94,6 +94,7 @@ struct Setup {
   Precision precision = Precision::kF32;
   Source source = Source::kTensors;
   ParallelFor parallel = {};
+  bool rotate_k = false;
 };
 
 AttentionDesc DescOf(const Case& c, const Setup& setup);
@@ -146,8 +147,8 @@ class Expectations {
 std::vector<double> ExactOutput(const Problem& problem);
 
 // K and V of one head as the simulation stores them; see QuantizeHead.
-QuantHead QuantizeHeadOf(const Problem& problem, int64_t batch, int64_t head, bool wide_k,
-                         int64_t center_keys);
+QuantHead QuantizeHeadOf(const Problem& problem, int64_t batch, int64_t head,
+                         const QuantMethod& method, int64_t center_keys);
 
 // The centers' keys of a KvCache with so many tokens.
 int64_t CacheCenterKeys(int64_t length);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "support/numeric.h"
+#include "support/rotation.h"
 
 namespace sightline {
 namespace testing {
@@ -260,6 +261,7 @@ Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, size
   const size_t dim = head.head_dim;
   std::vector<float> finite(q, q + dim);
   for (float& x : finite) x = Sanitize(x);
+  if (!head.q_factor.empty()) RotateQ(head.q_factor, &finite);
   std::vector<int16_t> quanta(dim);
   const int max_q = method.wide_k ? LargestWideQuantum(dim) : method.max_q;
   Row row;
@@ -306,8 +308,8 @@ std::vector<Tile> TilesOf(const QuantHead& head, const QuantMethod& method, cons
 }  // namespace
 
 bool QuantMethod::operator==(const QuantMethod& other) const {
-  return wide_k == other.wide_k && max_q == other.max_q && max_p == other.max_p &&
-         p_tile_keys == other.p_tile_keys && exp2 == other.exp2;
+  return wide_k == other.wide_k && rotate_k == other.rotate_k && max_q == other.max_q &&
+         max_p == other.max_p && p_tile_keys == other.p_tile_keys && exp2 == other.exp2;
 }
 
 void FixedPointPaths::Add(const FixedPointPaths& other) {
@@ -322,7 +324,8 @@ void FixedPointPaths::Add(const FixedPointPaths& other) {
 }
 
 QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
-                       size_t head_dim, size_t v_head_dim, bool wide_k, size_t center_keys) {
+                       size_t head_dim, size_t v_head_dim, const QuantMethod& method,
+                       size_t center_keys) {
   QuantHead head;
   head.kv_len = kv_len;
   head.head_dim = head_dim;
@@ -330,8 +333,9 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
 
   std::vector<float> x = k;
   head.k_center = Center(&x, kv_len, head_dim, center_keys);
+  if (method.rotate_k && kv_len != 0) head.q_factor = RotateK(&x, head_dim, center_keys);
   head.k.resize(x.size());
-  const int max_k = wide_k ? LargestWideQuantum(head_dim) : kNarrow;
+  const int max_k = method.wide_k ? LargestWideQuantum(head_dim) : kNarrow;
   for (size_t key = 0; key < kv_len; ++key) {
     const size_t first = key * head_dim;
     head.k_scale.push_back(

@@ -41,8 +41,9 @@ constexpr size_t kScaleTileKeys = 128;  // keys that share a scale of V, and fac
 
 // What differs between precisions and tiers.
 struct QuantMethod {
-  bool wide_k = false;  // K and Q in int16
-  int max_q = 127;      // of Q in int8
+  bool wide_k = false;    // K and Q in int16
+  bool rotate_k = false;  // both balanced and rotated before they are quantised: see rotation.h
+  int max_q = 127;        // of Q in int8
   int max_p = 255;
   size_t p_tile_keys = kScaleTileKeys;  // keys whose P is relative to one maximum
   std::vector<uint16_t> exp2;           // one P * max_p * 2^(-i / 64); empty: softmax in f32
@@ -61,12 +62,14 @@ struct QuantHead {
   std::vector<float> v_scale;   // [ceil(kv_len / kScaleTileKeys)][v_head_dim]
   std::vector<float> k_center;  // [head_dim]
   std::vector<float> v_center;  // [v_head_dim]
+  std::vector<float> q_factor;  // [head_dim] if K is rotated, or empty; see rotation.h
 };
 
 // k is [kv_len][head_dim], v is [kv_len][v_head_dim]. The centers are means over the first
 // `center_keys` keys: all of them, but for a KvCache at most 128.
 QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
-                       size_t head_dim, size_t v_head_dim, bool wide_k, size_t center_keys);
+                       size_t head_dim, size_t v_head_dim, const QuantMethod& method,
+                       size_t center_keys);
 
 // Which ways a simulation took through fixed point, in pairs of a row and a tile: a test that is
 // there for one of them requires that it was met.
