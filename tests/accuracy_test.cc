@@ -14,6 +14,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "dispatch/tiers.h"
 #include "support/check.h"
@@ -42,14 +43,14 @@ constexpr Budget kBudgets[] = {
 };
 
 constexpr Budget kShortBudgets[] = {
-    {Distribution::kGaussian, 2e-6, 1e-3, 0.030, 0.030, 0.022},
-    {Distribution::kKOutliers, 5e-6, 3e-3, 0.065, 0.030, 0.022},
-    {Distribution::kKBias, 5e-6, 1e-3, 0.030, 0.030, 0.022},
-    {Distribution::kHeavyTail, 5e-6, 1e-3, 0.018, 0.018, 0.014},
-    {Distribution::kHeavyTailVMean, 5e-6, 1e-3, 0.013, 0.013, 0.013},
-    {Distribution::kPeaky, 5e-6, 2e-3, 0.040, 0.040, 0.013},
+    {Distribution::kGaussian, 2e-6, 1e-3, 0.030, 0.030, 0.019},
+    {Distribution::kKOutliers, 5e-6, 3e-3, 0.065, 0.028, 0.016},
+    {Distribution::kKBias, 5e-6, 1e-3, 0.030, 0.030, 0.019},
+    {Distribution::kHeavyTail, 5e-6, 1e-3, 0.018, 0.018, 0.013},
+    {Distribution::kHeavyTailVMean, 5e-6, 1e-3, 0.0085, 0.0085, 0.006},
+    {Distribution::kPeaky, 5e-6, 2e-3, 0.040, 0.042, 0.012},
     {Distribution::kAllEqual, 3e-5, 1e-3, 1e-5, 1e-5, 1e-5},
-    {Distribution::kOneHot, 2e-6, 1e-3, 0.018, 0.0095, 0.013},
+    {Distribution::kOneHot, 2e-6, 1e-3, 0.0095, 0.0095, 0.0095},
 };
 
 bool HasShortQuanta(const char* tier) {
