@@ -3,11 +3,9 @@
 // attention_test.cc: that one shows that kernels do what the scheme says, this one that the scheme
 // is good enough.
 //
-// Budgets for int8 are 1.3 to 1.5 times the figures measured when the scheme was chosen (2048 keys,
-// head_dim 64): Gaussian 1.3 %, K outliers 4.1 %, heavy tail 0.9 %, peaky 2.4 %. With rotated K the
-// figures are those of i8 but for K outliers, 1.4 %. Tiers whose quanta of Q and P reach less far
-// (kernels/ops/x86_maddubs-inl.h) have budgets of their own: Gaussian 2.1 %, K outliers 5.1 %,
-// heavy tail 1.3 %, peaky 2.8 %.
+// Budgets for int8 are 1.3 to 1.5 times what docs/precision.md says, which has the figures of every
+// tier; that of i8_fine is its promise, 1 %. Tiers whose quanta of Q and P reach less far
+// (kernels/ops/x86_maddubs-inl.h) have budgets of their own.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,14 +31,14 @@ struct Budget {
 
 constexpr Budget kBudgets[] = {
     {Distribution::kGaussian, 2e-6, 1e-3, 0.018, 0.018, 0.010, 0.030, 0.030},
-    {Distribution::kKOutliers, 5e-6, 3e-3, 0.055, 0.020, 0.010, 0.065, 0.030},
-    {Distribution::kKBias, 5e-6, 1e-3, 0.022, 0.020, 0.010, 0.030, 0.030},
-    {Distribution::kHeavyTail, 5e-6, 1e-3, 0.013, 0.015, 0.010, 0.018, 0.018},
-    {Distribution::kHeavyTailVMean, 5e-6, 1e-3, 0.013, 0.0075, 0.010, 0.013, 0.013},
-    {Distribution::kPeaky, 5e-6, 2e-3, 0.034, 0.028, 0.010, 0.040, 0.040},
+    {Distribution::kKOutliers, 5e-6, 3e-3, 0.055, 0.020, 0.010, 0.065, 0.028},
+    {Distribution::kKBias, 5e-6, 1e-3, 0.018, 0.020, 0.010, 0.030, 0.030},
+    {Distribution::kHeavyTail, 5e-6, 1e-3, 0.015, 0.015, 0.010, 0.018, 0.018},
+    {Distribution::kHeavyTailVMean, 5e-6, 1e-3, 0.0075, 0.0075, 0.006, 0.0085, 0.0085},
+    {Distribution::kPeaky, 5e-6, 2e-3, 0.028, 0.028, 0.010, 0.040, 0.042},
     // 2048 equal terms: f32 sums are off to the same side at every step; 1.6e-5 measured.
     {Distribution::kAllEqual, 3e-5, 1e-3, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5},
-    {Distribution::kOneHot, 2e-6, 1e-3, 0.018, 0.0095, 0.010, 0.018, 0.018},
+    {Distribution::kOneHot, 2e-6, 1e-3, 0.0095, 0.0095, 0.0095, 0.0095, 0.0095},
 };
 
 bool HasShortQuanta(const char* tier) {
