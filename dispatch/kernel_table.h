@@ -33,6 +33,9 @@ static inline const float* ScaleAt(const float* scale, int64_t offset_bytes) {
                                         offset_bytes);
 }
 
+// A row alone, for what takes rows.
+static inline Row RowAt(const Row& row, size_t) { return row; }
+
 // Rows of a caller's tensor that belong to one (batch, kv head): row r is query r / (beams *
 // group), beam r / group % beams, head r % group. Query-major, so that the causal limit never falls
 // with r.
@@ -180,8 +183,8 @@ struct PackScratch {
   alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchBytes];
 };
 
-constexpr size_t kNumPrecisions =
-    4;  // f32, f16, i8, i8_fine: the values of Precision, in its order
+// f32, f16, i8, i8_fine: the values of Precision, in its order.
+constexpr size_t kNumPrecisions = 4;
 
 struct KernelTable {
   const char* tier;

@@ -344,7 +344,8 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
     p[r] = Scheme::kQuantized ? rows[r].p + t * kKvTile
                               : reinterpret_cast<const uint8_t*>(rows[r].s + t * kKvTile);
     HWY_UNROLL(4)
-    for (size_t i = 0; i < kVectors; ++i) acc[r][i] = InitialSum<Acc>(rows[r].p_init[t]);
+    for (size_t i = 0; i < kVectors; ++i)
+      acc[r][i] = InitialSum<Acc>(Scheme::kQuantized ? rows[r].p_init[t] : 0);
   }
   VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
       v.data, v.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>, acc);
@@ -372,7 +373,8 @@ HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, con
                               size_t channel, size_t num_keys) {
   const size_t channels = PaddedVHeadDim(head.shape);
   const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
-  VCursor v = {columns.data, columns.stride_bytes, kv.v_scale + channel};
+  VCursor v = {columns.data, columns.stride_bytes,
+               Scheme::kQuantized ? kv.v_scale + channel : nullptr};
   for (size_t t = 0, key = 0; key < num_keys; ++t, key += kKvTile) {
     const size_t tile_keys = MinOf(kKvTile, num_keys - key);
     if (HWY_UNLIKELY(HasSpecialV<Scheme>(head, kv.key_begin + key))) {

@@ -16,16 +16,17 @@ HWY_INLINE bool HasSpecialV(const PackedHead& head, size_t key) {
   return !Scheme::kQuantized && head.base[head.offsets.v_special + key / kKvTile] != 0;
 }
 
-// A K/V tile: keys [key_begin, key_begin + kKvTile) of one head.
+// Keys from key_begin on of one head: a tile of kKvTile for prefill, a chunk of several tiles, all
+// in one V tile, for decode.
 struct KvTile {
   const uint8_t* k;  // block of 64 keys after block, k_block_bytes apart
   size_t k_block_bytes;
   const uint8_t* v;      // first panel of the V tile that these keys are part of
   size_t v_panel_bytes;  // from a panel to the next
   size_t v_key;          // keys of the V tile before these
-  const float* k_scale;  // quantised: [kKvTile]
-  const float* v_scale;  // quantised: [PaddedVHeadDim]
-  bool v_special;        // a NaN or an infinity is among V
+  const float* k_scale;  // quantised: [keys]
+  const float* v_scale;  // quantised: [tiles][PaddedVHeadDim]
+  bool v_special;        // a NaN or an infinity is among V of the first tile
   size_t key_begin;
 };
 
@@ -80,8 +81,8 @@ HWY_INLINE void Widen(const hwy::float16_t* HWY_RESTRICT from, size_t n, float* 
   }
 }
 
-// The tile of keys that begins at `key`, widened to f32 where the scheme says so. num_keys, at most
-// kKvTile, are in use.
+// The tile or chunk of keys that begins at `key`, of which num_keys are in use. Where the scheme
+// says so, it is widened to f32, and one tile at the most.
 template <class Scheme>
 HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_keys,
                               const WideTile& wide) {

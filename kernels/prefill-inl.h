@@ -35,7 +35,7 @@ struct TaskScratch {
   QueryTile tiles[kMaxTiles];
   TileScratch floats;
   FixedScratch fixed;
-  KeyFactors keys;
+  KeyFactors keys = {};
   float* rows;  // kLanes rows of Q or O on their way into or out of panels
   WideTile wide;
 };

@@ -119,24 +119,8 @@ HWY_INLINE void ZeroPadding(size_t n, float* out) {
   }
 }
 
-// Row of n elements to f32. `out` is vector-aligned and holds RowBufferElements(n); the elements
-// past n become 0.
-HWY_INLINE void LoadRow(const Row& row, size_t n, float* HWY_RESTRICT out) {
-  ZeroPadding(n, out);
-  const auto store = [out](size_t i, VF x) HWY_ATTR { hn::Store(x, df, out + i); };
-  switch (row.dtype) {
-    case DType::kF32:
-      return VisitRowOf<float>(row, n, store);
-    case DType::kF16:
-      return VisitRowOf<hwy::float16_t>(row, n, store);
-    case DType::kBF16:
-      return VisitRowOf<hwy::bfloat16_t>(row, n, store);
-    case DType::kI8:
-      return VisitRowOf<int8_t>(row, n, store);
-  }
-}
-
-// `count` rows from row `begin` on, RowBufferElements(n) apart.
+// `count` rows of n elements from row `begin` on, to f32 and RowBufferElements(n) apart. `out` is
+// vector-aligned; the elements past n become 0.
 template <class AnyRows>
 HWY_INLINE void LoadRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
                          float* HWY_RESTRICT out) {
@@ -144,6 +128,10 @@ HWY_INLINE void LoadRows(const AnyRows& rows, size_t begin, size_t count, size_t
   for (size_t r = 0; r < count; ++r) ZeroPadding(n, out + r * elements);
   VisitRows(rows, begin, count, n,
             [=](size_t r, size_t i, VF x) HWY_ATTR { hn::Store(x, df, out + r * elements + i); });
+}
+
+HWY_INLINE void LoadRow(const Row& row, size_t n, float* HWY_RESTRICT out) {
+  LoadRows(row, 0, 1, n, out);
 }
 
 template <typename T>

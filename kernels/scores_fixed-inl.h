@@ -15,7 +15,8 @@
 // split into a fraction and a power of two, the `gain`; the result is clamped. What does not fit
 // that way is found afterwards and done again in f32, row by row ("wide" rows): clamped maxima,
 // factors beyond kMaxGainBits, and steep rows over keys of very different length, where s16 would
-// be too coarse for the short ones. So a row's result does not depend on the rows beside it.
+// be too coarse for the short ones. So a row's result does not depend on the rows beside it, but
+// for how many keys of a tile its task sees, over which the largest scale is taken.
 //
 // Cost per kStep keys: head_dim / depth steps of BlockProduct, and the above.
 #ifndef SIGHTLINE_KERNELS_SCORES_FIXED_INL_H_

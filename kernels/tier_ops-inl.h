@@ -2,9 +2,10 @@
 // reach, and the size of register blocks. Chosen by the compiler's own macros, so that a tier's
 // flags are the only thing to keep in step.
 //
-// I8Ops, I16Ops: kQueryVectors x kStep accumulators fill the register file. kMaxQ, kMaxP: largest
-// quantum of Q and P whose products are exact. kBiasedV: V is stored with a bias, and K is not.
-// ExactPvOps: P·V as I8Ops has it, but for P up to 255.
+// I8Ops: products of bytes. kQueryVectors x kStep accumulators fill the register file; kMaxQ,
+// kMaxP: largest quantum of Q and P whose products are exact; kBiasedV: V is stored with a bias,
+// and K is not. ExactPvOps: P·V as I8Ops has it, but for P up to 255. I16Ops: products of 16-bit
+// integers.
 #ifndef SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 #define SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 

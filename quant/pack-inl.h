@@ -217,10 +217,11 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
     const VPanel panel = VPanelAt(shape, task.key_begin, begin);
     const size_t width = panel.width;
     const size_t used = MinOf(width, shape.v_head_dim - begin);  // RowBufferElements(used) == width
+    const SourceRows source = FromChannel(task.v, begin);
     for (size_t i = 0; i < task.num_keys; i += kRowsAhead) {
-      PrefetchRows(task.v, i + kRowsAhead, i + 2 * kRowsAhead, task.num_keys, shape.v_head_dim);
-      LoadCentered(FromChannel(task.v, begin), i, MinOf(kRowsAhead, task.num_keys - i), used,
-                   v_center + begin, rows + i * width);
+      PrefetchRows(source, i + kRowsAhead, i + 2 * kRowsAhead, task.num_keys, used);
+      LoadCentered(source, i, MinOf(kRowsAhead, task.num_keys - i), used, v_center + begin,
+                   rows + i * width);
     }
     for (size_t i = task.num_keys * width; i < padded_keys * width; i += kLanes) {
       hn::Store(hn::Zero(df), df, rows + i);

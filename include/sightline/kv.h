@@ -32,7 +32,8 @@ struct KvFormat {
   const char* tier = nullptr;  // nullptr or "" = the active tier; see sightline/tier.h
   // kI8 only. For K with outlier channels, which most models have: mixes the channels of K, and
   // those of Q at each call, so that a few large ones do not take the precision of the others.
-  // Where four channels are ten times larger the error falls from 5 to 1.4 %; it costs 1 to 4 % of
+  // Where four channels are ten times larger the error falls from 5 to 1.4 % (2.0 % on x86 without
+  // VNNI; one row alone up to 2.6 %: docs/precision.md); it costs 1 to 4 % of
   // the time of 2048 tokens. The plan has to say the same: AttentionDesc::rotate_k.
   bool rotate_k = false;
 };
@@ -84,8 +85,9 @@ struct KvCacheDesc {
 // nor moves what is stored. How tokens are grouped into appends does not change a bit of any later
 // result. Not thread-safe while appending; any number of threads may read between appends.
 //
-// int8 also keeps the tokens of the open tile, up to 128, in f32, and quantises their values anew
-// at each append: below about 550 tokens of capacity that is more memory than f16 takes.
+// kI8 and kI8Fine also keep the tokens of the open tile, up to 128, in f32, and quantise their
+// values anew at each append: below a capacity of about 550 and 1150 tokens that is more memory
+// than kF16 takes.
 class KvCache {
  public:
   // An empty cache, which Run and Append refuse. Caches are moved, not copied.

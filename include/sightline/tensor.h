@@ -30,7 +30,7 @@ enum class Precision : uint8_t {
   kF16 = 1,  // stored as f16, multiplied and accumulated in f32: half the memory
   kI8 = 2,   // int8 with per-token K and per-channel, per-block V scales: a quarter of the memory
   kI8Fine = 3,  // the same, but Q and K in int16: below 1 % of error where kI8 has up to 5 %, or
-                // 2 % with rotate_k (sightline/kv.h). x86 without VNNI: docs/contract.md
+                // 2 % with rotate_k (sightline/kv.h); on every tier: docs/precision.md
   kBF16 = 4,    // reserved: Plan::Create answers kUnsupported
 };
 

@@ -32,10 +32,6 @@ struct I8Ops {
 using ExactPvOps = I8Ops;
 
 struct I16Ops {
-  // Two temporaries for the products.
-  static constexpr size_t kQueryVectors = 4;
-  static constexpr size_t kStep = 4;
-
   // acc + a · b over pairs.
   static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
     return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));

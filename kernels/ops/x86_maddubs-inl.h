@@ -5,7 +5,7 @@
 // Sums of two products saturate, so quanta reach less far:
 //
 //   K·Q   255 * 64 * 2  = 32640     K has a bias of 128, Q reaches +-64
-//   P·V   127 * 128 * 2 = 32512     P reaches 127, V may be -128 where a caller brings it
+//   P·V   127 * 127 * 2 = 32258     P might reach 129; 127 lets it have another fraction bit
 //
 // Keeping two steps in 16 bits would be faster still and take another bit of both: see
 // docs/kernels/int8.md for what either costs.
@@ -32,7 +32,7 @@ struct MaddBlock {
 };
 #endif
 
-struct I16Ops : MaddBlock {
+struct I16Ops {
   // acc + a · b over pairs.
   static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
     return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));

@@ -48,7 +48,7 @@ struct I8Ops : VnniBlock {
 
 using ExactPvOps = I8Ops;
 
-struct I16Ops : VnniBlock {
+struct I16Ops {
   // acc + a · b over pairs.
   static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
 #if HWY_COMPILER_CLANG
