@@ -17,8 +17,8 @@ using bench::PeakKernel;
 using bench::RoofKernels;
 
 // Latency times throughput of today's multiply-adds is at most 4 x 2 (x86) or 4 x 4 (large ARM
-// cores); 12 sums and three operands fit 16 registers.
-constexpr size_t kSums = kNumRegisters == 16 ? 12 : 24;
+// cores); 12 sums and three operands fit 16 registers, 8 where a product needs one of its own.
+constexpr size_t kSums = kNumRegisters == 32 ? 24 : HWY_NATIVE_FMA ? 12 : 8;
 
 // The value of `v` becomes unknown to the compiler, in a register: loops can neither be folded nor
 // dropped.
