@@ -128,6 +128,25 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
   return tile;
 }
 
+HWY_INLINE void PrefetchBytes(const uint8_t* data, size_t begin, size_t end) {
+  for (size_t i = begin; i < end; i += kPackedAlignBytes) __builtin_prefetch(data + i);
+}
+
+// Asks for part `part` of `parts` of a whole tile that comes next: the products read it in strides
+// that hardware prefetchers follow too late to hide DRAM.
+template <class Scheme>
+HWY_INLINE void PrefetchKvTile(const PackedShape& shape, const KvTile& kv, size_t part,
+                               size_t parts) {
+  const size_t k_bytes = kKvTile / kKeyBlock * kv.k_block_bytes;
+  PrefetchBytes(kv.k, part * k_bytes / parts, (part + 1) * k_bytes / parts);
+  const size_t channels = PaddedVHeadDim(shape);
+  for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
+    const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
+    const size_t v_bytes = kKvTile / kPvDepth<Scheme> * columns.stride_bytes;
+    PrefetchBytes(columns.data, part * v_bytes / parts, (part + 1) * v_bytes / parts);
+  }
+}
+
 // The tile from its key `key` on, which begins a block of keys.
 HWY_INLINE KvTile TileFrom(const KvTile& kv, size_t key) {
   KvTile rest = kv;

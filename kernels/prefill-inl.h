@@ -158,8 +158,13 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
     const size_t tile_keys = MinOf(kKvTile, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch.wide);
     if constexpr (Scheme::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
+    // Widened tiles are read once, from one end to the other, which hardware expects.
+    const bool has_next = !Scheme::kWidensKv && key + 2 * kKvTile <= visible;
+    KvTile next = {};
+    if (has_next) next = BeginKvTile<Scheme>(task.head, key + kKvTile, kKvTile, scratch.wide);
     for (size_t t = 0; t < num_tiles; ++t) {
       const QueryTile& q = scratch.tiles[t];
+      if (has_next) PrefetchKvTile<Scheme>(task.head.shape, next, t, num_tiles);
       if (q.max_limit <= key) continue;
       const size_t num_keys = MinOf(tile_keys, q.max_limit - key);
       for (size_t part = 0; part < num_keys; part += Scheme::kPTileKeys) {
