@@ -141,9 +141,10 @@ struct SeenKeys {
 //    |V| * v_scale / 255.
 //
 //  - Sums of p run over up to `visible` f32 terms of one sign, in fixed point only over tiles,
-//  which
-//    are exact. Products run over one term per tile, and every rescaling rounds once. Together that
-//    is (visible + 8 tiles + 16) u on the sum of magnitudes, in fixed point (8 tiles + 16) u.
+//  whose
+//    sums are exact. Products run over one term per tile, and every rescaling rounds once.
+//    Together: (visible + 8 tiles + 16) u on the sum of magnitudes, in fixed point (8 tiles + 16)
+//    u.
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
                             const SeenKeys& seen, float scale_log2e);
 
