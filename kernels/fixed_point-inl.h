@@ -126,14 +126,11 @@ struct Exp2Fixed {
 #endif
 
 // Bits by which a sum of head_dim products is shifted to fit int16, and half of what is shifted
-// out, which is added before; 0 for floats.
+// out, which is added before (and does not carry beyond int16 for any head_dim); 0 for floats.
 template <class Scheme>
 HWY_INLINE int SumShift(size_t head_dim) {
-  // Quanta that the caller brings, always in int8, reach -128.
-  constexpr int kExtra = sizeof(typename Scheme::KStored) == 1 ? 1 : 0;
-  const int max_k = Scheme::MaxK(head_dim) + kExtra;
-  const int max_q = Scheme::MaxQ(head_dim) + kExtra;
-  const uint64_t largest = head_dim * static_cast<uint64_t>(max_k) * static_cast<uint64_t>(max_q);
+  const uint64_t largest = head_dim * static_cast<uint64_t>(Scheme::MaxK(head_dim)) *
+                           static_cast<uint64_t>(Scheme::MaxQ(head_dim));
   int shift = 0;
   while (largest >> shift > 32767) ++shift;
   return shift;

@@ -4,13 +4,16 @@
 // is good enough.
 //
 // Budgets for int8 are 1.3 to 1.5 times what docs/precision.md says, which has the figures of every
-// tier; that of i8_fine is its promise, 1 %. Tiers whose quanta of Q and P reach less far
-// (kernels/ops/x86_maddubs-inl.h) have budgets of their own.
+// tier; that of i8_fine is its promise, 1 %, with one exception. Tiers whose quanta of Q and P
+// reach less far (kernels/ops/x86_maddubs-inl.h) have budgets of their own. All hold for 2048 keys:
+// where one key has half of the weight, fewer others cost more.
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 #include <map>
 #include <string>
 
@@ -31,8 +34,8 @@ struct Budget {
 
 constexpr Budget kBudgets[] = {
     {Distribution::kGaussian, 2e-6, 1e-3, 0.018, 0.018, 0.010, 0.030, 0.030},
-    {Distribution::kKOutliers, 5e-6, 3e-3, 0.055, 0.020, 0.010, 0.065, 0.028},
-    {Distribution::kKBias, 5e-6, 1e-3, 0.018, 0.020, 0.010, 0.030, 0.030},
+    {Distribution::kKOutliers, 5e-6, 3e-3, 0.068, 0.026, 0.010, 0.068, 0.035},
+    {Distribution::kKBias, 5e-6, 1e-3, 0.018, 0.018, 0.010, 0.030, 0.030},
     {Distribution::kHeavyTail, 5e-6, 1e-3, 0.015, 0.015, 0.010, 0.018, 0.018},
     {Distribution::kHeavyTailVMean, 5e-6, 1e-3, 0.0075, 0.0075, 0.006, 0.0085, 0.0085},
     {Distribution::kPeaky, 5e-6, 2e-3, 0.028, 0.028, 0.010, 0.040, 0.042},
@@ -41,6 +44,23 @@ constexpr Budget kBudgets[] = {
     {Distribution::kOneHot, 2e-6, 1e-3, 0.0095, 0.0095, 0.0095, 0.0095, 0.0095},
 };
 
+// One row has arithmetic of its own (kernels/decode-inl.h).
+struct Shape {
+  const char* name;
+  int64_t q_len, heads, head_dim;
+  Mask mask;
+};
+constexpr Shape kShapes[] = {{"many rows", 128, 1, 64, Mask::kNone},
+                             {"many rows, causal", 128, 1, 64, Mask::kCausal},
+                             {"one row of each head", 1, 32, 64, Mask::kNone},
+                             {"many rows, head_dim 128", 32, 4, 128, Mask::kNone}};
+
+// The one case that breaks the promise of 1 %: 1.2 %, on scalar 1.1.
+double FineBudget(const Budget& budget, const Shape& shape) {
+  const bool broken = budget.distribution == Distribution::kKOutliers && shape.head_dim == 128;
+  return broken ? 0.016 : budget.i8_fine;
+}
+
 bool HasShortQuanta(const char* tier) {
   const internal::KernelTable* table = nullptr;
   REQUIRE_THAT(internal::FindKernels(tier, &table), IsOk());
@@ -48,18 +68,22 @@ bool HasShortQuanta(const char* tier) {
 }
 
 TEST_CASE("relative error stays in the budget", "[accuracy]") {
-  std::string table = "relative L2 error (budget)\n";
+  const Shape shape = GENERATE(from_range(kShapes));
+  std::string table = std::string("relative L2 error (budget), ") + shape.name + "\n";
   for (const Budget& budget : kBudgets) {
     Case c;
-    c.q_len = IsEmulated() ? 32 : 128;
-    c.kv_len = 2048;  // budgets hold for this length: a heavy tail of fewer keys costs more
-    c.head_dim = 64;
+    c.q_len = IsEmulated() ? std::min<int64_t>(shape.q_len, 32) : shape.q_len;
+    c.heads = c.kv_heads = IsEmulated() ? std::min<int64_t>(shape.heads, 8) : shape.heads;
+    c.kv_len = 2048;
+    c.head_dim = shape.head_dim;
+    c.mask = shape.mask;
     c.distribution = budget.distribution;
-    const Problem problem(c, 42);
+    const Problem problem(c, shape.q_len == 1 ? 43 : 42);  // as in precision_table_test.cc
     const std::vector<double> exact = ExactOutput(problem);
     char line[160];
     snprintf(line, sizeof(line), "  %-20s", Name(budget.distribution));
     table += line;
+    const double i8_fine = FineBudget(budget, shape);
     const struct {
       const char* name;
       Precision precision;
@@ -70,19 +94,18 @@ TEST_CASE("relative error stays in the budget", "[accuracy]") {
         {"f16", Precision::kF16, false, {budget.f16, budget.f16}},
         {"i8", Precision::kI8, false, {budget.i8, budget.i8_short}},
         {"i8_rotated", Precision::kI8, true, {budget.i8_rotated, budget.i8_rotated_short}},
-        {"i8_fine", Precision::kI8Fine, false, {budget.i8_fine, budget.i8_fine}}};
+        {"i8_fine", Precision::kI8Fine, false, {i8_fine, i8_fine}}};
     std::map<std::string, double> worst_of;
     for (const auto& format : formats) {
       double worst[2] = {-1.0, -1.0};
       for (const char* tier : SupportedTiers()) {
-        if (strcmp(tier, "scalar") == 0 && tier != BestTier())
-          continue;  // slow, and held elsewhere
         Setup setup = {tier, format.precision};
         setup.rotate_k = format.rotate_k;
         const bool short_quanta = HasShortQuanta(tier);
         const double allowed = format.allowed[short_quanta];
         const Error error = ErrorOf(Attend(problem, setup), exact);
-        INFO(Name(budget.distribution) << ", " << format.name << " on " << tier);
+        INFO(Name(budget.distribution)
+             << ", " << shape.name << ", " << format.name << " on " << tier);
         CHECK(error.relative_l2 <= allowed);
         // |a| ~ |b|: cosine = 1 - error^2 / 2; f64 sums are good to 1e-12.
         CHECK(error.cosine >= 1.0 - allowed * allowed - 1e-12);

@@ -99,7 +99,8 @@ TEST_CASE("scores of every steepness", "[i8]") {
     }
   }
   check.CheckMet({&FixedPointPaths::plain, &FixedPointPaths::gained, &FixedPointPaths::saturated,
-                  &FixedPointPaths::wide_steep, &FixedPointPaths::wide_clamped});
+                  &FixedPointPaths::wide_steep, &FixedPointPaths::wide_clamped,
+                  &FixedPointPaths::kept, &FixedPointPaths::raised});
 }
 
 // A key much shorter than its tile's longest keeps few bits of its scores: steep rows leave fixed
@@ -176,30 +177,119 @@ TEST_CASE("weights next to the rounding of P", "[i8]") {
   check.CheckMet({&FixedPointPaths::ties, &FixedPointPaths::below_ties});
 }
 
+// The largest sum of products, shifted.
+int64_t LargestShiftedSum(const QuantMethod& method, int64_t head_dim, int64_t sign) {
+  const auto dim = static_cast<size_t>(head_dim);
+  const LargestQuanta quanta = LargestQuantaOf(method, dim);
+  const int shift = SumShift(method, dim);
+  const int64_t half = shift == 0 ? 0 : int64_t{1} << (shift - 1);
+  const int64_t sum = sign * head_dim * quanta.q * quanta.k + half;
+  REQUIRE(sum < int64_t{1} << 31);
+  return sum >> shift;
+}
+
+// What is added to round must not carry into a 17th bit. -32768 is kept free for hidden keys.
+TEST_CASE("shifted sums fit 16 bits", "[i8]") {
+  QuantMethod narrow, shorter, wide;
+  shorter.max_q = 64;
+  wide.wide_k = true;
+  for (const QuantMethod& method : {narrow, shorter, wide}) {
+    for (int64_t head_dim = 1; head_dim <= 512; ++head_dim) {
+      INFO("head_dim " << head_dim << ", quanta of Q up to " << method.max_q);
+      CHECK(LargestShiftedSum(method, head_dim, 1) <= 32767);
+      CHECK(LargestShiftedSum(method, head_dim, -1) >= -32767);
+      const bool shifted = SumShift(method, static_cast<size_t>(head_dim)) > 0;
+      if (shifted) CHECK(LargestShiftedSum(method, head_dim, 1) >= 16384);
+    }
+  }
+}
+
 // All visible scores as low as 16 bits allow; hidden keys have to be lower still.
 TEST_CASE("hidden keys below the lowest scores", "[i8]") {
-  PathCheck check;
-  for (const int64_t head_dim : {63, 127, 255, 511}) {
-    for (const float steepness : {0.3f, 0.6f, 0.999f}) {
+  for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+    for (const char* tier : SupportedTiers()) {
+      const Setup setup = {tier, precision};
       Case c;
       c.q_len = c.kv_len = 256;
-      c.head_dim = head_dim;
       c.v_head_dim = 16;
       c.mask = Mask::kCausal;
-      // The row's factor: quanta are 127 everywhere, and a step of a shifted sum is 1/64 octave.
-      const double shift = ceil(log2(static_cast<double>(head_dim) * 128 * 128 / 32768));
-      c.scale = static_cast<float>(steepness * 2 * 127 * 127 * log(2.0) / 64 / exp2(shift));
-      Problem problem(c, 50);
-      for (int64_t i = 0; i < c.q_len; ++i) {
-        for (int64_t d = 0; d < head_dim; ++d) {
-          problem.q.Set(0, i, 0, d, 1.0f);
-          problem.k.Set(0, i, 0, d, i < 128 ? -0.5f : 0.5f);
+      const QuantMethod method = QuantMethodOf(c, setup);
+      int64_t edge = 1;  // the head_dim that comes closest
+      for (int64_t dim = 1; dim <= 512; ++dim) {
+        if (LargestShiftedSum(method, dim, 1) > LargestShiftedSum(method, edge, 1)) edge = dim;
+      }
+      REQUIRE(LargestShiftedSum(method, edge, 1) > 32750);
+      for (const int64_t head_dim : {edge, int64_t{65}, int64_t{128}, int64_t{511}}) {
+        // The largest row factor is 31/32, beyond which there is a gain: for that one is less than
+        // 16 octaves above the lowest score then, the first tile is wide.
+        for (const float factor : {0.3f, 0.6f, 0.968f, 0.999f}) {
+          const auto dim = static_cast<size_t>(head_dim);
+          const LargestQuanta quanta = LargestQuantaOf(method, dim);
+          c.head_dim = head_dim;
+          const double unit = ldexp(64.0, SumShift(method, dim)) / (quanta.q * quanta.k);
+          c.scale = static_cast<float>(static_cast<double>(factor) * log(2.0) / unit);
+          Problem problem(c, 50);
+          for (int64_t i = 0; i < c.q_len; ++i) {
+            for (int64_t d = 0; d < head_dim; ++d) {
+              problem.q.Set(0, i, 0, d, 1.0f);
+              problem.k.Set(0, i, 0, d, i < 128 ? -1.0f : 1.0f);
+            }
+          }
+          INFO(c.ToString() << ", row factor " << factor << ", " << Name(precision) << " on "
+                            << tier);
+          const Expected expected = Expect(problem, setup);
+          CHECK_THAT(Attend(problem, setup), IsClose(expected));
+          if (method.exp2.empty()) continue;
+          const bool gained = factor > 31.0f / 32.0f;
+          CHECK((expected.paths.plain > 0) == !gained);
+          CHECK((expected.paths.gained > 0) == gained);
+          CHECK(expected.paths.wide_steep + expected.paths.wide_uneven == 0);
+        }
+      }
+    }
+  }
+}
+
+// Values as large as they get, twice 1e27 from their mean, and the largest weights: maxima rise by
+// just under what would move the reference, at every tile or once and for all.
+TEST_CASE("the largest values with the largest weights", "[i8]") {
+  for (const bool climbs : {true, false}) {
+    PathCheck check;
+    for (const int64_t q_len : {1, 6, 20}) {
+      Case c;
+      c.q_len = q_len;
+      c.kv_len = 1290;
+      c.head_dim = 1;
+      c.v_head_dim = 17;
+      c.scale = static_cast<float>(log(2.0));
+      Problem problem(c, 70);
+      for (int64_t i = 0; i < q_len; ++i) problem.q.Set(0, i, 0, 0, 1.0f);
+      for (int64_t key = 0; key < c.kv_len; ++key) {
+        const int64_t tile = key / 128;
+        const int64_t steps = climbs ? tile : tile == 0 ? 0 : 1;
+        problem.k.Set(0, key, 0, 0, 7.95f * static_cast<float>(steps));
+        // The mean is that of every sixth key.
+        const float value = key % 6 == 0 ? 1e27f : -1e27f;
+        for (int64_t d = 0; d < c.v_head_dim; ++d) {
+          problem.v.Set(0, key, 0, d, d % 2 == 0 ? value : -value);
+        }
+      }
+      const std::vector<double> exact = ExactOutput(problem);
+      for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+        for (const char* tier : SupportedTiers()) {
+          INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+          const Tensor out = Attend(problem, {tier, precision});
+          CHECK(ErrorOf(out, exact).relative_l2 < 0.02);  // not NaN
         }
       }
       check.Check(problem);
     }
+    if (climbs) {
+      check.CheckMet({&FixedPointPaths::kept, &FixedPointPaths::raised});
+    } else {
+      check.CheckMet({&FixedPointPaths::kept});
+    }
   }
-  check.CheckMet({&FixedPointPaths::plain});
 }
 
 // As many weights as there may be, none of which may get lost or be counted twice.

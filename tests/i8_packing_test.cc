@@ -182,6 +182,12 @@ TEST_CASE("int8 stores special numbers as documented", "[i8]") {
       if (d == 5) problem.v.Set(0, key, 1, d, 1e-33f * static_cast<float>(key));
       if (d == key % 16 && key % 5 == 0) problem.k.Set(1, key, 0, d, specials[key / 5 % 8]);
       if (d == key % 8 && key % 3 == 0) problem.v.Set(1, key, 1, d, specials[key / 3 % 8]);
+      // Infinities of both signs in one channel, whose mean takes some of them beyond 1e27.
+      if (d == 9 && key % 40 == 7) {
+        const float infinity = key == 47 ? -HUGE_VALF : HUGE_VALF;
+        problem.k.Set(1, key, 0, d, infinity);
+        problem.v.Set(1, key, 1, d, infinity);
+      }
     }
   }
   for (const char* tier : SupportedTiers()) {

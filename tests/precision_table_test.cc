@@ -19,10 +19,6 @@ namespace testing {
 namespace {
 
 constexpr int64_t kKeys = 2048;
-constexpr Distribution kDistributions[] = {Distribution::kGaussian,       Distribution::kKOutliers,
-                                           Distribution::kKBias,          Distribution::kHeavyTail,
-                                           Distribution::kHeavyTailVMean, Distribution::kPeaky,
-                                           Distribution::kAllEqual,       Distribution::kOneHot};
 
 struct Format {
   const char* name;

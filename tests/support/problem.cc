@@ -380,23 +380,29 @@ QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, const Qu
                       static_cast<size_t>(center_keys));
 }
 
-Expectations::Method Expectations::MethodOf(const Case& c, const Setup& setup) {
-  Method method = {setup.precision, {}, 0};
+QuantMethod QuantMethodOf(const Case& c, const Setup& setup) {
+  QuantMethod method;
   const internal::KernelTable* table = nullptr;
   REQUIRE_THAT(internal::FindKernels(setup.tier, &table), IsOk());
   const internal::PrecisionKernels& kernels = table->kernels[static_cast<size_t>(setup.precision)];
   if (kernels.scheme == nullptr) return method;
-  method.center_keys = setup.source == Source::kCache ? CacheCenterKeys(c.kv_len) : c.kv_len;
-  method.quant.wide_k = internal::HasWideK(kernels.layout);
-  method.quant.rotate_k = setup.rotate_k;
-  method.quant.max_q = kernels.scheme->max_q;
-  method.quant.max_p = kernels.scheme->max_p;
+  method.wide_k = internal::HasWideK(kernels.layout);
+  method.rotate_k = setup.rotate_k;
+  method.max_q = kernels.scheme->max_q;
+  method.max_p = kernels.scheme->max_p;
   const int64_t num_rows = c.q_len * c.beams * (c.heads / c.kv_heads);
   const bool few = num_rows <= static_cast<int64_t>(kernels.decode_rows);
   if (few || kernels.scheme->exp2 == nullptr) return method;
-  method.quant.p_tile_keys = kernels.scheme->p_tile_keys;
+  method.p_tile_keys = kernels.scheme->p_tile_keys;
   constexpr size_t kFractions = 64;
-  method.quant.exp2.assign(kernels.scheme->exp2, kernels.scheme->exp2 + kFractions);
+  method.exp2.assign(kernels.scheme->exp2, kernels.scheme->exp2 + kFractions);
+  return method;
+}
+
+Expectations::Method Expectations::MethodOf(const Case& c, const Setup& setup) {
+  Method method = {setup.precision, QuantMethodOf(c, setup), 0};
+  if (!IsQuantized(setup.precision)) return method;
+  method.center_keys = setup.source == Source::kCache ? CacheCenterKeys(c.kv_len) : c.kv_len;
   return method;
 }
 

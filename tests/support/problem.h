@@ -25,7 +25,7 @@
 namespace sightline {
 namespace testing {
 
-// Where int8 and f16 lose most. The first seven are those of the error budget (accuracy_test.cc).
+// Where int8 and f16 lose most: those of the error budget (accuracy_test.cc).
 enum class Distribution {
   kGaussian,        // everything normal with variance 1
   kKOutliers,       // four channels of K ten times larger
@@ -36,6 +36,10 @@ enum class Distribution {
   kAllEqual,        // every key and every value the same: weights are all 1 / kv_len
   kOneHot,          // query i meets its own key with a score 40 above the others
 };
+constexpr Distribution kDistributions[] = {Distribution::kGaussian,       Distribution::kKOutliers,
+                                           Distribution::kKBias,          Distribution::kHeavyTail,
+                                           Distribution::kHeavyTailVMean, Distribution::kPeaky,
+                                           Distribution::kAllEqual,       Distribution::kOneHot};
 const char* Name(Distribution distribution);
 
 struct Case {
@@ -107,6 +111,9 @@ KvCache CacheOf(const Problem& problem, const Setup& setup);
 // full of NaN. Fails the test if the library reports an error, runs another tier or writes into a
 // gap.
 Tensor Attend(const Problem& problem, const Setup& setup);
+
+// What a setup's tier does in a quantised precision with so many rows; of floats the default.
+QuantMethod QuantMethodOf(const Case& c, const Setup& setup);
 
 // What comes out, and how far off it may be before it is stored as an element of the output.
 struct Expected {

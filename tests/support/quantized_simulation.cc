@@ -120,20 +120,9 @@ constexpr int kMaxGainBits = 9;
 constexpr int kGuardOctaves = 16;              // 2^-16 of any p is 0
 constexpr float kSteepFactor = 31.0f / 32.0f;  // leaves them above the lowest of 16 bits
 constexpr float kEvenRatio = 0.125f;
+constexpr double kReferenceSlack = 8.0;  // octaves
 
 int MulQ15(int a, int b) { return (a * b + (1 << 14)) >> 15; }
-
-// Sums of head_dim products are shifted by this to fit 16 bits. Quanta of int8 that a caller brings
-// reach -128, one more than the library's.
-int SumShift(const QuantMethod& method, size_t head_dim) {
-  const int wide = LargestWideQuantum(head_dim);
-  const int64_t max_q = method.wide_k ? wide : method.max_q + 1;
-  const int64_t max_k = method.wide_k ? wide : kNarrow + 1;
-  const int64_t largest = static_cast<int64_t>(head_dim) * max_q * max_k;
-  int shift = 0;
-  while (largest >> shift >= 32768) ++shift;
-  return shift;
-}
 
 struct KeyFactors {
   std::vector<int> fractions;
@@ -263,7 +252,7 @@ Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, size
   for (float& x : finite) x = Sanitize(x);
   if (!head.q_factor.empty()) RotateQ(head.q_factor, &finite);
   std::vector<int16_t> quanta(dim);
-  const int max_q = method.wide_k ? LargestWideQuantum(dim) : method.max_q;
+  const int max_q = LargestQuantaOf(method, dim).q;
   Row row;
   row.scale = QuantizeRun(finite.data(), dim, 1, max_q, quanta.data()) * scale_log2e;
   row.dots.resize(visible);
@@ -305,6 +294,22 @@ std::vector<Tile> TilesOf(const QuantHead& head, const QuantMethod& method, cons
   return tiles;
 }
 
+// Weights are relative to a reference that follows the maximum of the tiles. Neither result nor
+// tolerance depends on it, as long as nothing overflows.
+void CountReferences(const std::vector<Tile>& tiles, FixedPointPaths* paths) {
+  double max = -HUGE_VAL;
+  double reference = -HUGE_VAL;
+  for (const Tile& tile : tiles) {
+    if (tile.max > reference + kReferenceSlack) {
+      paths->raised += reference == -HUGE_VAL ? 0 : 1;
+      reference = tile.max;
+    } else if (tile.max > max) {
+      paths->kept += 1;
+    }
+    max = std::max(max, tile.max);
+  }
+}
+
 }  // namespace
 
 bool QuantMethod::operator==(const QuantMethod& other) const {
@@ -319,8 +324,24 @@ void FixedPointPaths::Add(const FixedPointPaths& other) {
   wide_steep += other.wide_steep;
   wide_uneven += other.wide_uneven;
   wide_clamped += other.wide_clamped;
+  kept += other.kept;
+  raised += other.raised;
   ties += other.ties;
   below_ties += other.below_ties;
+}
+
+LargestQuanta LargestQuantaOf(const QuantMethod& method, size_t head_dim) {
+  if (!method.wide_k) return {method.max_q, kNarrow};
+  const int wide = LargestWideQuantum(head_dim);
+  return {wide, wide};
+}
+
+int SumShift(const QuantMethod& method, size_t head_dim) {
+  const LargestQuanta quanta = LargestQuantaOf(method, head_dim);
+  const int64_t largest = static_cast<int64_t>(head_dim) * quanta.q * quanta.k;
+  int shift = 0;
+  while (largest >> shift >= 32768) ++shift;
+  return shift;
 }
 
 QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
@@ -335,7 +356,8 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
   head.k_center = Center(&x, kv_len, head_dim, center_keys);
   if (method.rotate_k && kv_len != 0) head.q_factor = RotateK(&x, head_dim, center_keys);
   head.k.resize(x.size());
-  const int max_k = method.wide_k ? LargestWideQuantum(head_dim) : kNarrow;
+  for (float& element : x) element = Sanitize(element);
+  const int max_k = LargestQuantaOf(method, head_dim).k;
   for (size_t key = 0; key < kv_len; ++key) {
     const size_t first = key * head_dim;
     head.k_scale.push_back(
@@ -374,6 +396,7 @@ QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, co
   double max = -HUGE_VAL;
   for (const Tile& tile : tiles) max = std::max(max, tile.max);
   if (max == -HUGE_VAL) return result;  // nothing to see
+  if (!method.exp2.empty()) CountReferences(tiles, &result.paths);
 
   double sum = 0.0;
   std::vector<double> magnitude(head.v_head_dim, 0.0);

@@ -8,16 +8,15 @@
 //  - Center, per channel: f32 sum over keys in ascending order / their number; every n-th key, so
 //    that there are at most 256.
 //
-//  - K, per token: x = k - center, q = round(x * (127 / max|x|)), scale = max|x| / 127; with wide K
-//    4095, or less for many dimensions, instead of 127.
+//  - K, per token: x = k - center, clamped once more, q = round(x * (127 / max|x|)),
+//    scale = max|x| / 127; with wide K 4095, or less for many dimensions, instead of 127.
 //
-//  - V, per channel and 128 keys: the same, always to 127.
+//  - V, per channel and 128 keys: the same, always to 127 and not clamped.
 //
 //  - Q, per row: like K without a center.
 //
-//  - In f32 (few rows, the scalar tier): S = (float(q . k) * (q_scale * log2 e)) * k_scale in
-//  powers
-//    of two; p = 2^(S - max S) over tiles of 128 keys, P = round(255 p).
+//  - In f32 (few rows, the scalar tier): S = (float(q . k) * (q_scale * log2 e)) * k_scale, in
+//    octaves; p = 2^(S - max S) over tiles of 128 keys, P = round(255 p).
 //
 //  - In fixed point: see AttendQuantized.
 //
@@ -80,12 +79,24 @@ struct FixedPointPaths {
   int64_t wide_steep = 0;    // in f32, for a factor too large
   int64_t wide_uneven = 0;   // ... for a key much shorter than another, beside such a factor
   int64_t wide_clamped = 0;  // ... for a maximum that was clamped, or low
+  // What the kernels do about the reference of a row that has one: the maximum rose by up to eight
+  // octaves, which leaves it, or by more, which rescales O.
+  int64_t kept = 0;
+  int64_t raised = 0;
   // In keys: p half way between two values of P, and a step of fixed point below that.
   int64_t ties = 0;
   int64_t below_ties = 0;
 
   void Add(const FixedPointPaths& other);
 };
+
+// Sums of head_dim products are shifted by this to fit 16 bits.
+int SumShift(const QuantMethod& method, size_t head_dim);
+// Largest quanta of Q and of K.
+struct LargestQuanta {
+  int q, k;
+};
+LargestQuanta LargestQuantaOf(const QuantMethod& method, size_t head_dim);
 
 struct QuantResult {
   std::vector<double> value;      // [v_head_dim]
@@ -113,8 +124,8 @@ struct SeenKeys {
 //  - |F| < 31/32: s = mul(mul(s16, f), round(F * 2^15)), where mul(a, b) = (a b + 2^14) >> 15 and
 //    factors are at most 32767.
 //
-//  - |F| < 2^e for the smallest e > 0, at most 9: the same with F * 2^-e, clamped to +-(32767 >>
-//  e), times 2^e.
+//  - |F| < 2^e for the smallest e > 0, at most 9: the same with F * 2^-e, clamped to what is left
+//    of 16 bits, +-(32767 >> e), then times 2^e.
 //
 //  - e > 9, or e > 0 where the smallest k_scale (zeros aside) is below 1/8 of the largest, or a
 //    maximum that was clamped or is less than 16 octaves above what is: S in f32 as above, and
@@ -129,10 +140,11 @@ struct SeenKeys {
 //    decides the rounding, P may differ by one; each such key may move the output by its
 //    |V| * v_scale / 255.
 //
-//  - Sums of p run over up to `visible` f32 terms of one sign, but in fixed point are exact within
-//  a
-//    tile; products run over one term per tile, and every rescaling rounds once: (visible + 8 tiles
-//    + 16) u on the sum of magnitudes, in fixed point (8 tiles + 16) u.
+//  - Sums of p run over up to `visible` f32 terms of one sign, in fixed point only over tiles,
+//  whose
+//    sums are exact. Products run over one term per tile, and every rescaling rounds once.
+//    Together: (visible + 8 tiles + 16) u on the sum of magnitudes, in fixed point (8 tiles + 16)
+//    u.
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
                             const SeenKeys& seen, float scale_log2e);
 

@@ -4,8 +4,8 @@
 //  - Size of channel d: f32 sum of |k - center| over the keys of the mean. M: upper median of the
 //    sizes, at least 2^-10 of the largest. s = 2^(how many of 3, 24, 192, 1536 times M it reaches).
 //
-//  - K: (k - center) / (sign * s * B), Q: q * sign * s, with B the largest power of two in
-//  head_dim.
+//  - K: (k - center) / (sign * s * B), Q: q * sign * s. B is the largest power of two that divides
+//    head_dim.
 //
 //  - Both: Hadamard transform of every B channels, then x -= 2 mean(x) over the head_dim / B blocks
 //    if there are several; what is beyond 1e27 is cut there.
