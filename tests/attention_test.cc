@@ -422,8 +422,9 @@ TEST_CASE("int8 products that 16 bits cannot hold", "[attention][i8_extremes]") 
         const Setup setup = {tier, precision, source};
         if (row.mask == Mask::kNone && row.v_run == kTile) {
           // In closed form: weights e^0.5 and e^-0.5, values 1 and -1. Many rows: scores in steps
-          // of 1/64 octave, so that their difference is off by a step at the most.
-          const double allowed = c.q_len < 16 ? 1e-5 : 0.5 * log(2.0) / 64.0;
+          // of 1/64 octave, each off by up to half of one for its own rounding and as much for that
+          // of the row's factor.
+          const double allowed = c.q_len < 16 ? 1e-5 : log(2.0) / 64.0;
           CHECK(fabs(expected(setup).value[0] - q_sign * tanh(0.5)) < allowed);
         }
         CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
