@@ -29,9 +29,9 @@ namespace {
 // registers; 5 x 2, 2 and 1 leave three of 16 to products of several instructions.
 constexpr size_t kRowBlock = kNumRegisters == 32 ? 6 : 5;
 
-// Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles are
-// at least half full.
-constexpr size_t kDecodeRows = MaxOf(kRowBlock, F32Ops::kQueryVectors * kLanes / 2);
+// Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles
+// are at least half full.
+constexpr size_t kDecodeRows = MaxOf(kRowBlock, F32Ops::kQueryVectors* kLanes / 2);
 
 // Vectors of keys or channels side by side: as many as fit beside the accumulators.
 constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || rows <= 2 ? 4 : 2; }

@@ -156,7 +156,7 @@ TEST_CASE("weights next to the rounding of P", "[i8]") {
   PathCheck check;
   for (const int64_t head_dim : {1, 2, 5}) {
     Case c;
-    c.q_len = 20;
+    c.q_len = 28;
     c.kv_len = 5 * 128;
     c.head_dim = head_dim;
     c.v_head_dim = 16;
@@ -255,7 +255,7 @@ TEST_CASE("hidden keys below the lowest scores", "[i8]") {
 TEST_CASE("the largest values with the largest weights", "[i8]") {
   for (const bool climbs : {true, false}) {
     PathCheck check;
-    for (const int64_t q_len : {1, 6, 20}) {
+    for (const int64_t q_len : {1, 6, 28}) {
       Case c;
       c.q_len = q_len;
       c.kv_len = 1290;
@@ -294,7 +294,7 @@ TEST_CASE("the largest values with the largest weights", "[i8]") {
 
 // As many weights as there may be, none of which may get lost or be counted twice.
 TEST_CASE("a hundred thousand equal keys give the mean", "[i8]") {
-  for (const int64_t q_len : {1, 5, 20}) {
+  for (const int64_t q_len : {1, 5, 28}) {
     Case c;
     c.q_len = q_len;
     c.kv_len = 100000;
