@@ -106,13 +106,13 @@ TEST_CASE("few rows over many keys", "[attention][decode]") {
   }
 }
 
-// As many as tiers with 32 registers take at once, one more, which is 4 + 3, and what is no longer
-// few: over one chunk of keys, two and three.
+// One block of rows on tiers with 32 registers, blocks of uneven size, several full ones; as many
+// rows as decode takes on the widest tiers, and one more. Over one chunk of keys, two and three.
 TEST_CASE("blocks of rows over many keys", "[attention][decode]") {
   constexpr int64_t kHeadDims[] = {64, 20, 33};
   uint64_t seed = 800;
   for (const int64_t kv_len : {1025, 1100, 2047, 2049, 2200}) {
-    for (const int64_t q_len : {6, 7, 12}) {
+    for (const int64_t q_len : {6, 7, 12, 24, 25}) {
       for (const Mask mask : kMasks) {
         Case c;
         c.q_len = q_len;
@@ -187,7 +187,7 @@ TEST_CASE("every combination of element types", "[attention][dtypes]") {
       for (const DType v : kDTypes) {
         for (const DType out : kDTypes) {
           Case c;
-          c.q_len = ++seed % 2 == 0 ? 1 : 18;
+          c.q_len = ++seed % 2 == 0 ? 1 : 33;
           c.kv_len = 70;
           c.head_dim = 24;
           c.v_head_dim = 19;
@@ -307,7 +307,7 @@ TEST_CASE("scale", "[attention][scale]") {
   for (const float scale : {1.0f, 0.01f, 3.0f, -0.25f}) {
     for (const Mask mask : kMasks) {
       Case c;
-      c.q_len = 18;
+      c.q_len = 33;
       c.kv_len = 150;
       c.head_dim = 32;
       c.scale = scale;
@@ -343,7 +343,7 @@ TEST_CASE("every distribution", "[attention][distributions]") {
     for (const Mask mask : kMasks) {
       for (const int64_t kv_len : {50, 400, 2100}) {
         Case c;
-        c.q_len = 18;
+        c.q_len = 33;
         c.kv_len = kv_len;
         c.head_dim = 32;
         c.mask = mask;
