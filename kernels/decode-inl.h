@@ -31,7 +31,7 @@ constexpr size_t kRowBlock = kNumRegisters == 32 ? 6 : 5;
 
 // Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles
 // are at least half full.
-constexpr size_t kDecodeRows = MaxOf(kRowBlock, F32Ops::kQueryVectors* kLanes / 2);
+constexpr size_t kDecodeRows = MaxOf(kRowBlock, kLanes / 2 * F32Ops::kQueryVectors);
 
 // Vectors of keys or channels side by side: as many as fit beside the accumulators.
 constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || rows <= 2 ? 4 : 2; }
