@@ -1,9 +1,10 @@
 // The driver for few rows: one decoding step, times the heads and beams that share K and V.
 //
-//   for each chunk of 1024 keys
+//   for each chunk of keys
 //     for each block of up to six rows
-//       S = K·Q     lanes are keys: a vector of K is loaded once and multiplied for each row
-//       softmax     row by row, tile by tile
+//       for each tile of 128 keys
+//         S = K·Q     lanes are keys: a vector of K is loaded once and multiplied for each row
+//         P           of the tile before, row by row
 //       O += P·V    lanes are channels: a vector of V is loaded once, likewise
 //
 // Traffic: K and V come from memory once for all rows, from cache once for each block; with one row
@@ -40,14 +41,15 @@ constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || ro
 // wait for each other.
 constexpr size_t kMinSums = 8;
 
-// K and V are read by turns. Each turn costs the latency of memory, since the prefetchers of the
-// CPU have lost the thread: so they are long. A V tile holds no more keys.
-constexpr size_t kChunkKeys = kVTileKeys;
-constexpr size_t kChunkTiles = kChunkKeys / kKvTile;
+// K and V are read by turns. Each turn costs the latency of memory, since the CPU's prefetchers
+// have lost the thread: so they are long, at 64 dimensions 256 KiB.
+template <class Scheme>
+constexpr size_t kChunkKeys = Scheme::kQuantized ? 4096 : 1024;
+constexpr size_t kMaxChunkTiles = 4096 / kKvTile;
 
-// How far ahead of the products K and V are fetched: bandwidth times latency of a core's way to
-// memory, 50 GB/s x 100 ns. At the end of a turn that is the beginning of the next.
-constexpr size_t kFetchAheadBytes = 4096;
+// How far ahead of the products K and V are fetched: what is under way between memory and a core,
+// 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next.
+constexpr size_t kFetchAheadBytes = 6144;
 
 // Keys whose bytes of P fill a vector.
 constexpr size_t kSoftmaxKeys = 4 * kLanes;
@@ -56,18 +58,17 @@ static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a v
 // What a row keeps while the chunks pass by.
 struct DecodeRow {
   uint8_t* q;        // head_dim / depth 32-bit lanes
-  float* s;          // [kChunkKeys] scores, then for floats P
+  float* s;          // scores; floats: [kChunkKeys], then P; quantised: of two tiles
   uint8_t* p;        // quantised: [kChunkKeys]
   float* o;          // [PaddedVHeadDim]
   float* d;          // [kLanes]: the running denominator is their sum
+  float* weight;     // [kMaxChunkTiles]: of the chunk's tiles, what one unit of P is worth
   float row_scale;   // quantised, as in QueryTile
   int32_t acc_init;  // int8
   size_t limit;      // keys below it are visible
-  float m;           // running maximum
-  // Of the chunk's tiles:
-  float tile_m[kChunkTiles];    // maximum of the visible scores
-  float weight[kChunkTiles];    // quantised, as in FixedScratch
-  int32_t p_init[kChunkTiles];  // quantised, likewise
+  float m;           // reference: near the running maximum
+  float tile_m;      // of the tile whose P is due: maximum of the visible scores
+  int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
 };
 
 struct DecodeScratch {
@@ -83,10 +84,11 @@ HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
   ScratchArena arena(base);
   for (DecodeRow& row : scratch.rows) {
     row.q = arena.Take<uint8_t>(dims / kQkDepth<Scheme> * kLaneBytes);
-    row.s = arena.Take<float>(kChunkKeys);
-    row.p = arena.Take<uint8_t>(Scheme::kQuantized ? kChunkKeys : 0);
+    row.s = arena.Take<float>(Scheme::kQuantized ? 2 * kKvTile : kChunkKeys<Scheme>);
+    row.p = arena.Take<uint8_t>(Scheme::kQuantized ? kChunkKeys<Scheme> : 0);
     row.o = arena.Take<float>(channels);
     row.d = arena.Take<float>(kLanes);
+    row.weight = arena.Take<float>(kMaxChunkTiles);
   }
   scratch.query = arena.Take<float>(dims);
   return arena.used();
@@ -175,9 +177,15 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
   }
 }
 
-// Scores of keys [key, key + kVectors * kLanes) of the chunk.
+// Tile t's scores of a row.
+template <class Scheme>
+HWY_INLINE float* ScoresOf(const DecodeRow& row, size_t t) {
+  return row.s + (Scheme::kQuantized ? t % 2 : t) * kKvTile;
+}
+
+// Scores of keys [key, key + kVectors * kLanes) of the chunk, which are part of tile t.
 template <class Scheme, size_t kVectors, size_t kRows>
-HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps,
+HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps, size_t t,
                              size_t key) {
   using Acc = typename Scheme::QkProduct::Acc;
   Acc acc[kRows][kVectors];
@@ -194,7 +202,7 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
   const size_t first = kv.key_begin + key;
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
-    float* HWY_RESTRICT s = rows[r].s + key;
+    float* HWY_RESTRICT s = ScoresOf<Scheme>(rows[r], t) + key % kKvTile;
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
       if constexpr (Scheme::kQuantized) {
@@ -227,44 +235,15 @@ HWY_INLINE float LargestScore(const float* HWY_RESTRICT s, size_t num_scores) {
   return hn::ReduceMax(df, hn::Max(hn::Max(m[0], m[1]), hn::Max(m[2], m[3])));
 }
 
-// All scores of the chunk, and the maximum of each tile as soon as they are there: its latency
-// hides behind the next tile's products.
-template <class Scheme, size_t kRows>
-HWY_NOINLINE void ScoreChunk(const PackedShape& shape, DecodeRow* rows, const KvTile& kv,
-                             size_t num_keys) {
-  constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
-  static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
-  const size_t num_steps = PaddedHeadDim(shape) / kQkDepth<Scheme>;
-  for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
-    const size_t end = MinOf(begin + kKvTile, RoundUp(num_keys, kSoftmaxKeys));
-    for (size_t key = begin; key < end; key += kStepKeys) {
-      DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, key);
-    }
-    for (size_t r = 0; r < kRows; ++r) {
-      rows[r].tile_m[t] = LargestScore(rows[r].s + begin, end - begin);
-    }
-  }
-}
-
-// Makes m the reference of the row, once it has met a larger score.
-HWY_INLINE void RaiseMaximum(DecodeRow& row, size_t channels, float m) {
-  const VF rescale = Exp2(hn::Sub(hn::Set(df, row.m), FiniteReference(hn::Set(df, m))));
-  row.m = m;
-  hn::Store(hn::Mul(hn::Load(df, row.d), rescale), df, row.d);
-  for (size_t c = 0; c < channels; c += kLanes) {
-    hn::Store(hn::Mul(hn::Load(df, row.o + c), rescale), df, row.o + c);
-  }
-}
-
-// P of [begin, end), relative to the reference, in place. Returns its sum, in parts.
-HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t begin, size_t end, VF reference) {
+// P of num_scores scores, relative to the reference, in place. Returns its sum, in parts.
+HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t num_scores, VF reference) {
   VF sum = hn::Zero(df);
-  for (size_t key = begin; key < end; key += kSoftmaxKeys) {
+  for (size_t i = 0; i < num_scores; i += kSoftmaxKeys) {
     VF p[4];
     HWY_UNROLL(4)
     for (size_t v = 0; v < 4; ++v) {
-      p[v] = Exp2(hn::Sub(hn::Load(df, s + key + v * kLanes), reference));
-      hn::Store(p[v], df, s + key + v * kLanes);
+      p[v] = Exp2(hn::Sub(hn::Load(df, s + i + v * kLanes), reference));
+      hn::Store(p[v], df, s + i + v * kLanes);
     }
     sum = hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));
   }
@@ -273,19 +252,19 @@ HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t begin, size_t end, VF refe
 
 // The same in bytes; sum_of_bytes: of those, where V is biased.
 template <int kMaxP>
-HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t begin, size_t end, VF reference,
+HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t num_scores, VF reference,
                                uint8_t* HWY_RESTRICT bytes, VI32& sum_of_bytes) {
   // The sum's low mantissa bits are the nearest integer: truncated, they are the byte.
   const VF magic = hn::Set(df, 12582912.0f);
   const VF max_p = hn::Set(df, float{kMaxP});
   const hn::RebindToUnsigned<DF> du32;
   VF sum = hn::Zero(df);
-  for (size_t key = begin; key < end; key += kSoftmaxKeys) {
+  for (size_t i = 0; i < num_scores; i += kSoftmaxKeys) {
     VF p[4];
     hn::Vec<decltype(du32)> quantum[4];
     HWY_UNROLL(4)
     for (size_t v = 0; v < 4; ++v) {
-      p[v] = Exp2(hn::Sub(hn::Load(df, s + key + v * kLanes), reference));
+      p[v] = Exp2(hn::Sub(hn::Load(df, s + i + v * kLanes), reference));
       quantum[v] = hn::BitCast(du32, hn::MulAdd(p[v], max_p, magic));
     }
     sum = hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));
@@ -294,36 +273,77 @@ HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t begin, size_t
     if constexpr (I8Ops::kBiasedV) {
       sum_of_bytes = I8Ops::DotPV(sum_of_bytes, b, hn::Set(di8, 1));
     }
-    hn::Store(b, du8, bytes + key);
+    hn::Store(b, du8, bytes + i);
   }
   return sum;
 }
 
-// The online softmax of one row over the chunk; see online_softmax-inl.h. Here m is the maximum.
+// Moves a row's reference to m, the first maximum or one above it.
+HWY_NOINLINE void RaiseReference(DecodeRow& row, size_t channels, float m) {
+  const float old_m = row.m;
+  row.m = m;
+  if (old_m == kNegInf) return;  // nothing to rescale
+  const VF rescale = Exp2(hn::Sub(hn::Set(df, old_m), hn::Set(df, m)));
+  hn::Store(hn::Mul(hn::Load(df, row.d), rescale), df, row.d);
+  for (size_t c = 0; c < channels; c += kLanes) {
+    hn::Store(hn::Mul(hn::Load(df, row.o + c), rescale), df, row.o + c);
+  }
+  for (size_t t = 0; t < kMaxChunkTiles; t += kLanes) {  // those to come are overwritten
+    hn::Store(hn::Mul(hn::Load(df, row.weight + t), rescale), df, row.weight + t);
+  }
+}
+
+// The online softmax of one row over tile t; see online_softmax-inl.h. P of floats is relative to
+// the tile's maximum as well, but their values have no bound that would leave room for slack.
+// num_scores is a multiple of kSoftmaxKeys.
 template <class Scheme>
-HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t num_keys) {
-  const size_t end = RoundUp(num_keys, kSoftmaxKeys);
-  float m = row.m;
-  for (size_t t = 0; t * kKvTile < num_keys; ++t) m = row.tile_m[t] > m ? row.tile_m[t] : m;
-  if (m > row.m) RaiseMaximum(row, channels, m);
-  const VF reference = FiniteReference(hn::Set(df, m));
-  VF d = hn::Load(df, row.d);
+HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_t num_scores) {
+  constexpr float kSlack = Scheme::kQuantized ? kReferenceSlack : 0.0f;
+  float* HWY_RESTRICT s = ScoresOf<Scheme>(row, t);
+  if (HWY_UNLIKELY(row.tile_m > row.m + kSlack)) RaiseReference(row, channels, row.tile_m);
+  const VF tile_m = hn::Set(df, row.tile_m);
+  const VF tile_reference = FiniteReference(tile_m);
+  const VF weight = Exp2(hn::Sub(tile_m, FiniteReference(hn::Set(df, row.m))));
+  float unit = hn::GetLane(weight);
+  VF sum;
   if constexpr (Scheme::kQuantized) {
     constexpr int kMaxP = Scheme::PvOps::kMaxP;
-    for (size_t t = 0, key = 0; key < num_keys; ++t, key += kKvTile) {
-      const VF tile_m = hn::Set(df, row.tile_m[t]);
-      const VF weight = Exp2(hn::Sub(tile_m, reference));
-      VI32 sum_of_bytes = hn::Zero(di32);
-      const VF sum = ExpScoresToBytes<kMaxP>(row.s, key, MinOf(key + kKvTile, end),
-                                             FiniteReference(tile_m), row.p, sum_of_bytes);
-      d = hn::MulAdd(weight, sum, d);
-      row.weight[t] = hn::GetLane(weight) * (1.0f / kMaxP);
-      row.p_init[t] = I8Ops::kBiasedV ? -kBias * hn::ReduceSum(di32, sum_of_bytes) : 0;
-    }
+    VI32 sum_of_bytes = hn::Zero(di32);
+    sum = ExpScoresToBytes<kMaxP>(s, num_scores, tile_reference, row.p + t * kKvTile, sum_of_bytes);
+    if (I8Ops::kBiasedV) row.p_init[t] = -kBias * hn::ReduceSum(di32, sum_of_bytes);
+    unit *= 1.0f / kMaxP;
   } else {
-    d = hn::Add(d, ExpScores(row.s, 0, end, reference));
+    sum = ExpScores(s, num_scores, tile_reference);
   }
-  hn::Store(d, df, row.d);
+  row.weight[t] = unit;
+  hn::Store(hn::MulAdd(weight, sum, hn::Load(df, row.d)), df, row.d);
+}
+
+// P of all rows and tiles of the chunk. It follows a tile behind the scores: then their maximum is
+// known, and K goes on streaming.
+template <class Scheme, size_t kRows>
+HWY_NOINLINE void DecodeProbabilities(const PackedShape& shape, DecodeRow* rows, const KvTile& kv,
+                                      size_t num_keys) {
+  constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
+  static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
+  const size_t num_steps = PaddedHeadDim(shape) / kQkDepth<Scheme>;
+  const size_t channels = PaddedVHeadDim(shape);
+  const size_t chunk_end = RoundUp(num_keys, kSoftmaxKeys);
+  for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
+    const size_t end = MinOf(begin + kKvTile, chunk_end);
+    for (size_t key = begin; key < end; key += kStepKeys) {
+      DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, t, key);
+    }
+    for (size_t r = 0; r < kRows; ++r) {
+      const float tile_m = LargestScore(ScoresOf<Scheme>(rows[r], t), end - begin);
+      if (t > 0) DecodeSoftmax<Scheme>(rows[r], channels, t - 1, kKvTile);
+      rows[r].tile_m = tile_m;
+    }
+  }
+  const size_t last = (num_keys - 1) / kKvTile;
+  for (size_t r = 0; r < kRows; ++r) {
+    DecodeSoftmax<Scheme>(rows[r], channels, last, chunk_end - last * kKvTile);
+  }
 }
 
 // Channels of V, from tile to tile of the chunk.
@@ -343,10 +363,11 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
     p[r] = Scheme::kQuantized ? rows[r].p + t * kKvTile
-                              : reinterpret_cast<const uint8_t*>(rows[r].s + t * kKvTile);
+                              : reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(rows[r], t));
     HWY_UNROLL(4)
-    for (size_t i = 0; i < kVectors; ++i)
-      acc[r][i] = InitialSum<Acc>(Scheme::kQuantized ? rows[r].p_init[t] : 0);
+    for (size_t i = 0; i < kVectors; ++i) {
+      acc[r][i] = InitialSum<Acc>(I8Ops::kBiasedV ? rows[r].p_init[t] : 0);
+    }
   }
   VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
       v.data, v.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>, acc);
@@ -356,55 +377,62 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
     HWY_UNROLL(4)
     for (size_t i = 0; i < kVectors; ++i) {
       float* o = rows[r].o + channel + i * kLanes;
-      const VF old_o = hn::Load(df, o);
+      VF unit = hn::Set(df, rows[r].weight[t]);
+      VF product;
       if constexpr (Scheme::kQuantized) {
-        const VF unit =
-            hn::Mul(hn::Set(df, rows[r].weight[t]), hn::Load(df, v.v_scale + i * kLanes));
-        hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[r][i]), unit, old_o), df, o);
+        unit = hn::Mul(unit, hn::Load(df, v.v_scale + i * kLanes));
+        product = hn::ConvertTo(df, acc[r][i]);
       } else {
-        hn::Store(hn::Add(old_o, acc[r][i]), df, o);
+        product = acc[r][i];
       }
+      hn::Store(hn::MulAdd(product, unit, hn::Load(df, o)), df, o);
     }
   }
 }
 
-// The same by all tiles.
+// The same by keys [key, key_end) of the chunk, all of one V tile; the chunk begins at key_begin.
 template <class Scheme, size_t kVectors, size_t kRows>
-HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, const KvTile& kv,
-                              size_t channel, size_t num_keys) {
+HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, size_t key_begin,
+                              size_t key, size_t key_end, size_t channel) {
   const size_t channels = PaddedVHeadDim(head.shape);
+  const KvTile kv = BeginKvTile<Scheme>(head, key_begin + key, 0, WideTile());
   const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
   VCursor v = {columns.data, columns.stride_bytes,
                Scheme::kQuantized ? kv.v_scale + channel : nullptr};
-  for (size_t t = 0, key = 0; key < num_keys; ++t, key += kKvTile) {
-    const size_t tile_keys = MinOf(kKvTile, num_keys - key);
-    if (HWY_UNLIKELY(HasSpecialV<Scheme>(head, kv.key_begin + key))) {
+  for (; key < key_end; key += kKvTile) {
+    const size_t t = key / kKvTile;
+    const size_t num_keys = MinOf(kKvTile, key_end - key);
+    if (HWY_UNLIKELY(HasSpecialV<Scheme>(head, key_begin + key))) {
       // 0 * NaN is NaN: each row stops at the last key it sees.
       for (size_t r = 0; r < kRows; ++r) {
-        const size_t seen = rows[r].limit - MinOf(rows[r].limit, kv.key_begin + key);
-        DecodeOutput<Scheme, kVectors, 1>(rows + r, v, t, channel, MinOf(tile_keys, seen));
+        const size_t seen = rows[r].limit - MinOf(rows[r].limit, key_begin + key);
+        DecodeOutput<Scheme, kVectors, 1>(rows + r, v, t, channel, MinOf(num_keys, seen));
       }
     } else {
-      DecodeOutput<Scheme, kVectors, kRows>(rows, v, t, channel, tile_keys);
+      DecodeOutput<Scheme, kVectors, kRows>(rows, v, t, channel, num_keys);
     }
     v.data += kKvTile / kPvDepth<Scheme> * v.stride_bytes;
     if (Scheme::kQuantized) v.v_scale += channels;
   }
 }
 
+// O of all channels, in the order in which V lies in memory.
 template <class Scheme, size_t kRows>
-HWY_NOINLINE void OutputChunk(const PackedHead& head, const DecodeRow* rows, const KvTile& kv,
-                              size_t num_keys) {
+HWY_NOINLINE void DecodeChunkOutputs(const PackedHead& head, const DecodeRow* rows,
+                                     size_t key_begin, size_t num_keys) {
   constexpr size_t kVectors = VectorsPerBlock(kRows);
   const size_t channels = PaddedVHeadDim(head.shape);
-  for (size_t channel = 0; channel < channels;) {
-    const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
-    if (channel + kVectors * kLanes <= panel_end) {
-      DecodeOutputs<Scheme, kVectors, kRows>(head, rows, kv, channel, num_keys);
-      channel += kVectors * kLanes;
-    } else {
-      DecodeOutputs<Scheme, 1, kRows>(head, rows, kv, channel, num_keys);
-      channel += kLanes;
+  for (size_t key = 0; key < num_keys; key += kVTileKeys) {
+    const size_t end = MinOf(key + kVTileKeys, num_keys);
+    for (size_t channel = 0; channel < channels;) {
+      const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
+      if (channel + kVectors * kLanes <= panel_end) {
+        DecodeOutputs<Scheme, kVectors, kRows>(head, rows, key_begin, key, end, channel);
+        channel += kVectors * kLanes;
+      } else {
+        DecodeOutputs<Scheme, 1, kRows>(head, rows, key_begin, key, end, channel);
+        channel += kLanes;
+      }
     }
   }
 }
@@ -414,11 +442,8 @@ template <class Scheme, size_t kRows>
 HWY_INLINE void DecodeChunk(const PackedHead& head, DecodeRow* rows, size_t num_rows,
                             const KvTile& kv, size_t num_keys) {
   if (num_rows == kRows) {
-    ScoreChunk<Scheme, kRows>(head.shape, rows, kv, num_keys);
-    for (size_t r = 0; r < kRows; ++r) {
-      DecodeSoftmax<Scheme>(rows[r], PaddedVHeadDim(head.shape), num_keys);
-    }
-    OutputChunk<Scheme, kRows>(head, rows, kv, num_keys);
+    DecodeProbabilities<Scheme, kRows>(head.shape, rows, kv, num_keys);
+    DecodeChunkOutputs<Scheme, kRows>(head, rows, kv.key_begin, num_keys);
   } else if constexpr (kRows > 1) {
     DecodeChunk<Scheme, kRows - 1>(head, rows, num_rows, kv, num_keys);
   }
@@ -435,6 +460,7 @@ HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_REST
   row.limit = KeyLimit(task, r);
   row.m = kNegInf;
   hn::Store(hn::Zero(df), df, row.d);
+  for (size_t t = 0; t < kMaxChunkTiles; t += kLanes) hn::Store(hn::Zero(df), df, row.weight + t);
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     hn::Store(hn::Zero(df), df, row.o + c);
   }
@@ -473,8 +499,10 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
   const size_t visible = scratch.rows[num_rows - 1].limit;  // limits never fall from row to row
   const size_t num_blocks = (num_rows + kRowBlock - 1) / kRowBlock;
   const size_t block_rows = (num_rows + num_blocks - 1) / num_blocks;  // 8 are 4 + 4, not 6 + 2
-  for (size_t key = 0; key < visible; key += kChunkKeys) {
-    const size_t num_keys = MinOf(kChunkKeys, visible - key);
+  // Blocks after the first find a shorter chunk in L2.
+  const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Scheme> : kVTileKeys;
+  for (size_t key = 0; key < visible; key += chunk_keys) {
+    const size_t num_keys = MinOf(chunk_keys, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, num_keys, WideTile());
     for (size_t r = 0; r < num_rows; r += block_rows) {
       DecodeChunk<Scheme, kRowBlock>(task.head, scratch.rows + r, MinOf(block_rows, num_rows - r),

@@ -84,12 +84,23 @@ TEST_CASE("lengths around every tile size", "[attention][lengths]") {
 TEST_CASE("few rows over many keys", "[attention][decode]") {
   constexpr struct {
     int64_t q_len, heads, kv_heads, beams;
-  } kRows[] = {{1, 1, 1, 1}, {1, 2, 1, 1}, {3, 1, 1, 1},  {1, 4, 1, 1}, {1, 2, 2, 5},
-               {2, 4, 1, 1}, {1, 5, 1, 3}, {1, 16, 1, 1}, {1, 1, 1, 17}};
+  } kRows[] = {{1, 1, 1, 1},
+               {1, 2, 1, 1},
+               {3, 1, 1, 1},
+               {1, 4, 1, 1},
+               {1, 2, 2, 5},
+               {2, 4, 1, 1},
+               {1, 5, 1, 3},
+               {1, 16, 1, 1},
+               {1, 1, 1, 17},
+               // Blocks of rows that share K/V: full, and two of unequal size.
+               {2, 3, 1, 1},
+               {1, 7, 1, 1},
+               {1, 8, 2, 2}};
   constexpr int64_t kHeadDims[] = {64, 20, 128, 33, 8, 80};
   uint64_t seed = 500;
   for (const int64_t kv_len :
-       {65, 129, 255, 256, 257, 511, 513, 1000, 1023, 1025, 2047, 2048, 2049, 4097, 5000}) {
+       {65, 129, 255, 256, 257, 511, 513, 1000, 1023, 1025, 2047, 2048, 2049, 4095, 4097, 5000}) {
     for (const auto& rows : kRows) {
       Case c;
       c.q_len = rows.q_len;
