@@ -74,30 +74,26 @@ constexpr double OperationsPerRound(D) {
   return 2.0 * static_cast<double>(hn::MaxLanes(D()) * kSums);
 }
 
-void Fp32Fma(size_t rounds) {
-  Peak(rounds, hn::Zero(df), hn::Set(df, 0.5f), hn::Set(df, 0.5f), [](VF sum, VF a, VF b) HWY_ATTR {
+HWY_INLINE VF AddProduct(VF sum, VF a, VF b) {
 #if HWY_ARCH_X86 && !HWY_NATIVE_FMA
-    // Left to themselves compilers add the sum to the product and copy that back, and a copy
-    // takes the place of an addition.
-    asm volatile("addps %1, %0" : "+x"(sum.raw) : "x"(hn::Mul(a, b).raw));
-    return sum;
+  // Left to themselves compilers add the sum to the product and copy that back, and a copy takes
+  // the place of an addition.
+  asm volatile("addps %1, %0" : "+x"(sum.raw) : "x"(hn::Mul(a, b).raw));
+  return sum;
 #else
-         return hn::MulAdd(a, b, sum);
+  return hn::MulAdd(a, b, sum);
 #endif
-  });
 }
 
-// Without dot products: two products to 16 bits, two of those to 32, one addition.
+void Fp32Fma(size_t rounds) {
+  Peak(rounds, hn::Zero(df), hn::Set(df, 0.5f), hn::Set(df, 0.5f),
+       [](VF sum, VF a, VF b) HWY_ATTR { return AddProduct(sum, a, b); });
+}
+
+// What the kernels multiply bytes with: one instruction, or three without dot products.
 void Int8Dot(size_t rounds) {
   Peak(rounds, hn::Zero(di32), hn::Set(di8, 1), hn::Set(di8, 1),
-       [](VI32 sum, VI8 a, VI8 b) HWY_ATTR {
-#if HWY_ARCH_X86 && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-         const auto pairs = hn::SatWidenMulPairwiseAdd(di16, hn::BitCast(du8, a), b);
-         return hn::Add(sum, hn::WidenMulPairwiseAdd(di32, pairs, hn::Set(di16, 1)));
-#else
-         return I8Ops::DotPV(sum, hn::BitCast(du8, a), b);
-#endif
-       });
+       [](VI32 sum, VI8 a, VI8 b) HWY_ATTR { return I8Ops::DotPV(sum, hn::BitCast(du8, a), b); });
 }
 
 void Int16Dot(size_t rounds) {
