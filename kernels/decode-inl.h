@@ -43,9 +43,10 @@ constexpr size_t kMinSums = 8;
 
 // K and V are read by turns. Each turn costs the latency of memory, since the CPU's prefetchers
 // have lost the thread: so they are long, at 64 dimensions 256 KiB.
+constexpr size_t kMaxChunkKeys = 4096;
+constexpr size_t kMaxChunkTiles = kMaxChunkKeys / kKvTile;
 template <class Scheme>
-constexpr size_t kChunkKeys = Scheme::kQuantized ? 4096 : 1024;
-constexpr size_t kMaxChunkTiles = 4096 / kKvTile;
+constexpr size_t kChunkKeys = Scheme::kQuantized ? kMaxChunkKeys : kVTileKeys;
 
 // How far ahead of the products K and V are fetched: what is under way between memory and a core,
 // 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next.

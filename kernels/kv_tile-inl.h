@@ -16,8 +16,8 @@ HWY_INLINE bool HasSpecialV(const PackedHead& head, size_t key) {
   return !Scheme::kQuantized && head.base[head.offsets.v_special + key / kKvTile] != 0;
 }
 
-// Keys from key_begin on of one head: a tile of kKvTile for prefill, a chunk of several tiles, all
-// in one V tile, for decode.
+// Keys from key_begin on of one head: a tile of kKvTile for prefill, a chunk of several tiles for
+// decode, whose V is reached from here only as far as its V tile.
 struct KvTile {
   const uint8_t* k;  // block of 64 keys after block, k_block_bytes apart
   size_t k_block_bytes;
