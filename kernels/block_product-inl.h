@@ -16,8 +16,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-constexpr size_t kLaneBytes = 4;
-constexpr size_t kVectorBytes = kLanes * kLaneBytes;
 
 HWY_INLINE VI32 Broadcast32(const uint8_t* p) {
   int32_t bits;

@@ -34,8 +34,9 @@ template <class Scheme>
 HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  LoadRow(RowAt(task.q, r), head_dim, row);
   if constexpr (Scheme::kQuantized) {
+    VI32 maxima;
+    LoadFinite(task.q, r, 1, head_dim, NoCenter(), row, &maxima);
     RotateQueries(task, row, 1);
     // In place: vector after vector is read before fewer bytes are written.
     auto* quanta = reinterpret_cast<typename Scheme::KStored*>(row);
@@ -43,6 +44,7 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
     const int32_t sum = Scheme::kKBias != 0 ? SumOfQuanta(quanta, elements) : 0;
     return {scale * task.scale_log2e, -Scheme::kKBias * sum};
   } else {
+    LoadRow(RowAt(task.q, r), head_dim, row);
     const VF scale = hn::Set(df, task.scale_log2e);
     for (size_t i = 0; i < elements; i += kLanes) {
       hn::Store(hn::Mul(hn::Load(df, row + i), scale), df, row + i);
@@ -51,30 +53,45 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   }
 }
 
-// kLanes rows from row r of the tile on, as LoadQuery would leave them, RowBufferElements apart.
+// Rows [r, r + kLanes) of the tile, as LoadQuery would leave them, side by side in the panel's
+// vector of lanes. Rows that the tile does not have are 0.
 template <class Scheme>
 HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t r,
                               float* HWY_RESTRICT rows) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  const size_t count = MinOf(kLanes, q.num_rows - MinOf(r, q.num_rows));
+  const size_t lanes = QueryLanes<Scheme>(head_dim);
+  const size_t row_stride = q.num_vectors * kLanes;
+  const size_t count = MinOf(kLanes, q.num_rows - r);
+  const size_t first = q.first_row + r;
+  int32_t* panel = reinterpret_cast<int32_t*>(q.panel) + r;
   // While these are quantised and transposed, the next ones come from memory.
-  const size_t next = q.first_row + r + kLanes;
-  PrefetchRows(task.q, next, next + kLanes, NumRows(task), head_dim);
-  if (count != 0) LoadRows(task.q, q.first_row + r, count, head_dim, rows);
+  PrefetchRows(task.q, first + kLanes, first + 2 * kLanes, NumRows(task), head_dim);
   for (size_t i = count * elements; i < kLanes * elements; i += kLanes) {
     hn::Store(hn::Zero(df), df, rows + i);
   }
   const VF scale = hn::Set(df, task.scale_log2e);
   if constexpr (Scheme::kQuantized) {
-    RotateQueries(task, rows, count);
-    const VF row_scale =
-        QuantizeRows<typename Scheme::KStored>(rows, elements, Scheme::MaxQ(head_dim), 0);
-    hn::Store(hn::Mul(row_scale, scale), df, q.row_scale + r);
+    using Quantum = typename Scheme::KStored;
+    VI32 maxima[kLanes];
+    for (size_t i = count; i < kLanes; ++i) maxima[i] = hn::Zero(di32);
+    LoadFinite(task.q, first, count, head_dim, NoCenter(), rows, maxima);
+    VF ranges;
+    if (IsRotated(task.head.shape.layout)) {
+      RotateQueries(task, rows, count);
+      ranges = FiniteRanges(rows, elements);
+    } else {
+      ranges = FiniteRanges(maxima, rows, elements);
+    }
+    const QuantStep step = StepForRange(ranges, static_cast<float>(Scheme::MaxQ(head_dim)));
+    hn::Store(hn::Mul(step.scale, scale), df, q.row_scale + r);
+    QuantaToPanel<Quantum>(rows, elements, step.inverse, 0, lanes, panel, row_stride);
   } else {
+    LoadRows(task.q, first, count, head_dim, rows);
     for (size_t i = 0; i < count * elements; i += kLanes) {
       hn::Store(hn::Mul(hn::Load(df, rows + i), scale), df, rows + i);
     }
+    RowsToPanel(rows, elements, lanes, panel, row_stride);
   }
 }
 
@@ -97,16 +114,13 @@ HWY_INLINE VI32 QueryAccInit(const uint8_t* HWY_RESTRICT panel, size_t lanes, si
 template <class Scheme>
 HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* HWY_RESTRICT rows) {
   const size_t head_dim = task.head.shape.head_dim;
-  const size_t elements = RowBufferElements(head_dim);
-  const size_t lanes = QueryLanes<Scheme>(head_dim);
-  const size_t row_stride = q.num_vectors * kLanes;
+  const size_t stride_bytes = q.num_vectors * kVectorBytes;
   for (size_t v = 0; v < q.num_vectors; ++v) {
     LoadQueryRows<Scheme>(task, q, v * kLanes, rows);
-    uint8_t* panel = q.panel + v * kVectorBytes;
-    RowsToPanel(rows, elements, lanes, reinterpret_cast<int32_t*>(panel), row_stride);
     if constexpr (Scheme::kQuantized) {
-      hn::Store(QueryAccInit<Scheme>(panel, lanes, row_stride * kLaneBytes, head_dim), di32,
-                q.acc_init + v * kLanes);
+      const VI32 init = QueryAccInit<Scheme>(q.panel + v * kVectorBytes,
+                                             QueryLanes<Scheme>(head_dim), stride_bytes, head_dim);
+      hn::Store(init, di32, q.acc_init + v * kLanes);
     }
   }
 }

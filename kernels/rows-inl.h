@@ -1,7 +1,7 @@
 // The caller's rows: any element type and stride in, f32 out, and back.
 //
 // Neighbouring elements are read and written by whole vectors; so are the scales of int8 elements
-// that are neighbours or all the same. Other strides, and the end of a row, go element by element.
+// that are neighbours or all the same. Other strides go element by element.
 //
 // Nothing outside the row's own elements is touched: the caller's buffer may end at a page
 // boundary.
@@ -43,13 +43,19 @@ HWY_INLINE VF LoadScales(const Row& row, size_t i, size_t n) {
   return LoadLanes<float>(reinterpret_cast<const uint8_t*>(row.scale), row.scale_stride, i, n);
 }
 
-// True if whole vectors of the row's elements, and of their scales, can be read in one piece.
-template <typename T>
+// True if the row's elements are neighbours, and their scales are as well or are one.
 HWY_INLINE bool IsDense(const Row& row) {
-  constexpr int64_t kScaleBytes = sizeof(float);
-  const bool dense_scales =
-      !hwy::IsSame<T, int8_t>() || row.scale_stride == 0 || row.scale_stride == kScaleBytes;
-  return row.dim_stride == static_cast<int64_t>(sizeof(T)) && dense_scales;
+  switch (row.dtype) {
+    case DType::kF32:
+      return row.dim_stride == 4;
+    case DType::kF16:
+    case DType::kBF16:
+      return row.dim_stride == 2;
+    case DType::kI8:
+      return row.dim_stride == 1 &&
+             (row.scale_stride == 0 || row.scale_stride == int64_t{sizeof(float)});
+  }
+  return false;
 }
 
 // Asks for a row of n neighbouring elements before it is needed: rows of one head are far apart in
@@ -60,46 +66,87 @@ HWY_INLINE void PrefetchRow(const Row& row, size_t n) {
   for (size_t i = 0; i < bytes; i += kPackedAlignBytes) __builtin_prefetch(row.data + i);
 }
 
-// Calls use(i, x) for vectors x of elements [i, i + kLanes) of a row of n, as f32; 0 past its end.
-template <typename T, class Use>
-HWY_INLINE void VisitRowOf(const Row& row, size_t n, const Use& use) {
-  const hn::Rebind<T, DF> d;
-  size_t i = 0;
-  if (HWY_LIKELY(IsDense<T>(row))) {
-    for (; i + kLanes <= n; i += kLanes) {
-      VF x = ToF32(hn::LoadU(d, reinterpret_cast<const T*>(row.data) + i));
-      if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row, i, n));
-      use(i, x);
-    }
+// A row of n neighbouring elements of one type, by vectors of f32: row(i) is [i, i + kLanes), 0 past
+// its end. kWhole: n is a multiple of kLanes.
+template <typename T, bool kWhole>
+class DenseRow {
+ public:
+  DenseRow() = default;
+  DenseRow(const Row& row, size_t n) : row_(row), n_(n) {}
+
+  HWY_INLINE VF operator()(size_t i) const {
+    const hn::Rebind<T, DF> d;
+    const T* from = reinterpret_cast<const T*>(row_.data) + i;
+    VF x = ToF32(HWY_LIKELY(kWhole || i + kLanes <= n_) ? hn::LoadU(d, from) : hn::LoadN(d, from, n_ - i));
+    if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row_, i, n_));
+    return x;
   }
-  for (; i < n; i += kLanes) {
-    VF x = LoadLanes<T>(row.data, row.dim_stride, i, n);
-    if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row, i, n));
-    use(i, x);
+
+ private:
+  Row row_;
+  size_t n_;
+};
+
+// The same for any type and any stride, element by element.
+class StridedRow {
+ public:
+  StridedRow() = default;
+  StridedRow(const Row& row, size_t n) : row_(row), n_(n) {}
+
+  VF operator()(size_t i) const {
+    switch (row_.dtype) {
+      case DType::kF32:
+        return LoadLanes<float>(row_.data, row_.dim_stride, i, n_);
+      case DType::kF16:
+        return LoadLanes<hwy::float16_t>(row_.data, row_.dim_stride, i, n_);
+      case DType::kBF16:
+        return LoadLanes<hwy::bfloat16_t>(row_.data, row_.dim_stride, i, n_);
+      case DType::kI8:
+        return hn::Mul(LoadLanes<int8_t>(row_.data, row_.dim_stride, i, n_),
+                       LoadScales(row_, i, n_));
+    }
+    return hn::Zero(df);
+  }
+
+ private:
+  Row row_;
+  size_t n_;
+};
+
+// Rows of n elements that are read as Vectors: rows[r](i).
+template <class Vectors, class AnyRows>
+struct RowReader {
+  using RowVectors = Vectors;
+  HWY_INLINE Vectors operator[](size_t r) const { return Vectors(RowAt(rows, r), n); }
+
+  const AnyRows& rows;
+  size_t n;
+};
+
+template <bool kWhole, class AnyRows, class Body>
+HWY_INLINE void ReadDenseRows(const AnyRows& rows, size_t n, const Body& body) {
+  switch (RowAt(rows, 0).dtype) {
+    case DType::kF32:
+      return body(RowReader<DenseRow<float, kWhole>, AnyRows>{rows, n});
+    case DType::kF16:
+      return body(RowReader<DenseRow<hwy::float16_t, kWhole>, AnyRows>{rows, n});
+    case DType::kBF16:
+      return body(RowReader<DenseRow<hwy::bfloat16_t, kWhole>, AnyRows>{rows, n});
+    case DType::kI8:
+      return body(RowReader<DenseRow<int8_t, kWhole>, AnyRows>{rows, n});
   }
 }
 
-// The same for `count` > 0 rows from row `begin` on: use(r, i, x), r < count.
-template <typename T, class AnyRows, class Use>
-HWY_INLINE void VisitRowsOf(const AnyRows& rows, size_t begin, size_t count, size_t n,
-                            const Use& use) {
-  for (size_t r = 0; r < count; ++r) {
-    VisitRowOf<T>(RowAt(rows, begin + r), n, [&](size_t i, VF x) HWY_ATTR { use(r, i, x); });
+// Calls body(reader) with the reader for the type and stride that all of the rows have. What body
+// captures lives in memory that any store may change, as far as the compiler knows: loops belong
+// into a function that it calls.
+template <class AnyRows, class Body>
+HWY_INLINE void ReadRows(const AnyRows& rows, size_t n, const Body& body) {
+  if (HWY_UNLIKELY(!IsDense(RowAt(rows, 0)))) {
+    return body(RowReader<StridedRow, AnyRows>{rows, n});
   }
-}
-template <class AnyRows, class Use>
-HWY_INLINE void VisitRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
-                          const Use& use) {
-  switch (RowAt(rows, begin).dtype) {
-    case DType::kF32:
-      return VisitRowsOf<float>(rows, begin, count, n, use);
-    case DType::kF16:
-      return VisitRowsOf<hwy::float16_t>(rows, begin, count, n, use);
-    case DType::kBF16:
-      return VisitRowsOf<hwy::bfloat16_t>(rows, begin, count, n, use);
-    case DType::kI8:
-      return VisitRowsOf<int8_t>(rows, begin, count, n, use);
-  }
+  if (n % kLanes == 0) return ReadDenseRows<true>(rows, n, body);
+  ReadDenseRows<false>(rows, n, body);
 }
 
 // Asks for rows [begin, end) of n elements, those that there are of `num_rows`.
@@ -119,15 +166,22 @@ HWY_INLINE void ZeroPadding(size_t n, float* out) {
   }
 }
 
+template <class Reader>
+HWY_INLINE void LoadRowsFrom(Reader reader, size_t begin, size_t count, float* HWY_RESTRICT out) {
+  const size_t n = reader.n;
+  for (size_t r = begin; r < begin + count; ++r, out += RowBufferElements(n)) {
+    const auto row = reader[r];
+    for (size_t i = 0; i < n; i += kLanes) hn::Store(row(i), df, out + i);
+    ZeroPadding(n, out);
+  }
+}
+
 // `count` rows of n elements from row `begin` on, to f32 and RowBufferElements(n) apart. `out` is
 // vector-aligned; the elements past n become 0.
 template <class AnyRows>
 HWY_INLINE void LoadRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
                          float* HWY_RESTRICT out) {
-  const size_t elements = RowBufferElements(n);
-  for (size_t r = 0; r < count; ++r) ZeroPadding(n, out + r * elements);
-  VisitRows(rows, begin, count, n,
-            [=](size_t r, size_t i, VF x) HWY_ATTR { hn::Store(x, df, out + r * elements + i); });
+  ReadRows(rows, n, [=](auto reader) HWY_ATTR { LoadRowsFrom(reader, begin, count, out); });
 }
 
 HWY_INLINE void LoadRow(const Row& row, size_t n, float* HWY_RESTRICT out) {
@@ -143,7 +197,7 @@ HWY_INLINE void StoreRowOf(const float* HWY_RESTRICT from, size_t n, const Row& 
     return hwy::IsSame<T, int8_t>() ? hn::Div(x, LoadScales(row, i, n)) : x;
   };
   size_t i = 0;
-  if (HWY_LIKELY(IsDense<T>(row))) {
+  if (HWY_LIKELY(IsDense(row))) {
     for (; i + kLanes <= n; i += kLanes) {
       hn::StoreU(FromF32(d, load(i)), d, reinterpret_cast<T*>(row.data) + i);
     }

@@ -49,6 +49,8 @@ constexpr DU16 du16;
 // NOLINTEND(readability-identifier-naming)
 
 constexpr size_t kLanes = hn::MaxLanes(DF());
+constexpr size_t kLaneBytes = sizeof(float);
+constexpr size_t kVectorBytes = kLanes * kLaneBytes;
 
 // Keeps an accumulator in its register. g++ 12 otherwise spills the block around the loop, because
 // the accumulators' types change there: 28 to 43 % of the dot-product roof instead of 80.

@@ -17,6 +17,19 @@ bool MultiplyAdd(size_t a, size_t b, size_t c, size_t* product) {
   return !__builtin_mul_overflow(a, b, product) && !__builtin_add_overflow(*product, c, product);
 }
 
+// Zeroes what packing `length` keys may leave as it was, so that equal contents are equal bytes: all
+// but whole blocks of K and whole tiles of V.
+void ClearHead(const PackedHead& head, size_t length) {
+  const PackedShape& shape = head.shape;
+  const PackedOffsets& offsets = head.offsets;
+  const size_t k_elements = length / kKeyBlock * kKeyBlock * PaddedHeadDim(shape);
+  const size_t v_elements = length / kVTileKeys * kVTileKeys * PaddedVHeadDim(shape);
+  const auto clear = [&](size_t begin, size_t end) { memset(head.base + begin, 0, end - begin); };
+  clear(offsets.k + k_elements * KElementBytes(shape.layout), offsets.v);
+  clear(offsets.v + v_elements * VElementBytes(shape.layout), offsets.k_scale);
+  clear(offsets.k_scale, offsets.bytes);
+}
+
 }  // namespace
 
 Status PackedKv::Create(PackedHeader geometry, const KvFormat& format,
@@ -50,7 +63,11 @@ Status PackedKv::Create(PackedHeader geometry, const KvFormat& format,
   if (created == nullptr || created->block_ == nullptr) {
     return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for packed K and V", bytes);
   }
-  memset(created->block_, 0, bytes);  // padding included: equal contents are equal bytes
+  for (size_t i = 0; i < num_heads; ++i) {
+    unsigned char* base = created->block_ + sizeof(PackedHeader) + i * offsets.bytes;
+    ClearHead({base, shape, offsets}, static_cast<size_t>(geometry.length));
+  }
+  memset(created->block_ + tail_offset, 0, bytes - tail_offset);
   memcpy(geometry.magic, kMagic, sizeof(kMagic));
   geometry.layout_version = kLayoutVersion;
   new (created->block_) PackedHeader(geometry);

@@ -78,24 +78,60 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
   }
 }
 
-// Adds rows up in order of keys, so that the sum does not depend on the vector length, and divides.
-HWY_INLINE void MeanOfRows(const SourceRows& rows, size_t num_rows, size_t n,
-                           float* HWY_RESTRICT row, float* HWY_RESTRICT mean) {
+// Adds kRows rows to `sums`, first to last, and their magnitudes to what is known of the largest.
+template <size_t kRows, class Reader, class Finite>
+HWY_INLINE VI32 AddRows(Reader reader, Finite finite, size_t first, size_t stride,
+                        float* HWY_RESTRICT sums, VI32 largest) {
+  typename Reader::RowVectors rows[kRows];
+  HWY_UNROLL(4)
+  for (size_t r = 0; r < kRows; ++r) rows[r] = reader[first + r * stride];
+  for (size_t c = 0; c < reader.n; c += kLanes) {
+    VF sum = hn::Load(df, sums + c);
+    HWY_UNROLL(4)
+    for (size_t r = 0; r < kRows; ++r) {
+      const VF x = finite(rows[r](c));
+      largest = hn::Max(largest, Magnitude(x));
+      sum = hn::Add(sum, x);
+    }
+    hn::Store(sum, df, sums + c);
+  }
+  return largest;
+}
+
+// Sums of `count` rows, `stride` apart, in order of keys, so that they do not depend on the vector
+// length. Returns the largest magnitudes.
+template <class Reader, class Finite>
+HWY_INLINE VI32 SumRows(const SourceRows& source, Reader reader, Finite finite, size_t count,
+                        size_t stride, float* HWY_RESTRICT sums) {
+  constexpr size_t kRows = 4;
+  for (size_t c = 0; c < RowBufferElements(reader.n); c += kLanes) {
+    hn::Store(hn::Zero(df), df, sums + c);
+  }
+  VI32 largest = hn::Zero(di32);
+  size_t i = 0;
+  for (; i + kRows <= count; i += kRows) {
+    const size_t ahead = i + kRowsAhead;
+    for (size_t r = ahead; r < MinOf(ahead + kRows, count); ++r) {
+      PrefetchRow(RowAt(source, r * stride), reader.n);
+    }
+    largest = AddRows<kRows>(reader, finite, i * stride, stride, sums, largest);
+  }
+  for (; i < count; ++i) largest = AddRows<1>(reader, finite, i * stride, stride, sums, largest);
+  return largest;
+}
+
+// The mean of every CenterStride-th row.
+HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
+                           float* HWY_RESTRICT mean) {
   const size_t elements = RowBufferElements(n);
   const size_t stride = CenterStride(num_rows);
-  for (size_t c = 0; c < elements; c += kLanes) hn::Store(hn::Zero(df), df, mean + c);
-  for (size_t i = 0; i < num_rows; i += stride) {
-    const size_t ahead = i + kRowsAhead * stride;
-    PrefetchRows(rows, ahead, ahead + 1, num_rows, n);
-    LoadSourceRow(rows, i, n, row);
-    for (size_t c = 0; c < elements; c += kLanes) {
-      const VF x = Sanitize(hn::Load(df, row + c));
-      hn::Store(hn::Add(hn::Load(df, mean + c), x), df, mean + c);
-    }
-  }
-  const VF count = hn::Set(df, static_cast<float>((num_rows + stride - 1) / stride));
+  const size_t count = (num_rows + stride - 1) / stride;
+  ReadFinite(source, n, [=, &source](auto reader, auto finite) HWY_ATTR {
+    return AllBelow(SumRows(source, reader, finite, count, stride, mean), kModerate);
+  });
+  const VF divisor = hn::Set(df, static_cast<float>(count));
   for (size_t c = 0; c < elements; c += kLanes) {
-    hn::Store(hn::Div(hn::Load(df, mean + c), count), df, mean + c);
+    hn::Store(hn::Div(hn::Load(df, mean + c), divisor), df, mean + c);
   }
 }
 
@@ -107,80 +143,111 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   float* mean = row + kMaxHeadDim;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
-  MeanOfRows(task.k, task.num_keys, shape.head_dim, row, mean);
+  MeanOfRows(task.k, task.num_keys, shape.head_dim, mean);
   for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
   if (IsRotated(shape.layout)) BalanceChannels(task, mean, row, mean + kMaxHeadDim);
-  MeanOfRows(task.v, task.num_keys, shape.v_head_dim, row, mean);
+  MeanOfRows(task.v, task.num_keys, shape.v_head_dim, mean);
   for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
 
-// `count` > 0 rows of n elements from row `begin` on, minus centre and finite, RowBufferElements(n)
-// apart. Elements nearly always are finite: those that are not are looked for together.
-HWY_INLINE void LoadCentered(const SourceRows& source, size_t begin, size_t count, size_t n,
-                             const float* HWY_RESTRICT center, float* HWY_RESTRICT rows) {
-  const size_t elements = RowBufferElements(n);
-  for (size_t r = 0; r < count; ++r) ZeroPadding(n, rows + r * elements);
-  VI32 largest = hn::Zero(di32);  // magnitudes as bits, in whose order infinities and NaN are last
-  VisitRows(source, begin, count, n, [&](size_t r, size_t i, VF x) HWY_ATTR {
-    largest = hn::Max(largest, hn::BitCast(di32, hn::Abs(x)));
-    hn::Store(hn::Sub(x, hn::Load(df, center + i)), df, rows + r * elements + i);
-  });
-  const VI32 limit = hn::BitCast(di32, hn::Set(df, kLargestFinite));
-  if (HWY_LIKELY(hn::AllTrue(di32, hn::Lt(largest, limit)))) return;
-  VisitRows(source, begin, count, n, [&](size_t r, size_t i, VF x) HWY_ATTR {
-    hn::Store(hn::Sub(Sanitize(x), hn::Load(df, center + i)), df, rows + r * elements + i);
-  });
-}
+// K of one tile, per token: keys alone, or kLanes of them, which become whole vectors of the layout.
+template <class Scheme>
+class KeyPacker {
+ public:
+  KeyPacker(const PackTask& task, unsigned char* HWY_RESTRICT scratch)
+      : task_(task),
+        head_dim_(task.head.shape.head_dim),
+        elements_(RowBufferElements(head_dim_)),
+        lanes_(PaddedHeadDim(task.head.shape) / kQkDepth<Scheme>),
+        rotated_(IsRotated(task.head.shape.layout)) {
+    static_assert((2 * kLanes + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
+                  "rows of two blocks, centre and factors");
+    center_ = reinterpret_cast<float*>(scratch);
+    factor_ = center_ + kMaxHeadDim;
+    for (Block& block : blocks_) {
+      const size_t index = static_cast<size_t>(&block - blocks_);
+      block.rows = factor_ + kMaxHeadDim + index * kLanes * elements_;
+    }
+    if (rotated_) LoadKeyFactors(task.head, factor_);
+    // Copied to where whole vectors of it can be read.
+    const float* k_center = reinterpret_cast<const float*>(At(task.head.offsets.k_center));
+    for (size_t d = 0; d < elements_; ++d) center_[d] = d < head_dim_ ? k_center[d] : 0.0f;
+  }
 
-// K of one tile, per token.
+  // Row i of the task.
+  HWY_INLINE void PackOne(size_t i) {
+    Block& block = blocks_[0];
+    Load(i, 1, block);
+    auto* quanta = reinterpret_cast<Quantum*>(block.rows);
+    *Scale(i) = QuantizeRow(block.rows, elements_, MaxK(), Scheme::kKBias, quanta);
+    int32_t* column = Column(i);
+    for (size_t lane = 0; lane < lanes_; ++lane) {
+      __builtin_memcpy(column + lane * kKeyBlock, quanta + lane * kQkDepth<Scheme>, kLaneBytes);
+    }
+  }
+
+  // Rows [begin, end), from and to a multiple of kLanes. The next rows are loaded before the quanta
+  // of these, which wait for a chain of some 80 cycles: their maximum and a division.
+  HWY_INLINE void PackVectors(size_t begin, size_t end) {
+    if (begin == end) return;
+    Load(begin, kLanes, blocks_[0]);
+    for (size_t i = begin, turn = 0; i < end; i += kLanes, turn ^= 1) {
+      Block& block = blocks_[turn];
+      const VF ranges = rotated_ ? FiniteRanges(block.rows, elements_)
+                                 : FiniteRanges(block.maxima, block.rows, elements_);
+      const QuantStep step = StepForRange(ranges, static_cast<float>(MaxK()));
+      hn::StoreU(step.scale, df, Scale(i));
+      if (i + kLanes < end) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
+      QuantaToPanel<Quantum>(block.rows, elements_, step.inverse, Scheme::kKBias, lanes_, Column(i),
+                             kKeyBlock);
+    }
+  }
+
+ private:
+  using Quantum = typename Scheme::KStored;
+  struct Block {
+    float* rows;
+    VI32 maxima[kLanes];
+  };
+
+  // Out of line: one copy for all types of rows is large enough.
+  HWY_NOINLINE void Load(size_t i, size_t count, Block& block) {
+    const size_t ahead = i + kRowsAhead;
+    if (count > 1) PrefetchRows(task_.k, ahead, ahead + count, task_.num_keys, head_dim_);
+    LoadFinite(task_.k, i, count, head_dim_, Center{center_}, block.rows, block.maxima);
+    if (rotated_) RotateRows(factor_, head_dim_, block.rows, count);
+  }
+
+  HWY_INLINE uint8_t* At(size_t offset) const { return task_.head.base + offset; }
+  HWY_INLINE int MaxK() const { return Scheme::MaxK(head_dim_); }
+  HWY_INLINE float* Scale(size_t i) const {
+    return reinterpret_cast<float*>(At(task_.head.offsets.k_scale)) + task_.key_begin + i;
+  }
+  // Where the lanes of row i begin, kKeyBlock apart.
+  HWY_INLINE int32_t* Column(size_t i) const {
+    const size_t key = task_.key_begin + i;
+    Quantum* k = reinterpret_cast<Quantum*>(At(task_.head.offsets.k));
+    return reinterpret_cast<int32_t*>(k + KBlockOffset(task_.head.shape, key)) + key % kKeyBlock;
+  }
+
+  const PackTask& task_;
+  size_t head_dim_;
+  size_t elements_;
+  size_t lanes_;
+  bool rotated_;
+  float* center_;
+  float* factor_;
+  Block blocks_[2];
+};
+
 template <class Scheme>
 HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
-  using Quantum = typename Scheme::KStored;
-  const PackedShape& shape = task.head.shape;
-  const PackedOffsets& offsets = task.head.offsets;
-  Quantum* k_out = reinterpret_cast<Quantum*>(task.head.base + offsets.k);
-  float* k_scale = reinterpret_cast<float*>(task.head.base + offsets.k_scale);
-  const float* k_center = reinterpret_cast<const float*>(task.head.base + offsets.k_center);
-  const size_t elements = RowBufferElements(shape.head_dim);
-  const size_t lanes = PaddedHeadDim(shape) / kQkDepth<Scheme>;
-  const int max_k = Scheme::MaxK(shape.head_dim);
-  static_assert((kLanes + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
-                "rows, centre and factors");
-  float* center = reinterpret_cast<float*>(scratch);
-  float* factor = center + kMaxHeadDim;
-  float* rows = factor + kMaxHeadDim;
-  const bool rotated = IsRotated(shape.layout);
-  if (rotated) LoadKeyFactors(task.head, factor);
-
-  // Copied to where whole vectors of it can be read.
-  for (size_t d = 0; d < elements; ++d) center[d] = d < shape.head_dim ? k_center[d] : 0.0f;
-
-  for (size_t i = task.num_keys_done; i < task.num_keys;) {
-    const size_t key = task.key_begin + i;
-    Quantum* column = k_out + KBlockOffset(shape, key) + key % kKeyBlock * kQkDepth<Scheme>;
-    // Whole vectors of keys become whole vectors of the layout.
-    if (key % kLanes == 0 && i + kLanes <= task.num_keys) {
-      const size_t ahead = i + kRowsAhead;
-      PrefetchRows(task.k, ahead, ahead + kLanes, task.num_keys, shape.head_dim);
-      LoadCentered(task.k, i, kLanes, shape.head_dim, center, rows);
-      if (rotated) RotateRows(factor, shape.head_dim, rows, kLanes);
-      const VF scales = QuantizeRows<Quantum>(rows, elements, max_k, Scheme::kKBias);
-      hn::StoreU(scales, df, k_scale + key);
-      RowsToPanel(rows, elements, lanes, reinterpret_cast<int32_t*>(column), kKeyBlock);
-      i += kLanes;
-      continue;
-    }
-    LoadCentered(task.k, i, 1, shape.head_dim, center, rows);
-    if (rotated) RotateRows(factor, shape.head_dim, rows, 1);
-    k_scale[key] =
-        QuantizeRow(rows, elements, max_k, Scheme::kKBias, reinterpret_cast<Quantum*>(rows));
-    const uint8_t* quanta = reinterpret_cast<const uint8_t*>(rows);
-    uint8_t* out = reinterpret_cast<uint8_t*>(column);
-    for (size_t lane = 0; lane < lanes; ++lane) {
-      __builtin_memcpy(out + lane * kKeyBlock * kLaneBytes, quanta + lane * kLaneBytes, kLaneBytes);
-    }
-    ++i;
-  }
+  KeyPacker<Scheme> packer(task, scratch);
+  size_t i = task.num_keys_done;
+  for (; i < task.num_keys && i % kLanes != 0; ++i) packer.PackOne(i);
+  const size_t end = i + (task.num_keys - i) / kLanes * kLanes;
+  packer.PackVectors(i, end);
+  for (i = end; i < task.num_keys; ++i) packer.PackOne(i);
 }
 
 // The low bytes of four vectors, interleaved.
@@ -198,6 +265,70 @@ HWY_INLINE SourceRows FromChannel(SourceRows rows, size_t channel) {
   return rows;
 }
 
+// Loads kRows rows of V, minus centre and RowBufferElements apart; see LoadFinite. maxima: by
+// channels, raised to what these rows have.
+template <size_t kRows, class Reader, class Finite>
+HWY_INLINE void LoadValueRows(Reader reader, Finite finite, size_t first, Center minus_center,
+                              float* HWY_RESTRICT out, int32_t* HWY_RESTRICT maxima) {
+  const size_t width = RowBufferElements(reader.n);
+  typename Reader::RowVectors rows[kRows];
+  HWY_UNROLL(4)
+  for (size_t r = 0; r < kRows; ++r) {
+    rows[r] = reader[first + r];
+    ZeroPadding(reader.n, out + r * width);
+  }
+  for (size_t c = 0; c < reader.n; c += kLanes) {
+    VI32 largest = hn::Load(di32, maxima + c);
+    HWY_UNROLL(4)
+    for (size_t r = 0; r < kRows; ++r) {
+      const VF x = minus_center(finite(rows[r](c)), c);
+      hn::Store(x, df, out + r * width + c);
+      largest = hn::Max(largest, Magnitude(x));
+    }
+    hn::Store(largest, di32, maxima + c);
+  }
+}
+
+// Keys of V that share a lane.
+constexpr size_t kVRows = 4;
+
+template <class Reader, class Finite>
+HWY_INLINE VI32 LoadValuesFrom(const SourceRows& source, Reader reader, Finite finite,
+                               size_t num_rows, Center minus_center, float* HWY_RESTRICT rows,
+                               int32_t* HWY_RESTRICT maxima) {
+  const size_t width = RowBufferElements(reader.n);
+  for (size_t c = 0; c < width; c += kLanes) hn::Store(hn::Zero(di32), di32, maxima + c);
+  size_t i = 0;
+  for (; i + kVRows <= num_rows; i += kVRows) {
+    PrefetchRows(source, i + kRowsAhead, i + kRowsAhead + kVRows, num_rows, reader.n);
+    LoadValueRows<kVRows>(reader, finite, i, minus_center, rows + i * width, maxima);
+  }
+  for (; i < num_rows; ++i) {
+    LoadValueRows<1>(reader, finite, i, minus_center, rows + i * width, maxima);
+  }
+  VI32 largest = hn::Zero(di32);
+  for (size_t c = 0; c < width; c += kLanes) {
+    largest = hn::Max(largest, hn::Load(di32, maxima + c));
+  }
+  return largest;
+}
+
+// Up to kKvTile rows of V, as many channels as a panel has; see LoadFinite. What rows are missing
+// to a multiple of kVRows is zeroed. maxima: largest magnitudes of each channel.
+HWY_INLINE void LoadValues(const SourceRows& source, size_t num_rows, size_t n, Center minus_center,
+                           float* HWY_RESTRICT rows, int32_t* HWY_RESTRICT maxima) {
+  const size_t width = RowBufferElements(n);
+  const bool moderate = minus_center.IsModerate(n);
+  ReadFinite(source, n, [=, &source](auto reader, auto finite) HWY_ATTR {
+    const VI32 largest =
+        LoadValuesFrom(source, reader, finite, num_rows, minus_center, rows, maxima);
+    return moderate && AllBelow(largest, kModerate);
+  });
+  for (size_t i = num_rows * width; i < RoundUp(num_rows, kVRows) * width; i += kLanes) {
+    hn::Store(hn::Zero(df), df, rows + i);
+  }
+}
+
 // V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane.
 // A panel at a time, whose rows fit a buffer.
 HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
@@ -211,43 +342,28 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
   constexpr int kVBias = I8Ops::kBiasedV ? kBias : 0;
   static_assert(kKvTile * kPanelWidth * sizeof(float) <= kPackScratchBytes, "a panel in f32");
   float* rows = reinterpret_cast<float*>(scratch);
-  const size_t padded_keys = RoundUp(task.num_keys, 4);
+  HWY_ALIGN int32_t maxima[kPanelWidth];
 
   for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
     const VPanel panel = VPanelAt(shape, task.key_begin, begin);
     const size_t width = panel.width;
     const size_t used = MinOf(width, shape.v_head_dim - begin);  // RowBufferElements(used) == width
-    const SourceRows source = FromChannel(task.v, begin);
-    for (size_t i = 0; i < task.num_keys; i += kRowsAhead) {
-      PrefetchRows(source, i + kRowsAhead, i + 2 * kRowsAhead, task.num_keys, used);
-      LoadCentered(source, i, MinOf(kRowsAhead, task.num_keys - i), used, v_center + begin,
-                   rows + i * width);
-    }
-    for (size_t i = task.num_keys * width; i < padded_keys * width; i += kLanes) {
-      hn::Store(hn::Zero(df), df, rows + i);
-    }
+    LoadValues(FromChannel(task.v, begin), task.num_keys, used, Center{v_center + begin}, rows,
+               maxima);
     uint8_t* out = v_out + panel.offset + task.key_begin % kVTileKeys * width;
     for (size_t c = 0; c < width; c += kLanes) {
-      VF ranges[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
-      // Four maxima, so that none waits for the other.
-      for (size_t i = 0; i < padded_keys; i += 4) {
-        HWY_UNROLL(4)
-        for (size_t j = 0; j < 4; ++j) {
-          ranges[j] = hn::Max(ranges[j], hn::Abs(hn::Load(df, rows + (i + j) * width + c)));
-        }
-      }
-      const VF range = hn::Max(hn::Max(ranges[0], ranges[1]), hn::Max(ranges[2], ranges[3]));
+      const VF range = hn::BitCast(df, hn::Load(di32, maxima + c));
       const QuantStep step = StepForRange(range, kMaxQuantum);
       hn::Store(step.scale, df, v_scale + begin + c);
-      for (size_t i = 0; i < padded_keys; i += 4) {
-        VI32 quanta[4];
+      for (size_t i = 0; i < task.num_keys; i += kVRows) {
+        VI32 quanta[kVRows];
         HWY_UNROLL(4)
-        for (size_t j = 0; j < 4; ++j) {
+        for (size_t j = 0; j < kVRows; ++j) {
           const VF x = hn::Load(df, rows + (i + j) * width + c);
           quanta[j] = QuantaBits(x, step.inverse, kVBias);
         }
         const VU8 bytes = InterleaveBytes(quanta[0], quanta[1], quanta[2], quanta[3]);
-        hn::Store(bytes, du8, out + i * width + c * 4);
+        hn::Store(bytes, du8, out + i * width + c * kVRows);
       }
     }
   }

@@ -1,11 +1,15 @@
-// Symmetric quantisation of one row: x ≈ scale * q with q = round(x * max_quantum / max|x|).
+// Symmetric quantisation: x ≈ scale * q with q = round(x * max_quantum / max|x|).
 //
-// Shared by Q (quantised at each call) and K (quantised once); V, whose scale is per channel, uses
+// Rows of Q (at each call) and of K (once) share one scale each; V, whose scale is per channel, uses
 // the same rules across rows. Integers have no NaN and no infinity: elements are made finite first.
 // The format's constants are in kv/layout.h.
+//
+// Cost: rows become f32 and are compared once, and quanta once; kLanes rows at a time go into a
+// panel without leaving the registers: 11 instructions for 16 elements of 512-bit vectors.
 #ifndef SIGHTLINE_QUANT_QUANTIZE_INL_H_
 #define SIGHTLINE_QUANT_QUANTIZE_INL_H_
 
+#include "kernels/rows-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace sightline {
@@ -32,18 +36,95 @@ HWY_INLINE QuantStep StepForRange(VF range, float max_quantum) {
   return step;
 }
 
+// Bits of |x|, in whose order infinities and NaN are the largest.
+HWY_INLINE VI32 Magnitude(VF x) { return hn::BitCast(di32, hn::Abs(x)); }
+
+HWY_INLINE bool AllBelow(VI32 magnitudes, float limit) {
+  return hn::AllTrue(di32, hn::Lt(magnitudes, hn::BitCast(di32, hn::Set(df, limit))));
+}
+
+// Elements nearly always are finite already. So rows are read as they are, noting magnitudes, and
+// again, sanitised, if anything, minus centre, was above this. Below it, with a centre that is so
+// as well, no element can reach kLargestFinite.
+constexpr float kModerate = kLargestFinite / 4;
+struct AsItIs {
+  HWY_INLINE VF operator()(VF x) const { return x; }
+};
+struct Sanitized {
+  HWY_INLINE VF operator()(VF x) const { return Sanitize(x); }
+};
+
+// read(reader, finite) reads the rows, passes what it has read to `finite`, and returns whether all
+// was moderate.
+template <class AnyRows, class Read>
+HWY_INLINE void ReadFinite(const AnyRows& rows, size_t n, const Read& read) {
+  bool moderate = false;
+  ReadRows(rows, n, [&](auto reader) HWY_ATTR { moderate = read(reader, AsItIs()); });
+  if (HWY_LIKELY(moderate)) return;
+  read(RowReader<StridedRow, AnyRows>{rows, n}, Sanitized());
+}
+
+// What is taken away from rows: nothing, or a vector of RowBufferElements floats.
+struct NoCenter {
+  HWY_INLINE VF operator()(VF x, size_t) const { return x; }
+  HWY_INLINE bool IsModerate(size_t) const { return true; }
+};
+struct Center {
+  const float* HWY_RESTRICT center;
+
+  HWY_INLINE VF operator()(VF x, size_t i) const { return hn::Sub(x, hn::Load(df, center + i)); }
+  HWY_INLINE bool IsModerate(size_t n) const {
+    VI32 largest = hn::Zero(di32);
+    for (size_t i = 0; i < n; i += kLanes) {
+      largest = hn::Max(largest, Magnitude(hn::Load(df, center + i)));
+    }
+    return AllBelow(largest, kModerate);
+  }
+};
+
+template <class Reader, class Finite, class AnyCenter>
+HWY_INLINE VI32 LoadFiniteFrom(Reader reader, Finite finite, size_t begin, size_t count,
+                               AnyCenter minus_center, float* HWY_RESTRICT rows,
+                               VI32* HWY_RESTRICT maxima) {
+  const size_t n = reader.n;
+  VI32 largest = hn::Zero(di32);
+  for (size_t r = 0; r < count; ++r, rows += RowBufferElements(n)) {
+    const auto row = reader[begin + r];
+    VI32 row_largest = hn::Zero(di32);
+    for (size_t i = 0; i < n; i += kLanes) {
+      const VF x = minus_center(finite(row(i)), i);
+      hn::Store(x, df, rows + i);
+      row_largest = hn::Max(row_largest, Magnitude(x));
+    }
+    ZeroPadding(n, rows);
+    maxima[r] = row_largest;
+    largest = hn::Max(largest, row_largest);
+  }
+  return largest;
+}
+
+// `count` rows of n elements from row `begin` on, finite, minus centre, RowBufferElements(n) apart;
+// the elements past n become 0. maxima: for each row the largest magnitudes by lanes.
+template <class AnyRows, class AnyCenter>
+HWY_INLINE void LoadFinite(const AnyRows& source, size_t begin, size_t count, size_t n,
+                           AnyCenter minus_center, float* HWY_RESTRICT rows,
+                           VI32* HWY_RESTRICT maxima) {
+  const bool moderate = minus_center.IsModerate(n);
+  ReadFinite(source, n, [=](auto reader, auto finite) HWY_ATTR {
+    const VI32 largest = LoadFiniteFrom(reader, finite, begin, count, minus_center, rows, maxima);
+    return moderate && AllBelow(largest, kModerate);
+  });
+}
+
 // Largest magnitude of a row of n elements, a multiple of kChannelAlign. Makes the row finite,
 // which it nearly always is already.
 HWY_INLINE float FiniteRange(float* HWY_RESTRICT row, size_t n) {
-  const DI32 d;
-  const VI32 magnitude = hn::Set(d, 0x7fffffff);
-  VI32 range = hn::Zero(d);  // as bits, in whose order infinities and NaN are the largest
+  VI32 range = hn::Zero(di32);
   for (size_t i = 0; i < n; i += kLanes) {
-    range = hn::Max(range, hn::And(magnitude, hn::BitCast(d, hn::Load(df, row + i))));
+    range = hn::Max(range, Magnitude(hn::Load(df, row + i)));
   }
-  const VF largest = hn::BitCast(df, hn::MaxOfLanes(d, range));
-  if (HWY_LIKELY(hn::AllTrue(df, hn::Lt(largest, hn::Set(df, kLargestFinite))))) {
-    return hn::GetLane(largest);
+  if (HWY_LIKELY(AllBelow(range, kLargestFinite))) {
+    return hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(di32, range)));
   }
   VF finite = hn::Zero(df);
   for (size_t i = 0; i < n; i += kLanes) {
@@ -53,6 +134,31 @@ HWY_INLINE float FiniteRange(float* HWY_RESTRICT row, size_t n) {
   }
   return hn::GetLane(hn::MaxOfLanes(df, finite));
 }
+
+// FiniteRange of kLanes rows side by side: row r's in lane r.
+HWY_NOINLINE VF FiniteRanges(float* HWY_RESTRICT rows, size_t n) {
+  HWY_ALIGN float ranges[kLanes];
+  for (size_t r = 0; r < kLanes; ++r) ranges[r] = FiniteRange(rows + r * n, n);
+  return hn::Load(df, ranges);
+}
+
+// The same of rows whose largest magnitudes are known by lanes, and which change rarely.
+HWY_INLINE VF FiniteRanges(const VI32* HWY_RESTRICT maxima, float* HWY_RESTRICT rows, size_t n) {
+  VI32 x[kLanes];
+  HWY_UNROLL(16)
+  for (size_t r = 0; r < kLanes; ++r) x[r] = maxima[r];
+  TransposeSquare(x);
+  HWY_UNROLL(4)
+  for (size_t step = kLanes / 2; step != 0; step /= 2) {
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < step; ++r) x[r] = hn::Max(x[r], x[r + step]);
+  }
+  if (HWY_LIKELY(AllBelow(x[0], kLargestFinite))) return hn::BitCast(df, x[0]);
+  return FiniteRanges(rows, n);
+}
+
+// 1.5 * 2^23: a sum with it has an integer in its low bits.
+constexpr int32_t kMagicBits = 0x4b400000;
 
 // The quanta of a vector, plus `bias`, in the low bits of its lanes: rounded by an addition that
 // leaves them there, which is cheaper than a conversion that has to mind overflow.
@@ -73,50 +179,77 @@ HWY_INLINE void QuantaOfRow(const float* row, size_t n, float inverse, Quantum* 
   }
 }
 
-// FiniteRange of kLanes rows side by side.
-HWY_INLINE VF FiniteRanges(float* HWY_RESTRICT rows, size_t n) {
-  VI32 range[kLanes];
-  HWY_UNROLL(16)
-  for (size_t r = 0; r < kLanes; ++r) range[r] = hn::Zero(di32);
-  const VI32 magnitude = hn::Set(di32, 0x7fffffff);
-  for (size_t i = 0; i < n; i += kLanes) {
-    HWY_UNROLL(16)
-    for (size_t r = 0; r < kLanes; ++r) {
-      const VI32 bits = hn::BitCast(di32, hn::Load(df, rows + r * n + i));
-      range[r] = hn::Max(range[r], hn::And(magnitude, bits));
-    }
-  }
-  TransposeSquare(range);
-  HWY_UNROLL(4)
-  for (size_t step = kLanes / 2; step != 0; step /= 2) {
-    HWY_UNROLL(8)
-    for (size_t r = 0; r < step; ++r) range[r] = hn::Max(range[r], range[r + step]);
-  }
-  const VF ranges = hn::BitCast(df, range[0]);
-  if (HWY_LIKELY(hn::AllTrue(df, hn::Lt(ranges, hn::Set(df, kLargestFinite))))) return ranges;
-  HWY_ALIGN float finite[kLanes];
-  for (size_t r = 0; r < kLanes; ++r) finite[r] = FiniteRange(rows + r * n, n);
-  return hn::Load(df, finite);
+// Bytes or words of as many vectors of quanta as fit a lane, which have the bias already. Elements
+// are in order within each of the vectors' blocks of 128 bits, see QuantaToPanel.
+HWY_INLINE VI32 JoinQuanta(const VI32 (&quanta)[4], int bias) {
+  const VI16 ab = hn::ReorderDemote2To(di16, quanta[0], quanta[1]);
+  const VI16 cd = hn::ReorderDemote2To(di16, quanta[2], quanta[3]);
+  return bias != 0 ? hn::BitCast(di32, hn::ReorderDemote2To(du8, ab, cd))
+                   : hn::BitCast(di32, hn::ReorderDemote2To(di8, ab, cd));
+}
+HWY_INLINE VI32 JoinQuanta(const VI32 (&quanta)[2], int) {
+  return hn::BitCast(di32, hn::ReorderDemote2To(di16, quanta[0], quanta[1]));
 }
 
-// kLanes rows of n elements, in place: row r's quanta are where the row began. Returns the scales.
-template <typename Quantum>
-HWY_INLINE VF QuantizeRows(float* HWY_RESTRICT rows, size_t n, int max_quantum, int bias) {
-  const hn::RebindToUnsigned<DF> du32;
-  const hn::Rebind<hwy::MakeUnsigned<Quantum>, DF> d_out;
-  HWY_ALIGN float inverse[kLanes];
-  const QuantStep step = StepForRange(FiniteRanges(rows, n), static_cast<float>(max_quantum));
-  hn::Store(step.inverse, df, inverse);
-  for (size_t i = 0; i < n; i += kLanes) {
-    HWY_UNROLL(16)
-    for (size_t r = 0; r < kLanes; ++r) {
-      float* row = rows + r * n;
-      const VI32 bits = QuantaBits(hn::Load(df, row + i), hn::Set(df, inverse[r]), bias);
-      hn::StoreU(hn::TruncateTo(d_out, hn::BitCast(du32, bits)), d_out,
-                 reinterpret_cast<hwy::MakeUnsigned<Quantum>*>(row) + i);
+// Lanes [begin, lanes) of kLanes rows, kLanes of them at most, from kVectors vectors of each row.
+template <typename Quantum, size_t kVectors>
+HWY_INLINE void QuantaToPanelLanes(const float* HWY_RESTRICT rows, size_t elements,
+                                   const float* HWY_RESTRICT inverse, int bias, size_t begin,
+                                   size_t lanes, int32_t* HWY_RESTRICT panel, size_t panel_stride) {
+  constexpr size_t kDepth = kLaneBytes / sizeof(Quantum);
+  const VI32 magic = hn::Set(di32, kMagicBits - bias);
+  VI32 x[kLanes];
+  HWY_UNROLL(16)
+  for (size_t r = 0; r < kLanes; ++r) {
+    const float* row = rows + r * elements + begin * kDepth;
+    VI32 quanta[kDepth];
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < kDepth; ++v) {
+      quanta[v] = hn::Zero(di32);
+      if (v >= kVectors) continue;
+      const VI32 bits = QuantaBits(hn::Load(df, row + v * kLanes), hn::Set(df, inverse[r]));
+      quanta[v] = hn::Sub(bits, magic);
     }
+    x[r] = JoinQuanta(quanta, bias);
   }
-  return step.scale;
+  TransposeSquare(x);
+  // Joining made of blocks and vectors what would be vectors and blocks: lane 4 b + j of a row is
+  // of vector j / kRun, of which a block has kRun lanes.
+  constexpr size_t kRun = 4 / kDepth;
+  HWY_UNROLL(16)
+  for (size_t i = 0; i < kLanes; ++i) {
+    const size_t vector = i % 4 / kRun;
+    const size_t lane = begin + vector * (kLanes / kDepth) + i / 4 * kRun + i % kRun;
+    if (lane < lanes) hn::Store(x[i], di32, panel + lane * panel_stride);
+  }
+}
+
+// Quanta of kLanes finite rows, `elements` apart, plus `bias`, to a panel of `lanes` rows of kLanes
+// lanes each, panel_stride apart.
+template <typename Quantum>
+HWY_INLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements, VF inverse, int bias,
+                              size_t lanes, int32_t* HWY_RESTRICT panel, size_t panel_stride) {
+  constexpr size_t kDepth = kLaneBytes / sizeof(Quantum);
+  HWY_ALIGN float inverses[kLanes];
+  hn::Store(inverse, df, inverses);
+  size_t begin = 0;
+  for (; (begin + kLanes) * kDepth <= elements; begin += kLanes) {
+    QuantaToPanelLanes<Quantum, kDepth>(rows, elements, inverses, bias, begin, lanes, panel,
+                                        panel_stride);
+  }
+  switch ((elements - begin * kDepth) / kLanes) {
+    case 1:
+      return QuantaToPanelLanes<Quantum, 1>(rows, elements, inverses, bias, begin, lanes, panel,
+                                            panel_stride);
+    case 2:
+      return QuantaToPanelLanes<Quantum, 2>(rows, elements, inverses, bias, begin, lanes, panel,
+                                            panel_stride);
+    case 3:
+      return QuantaToPanelLanes<Quantum, 3>(rows, elements, inverses, bias, begin, lanes, panel,
+                                            panel_stride);
+    default:
+      return;
+  }
 }
 
 // Quantises n elements, a multiple of kChannelAlign, zero-padded, and adds `bias`; `out` may be

@@ -150,23 +150,10 @@ HWY_NOINLINE void RotateRows(const float* HWY_RESTRICT factor, size_t head_dim,
   }
 }
 
-// n elements, a multiple of kLanes, that nearly always are finite already: those that are not are
-// looked for together.
-HWY_INLINE void MakeFinite(float* HWY_RESTRICT x, size_t n) {
-  VI32 largest = hn::Zero(di32);  // magnitudes as bits, in whose order infinities and NaN are last
-  for (size_t i = 0; i < n; i += kLanes) {
-    largest = hn::Max(largest, hn::BitCast(di32, hn::Abs(hn::Load(df, x + i))));
-  }
-  const VI32 limit = hn::BitCast(di32, hn::Set(df, kLargestFinite));
-  if (HWY_LIKELY(hn::AllTrue(di32, hn::Lt(largest, limit)))) return;
-  for (size_t i = 0; i < n; i += kLanes) hn::Store(Sanitize(hn::Load(df, x + i)), df, x + i);
-}
-
-// Rows of Q where K is rotated, which takes a key. They are made finite first: NaN would spread.
+// Finite rows of Q where K is rotated, which takes a key.
 HWY_INLINE void RotateQueries(const AttendTask& task, float* HWY_RESTRICT rows, size_t num_rows) {
   const PackedHead& head = task.head;
   if (!IsRotated(head.shape.layout) || task.kv_len == 0) return;
-  MakeFinite(rows, num_rows * RowBufferElements(head.shape.head_dim));
   RotateRows(reinterpret_cast<const float*>(head.base + head.offsets.q_factor), head.shape.head_dim,
              rows, num_rows);
 }
