@@ -143,6 +143,20 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
   }
 }
 
+// The keys, of the first num_keys, whose K and V the task before left in some cache. Schemes that
+// widen read each tile once, from one end to the other, which hardware expects: nothing is to be
+// done for them.
+template <class Scheme>
+HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
+  constexpr size_t kKeptBytes = size_t{4} << 20;  // of a last-level cache, which cores share
+  if (Scheme::kWidensKv) return num_keys;
+  const PackedShape& shape = task.head.shape;
+  const size_t key_bytes = PaddedHeadDim(shape) * sizeof(typename Scheme::KStored) +
+                           PaddedVHeadDim(shape) * sizeof(typename Scheme::VStored);
+  if (task.row_begin == 0 || num_keys * key_bytes > kKeptBytes) return 0;
+  return KeyLimit(task, task.row_begin - 1);
+}
+
 template <class Scheme>
 void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   TaskScratch<Scheme> scratch;
@@ -154,12 +168,13 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   }
 
   const size_t visible = scratch.tiles[num_tiles - 1].max_limit;
+  const size_t warm = WarmKeys<Scheme>(task, visible);
   for (size_t key = 0; key < visible; key += kKvTile) {
     const size_t tile_keys = MinOf(kKvTile, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch.wide);
     if constexpr (Scheme::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
-    // Widened tiles are read once, from one end to the other, which hardware expects.
-    const bool has_next = !Scheme::kWidensKv && key + 2 * kKvTile <= visible;
+    const size_t next_end = key + 2 * kKvTile;
+    const bool has_next = next_end <= visible && next_end > warm;
     KvTile next = {};
     if (has_next) next = BeginKvTile<Scheme>(task.head, key + kKvTile, kKvTile, scratch.wide);
     for (size_t t = 0; t < num_tiles; ++t) {
