@@ -16,7 +16,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-
 HWY_INLINE VI32 Broadcast32(const uint8_t* p) {
   int32_t bits;
   __builtin_memcpy(&bits, p, sizeof(bits));
@@ -67,7 +66,6 @@ HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byte
       HWY_UNROLL(8)
       for (size_t v = 0; v < kQV; ++v) {
         acc[n][v] = Product::MulAcc(acc[n][v], bn, av[v]);
-        SIGHTLINE_PIN(acc[n][v]);
       }
     }
     a += kQV * kVectorBytes;

@@ -129,7 +129,6 @@ HWY_INLINE void VectorStep(const uint8_t* HWY_RESTRICT b, const uint8_t* const (
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
       acc[r][v] = Product::MulAcc(acc[r][v], bv[v], a);
-      SIGHTLINE_PIN(acc[r][v]);
     }
   }
 }

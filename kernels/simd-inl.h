@@ -52,18 +52,6 @@ constexpr size_t kLanes = hn::MaxLanes(DF());
 constexpr size_t kLaneBytes = sizeof(float);
 constexpr size_t kVectorBytes = kLanes * kLaneBytes;
 
-// Keeps an accumulator in its register. g++ 12 otherwise spills the block around the loop, because
-// the accumulators' types change there: 28 to 43 % of the dot-product roof instead of 80.
-#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86
-#if HWY_TARGET <= HWY_AVX3
-#define SIGHTLINE_PIN(vector) asm("" : "+v"((vector).raw))
-#else
-#define SIGHTLINE_PIN(vector) asm("" : "+x"((vector).raw))
-#endif
-#else
-#define SIGHTLINE_PIN(vector) (void)0
-#endif
-
 // std::min and std::max belong to the standard library, which tier code must not instantiate.
 constexpr size_t MinOf(size_t a, size_t b) { return a < b ? a : b; }
 constexpr size_t MaxOf(size_t a, size_t b) { return a > b ? a : b; }

@@ -32,10 +32,23 @@ struct MaddBlock {
 };
 #endif
 
+// GCC 12 keeps sums of integers in memory, since its vectors of 32-bit lanes are of another type than
+// Highway's, unless it has to show them in a register.
+HWY_INLINE VI32 InRegister(VI32 sum) {
+#if HWY_COMPILER_GCC_ACTUAL
+#if HWY_TARGET <= HWY_AVX3
+  asm("" : "+v"(sum.raw));
+#else
+  asm("" : "+x"(sum.raw));
+#endif
+#endif
+  return sum;
+}
+
 struct I16Ops {
   // acc + a · b over pairs.
   static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
-    return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));
+    return InRegister(hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b)));
   }
 };
 
