@@ -20,7 +20,7 @@ MAX_INSTRUCTIONS = 200
 
 PRODUCT = re.compile(r"vpdpbusd|vpdpwssd|vfmadd\d+ps|vpmaddubsw")
 BROADCAST = re.compile(r"vp?broadcast(d|ss)\s+[^%]*\((?!%rip)")
-JUMP = re.compile(r"j\w+\s+([0-9a-f]+)")
+JUMP = re.compile(r"j\w+\s+(?:0x)?([0-9a-f]+)")  # GNU's and LLVM's objdump
 SPILL = re.compile(r"vmov\w+\s+%[xyz]mm\d+,[^,]*\(%r[sb]p")
 
 
