@@ -91,7 +91,7 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     for (size_t i = 0; i < count * elements; i += kLanes) {
       hn::Store(hn::Mul(hn::Load(df, rows + i), scale), df, rows + i);
     }
-    RowsToPanel(rows, elements, lanes, panel, row_stride);
+    RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
   }
 }
 

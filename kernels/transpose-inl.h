@@ -55,22 +55,28 @@ HWY_INLINE void TransposeSquare(VI32 (&x)[kLanes]) {
   }
 }
 
-// kLanes rows, `stride` lanes apart and readable up to a multiple of kLanes, of which `lanes` are
-// used, to as many panel rows of kLanes lanes each, panel_stride apart.
-HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t lanes,
-                            int32_t* HWY_RESTRICT panel, size_t panel_stride) {
-  const int32_t* HWY_RESTRICT from = reinterpret_cast<const int32_t*>(rows);
-  for (size_t begin = 0; begin < lanes; begin += kLanes) {
+// kLanes rows, `stride` elements apart and readable up to a multiple of kLanes, of which n elements are
+// used, to as many panel rows of kLanes elements each, panel_stride apart.
+template <typename Stored>
+HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t n,
+                            Stored* HWY_RESTRICT panel, size_t panel_stride) {
+  const hn::Rebind<Stored, DF> d_stored;
+  for (size_t begin = 0; begin < n; begin += kLanes) {
     VI32 x[kLanes];
     HWY_UNROLL(16)
-    for (size_t r = 0; r < kLanes; ++r) x[r] = hn::Load(di32, from + r * stride + begin);
+    for (size_t r = 0; r < kLanes; ++r) {
+      x[r] = hn::BitCast(di32, hn::Load(df, rows + r * stride + begin));
+    }
     TransposeSquare(x);
-    int32_t* HWY_RESTRICT to = panel + begin * panel_stride;
-    if (HWY_LIKELY(begin + kLanes <= lanes)) {
+    Stored* HWY_RESTRICT to = panel + begin * panel_stride;
+    const auto store = [=](VI32 column, size_t i) HWY_ATTR {
+      hn::StoreU(FromF32(d_stored, hn::BitCast(df, column)), d_stored, to + i * panel_stride);
+    };
+    if (HWY_LIKELY(begin + kLanes <= n)) {
       HWY_UNROLL(16)
-      for (size_t i = 0; i < kLanes; ++i) hn::Store(x[i], di32, to + i * panel_stride);
+      for (size_t i = 0; i < kLanes; ++i) store(x[i], i);
     } else {
-      for (size_t i = 0; i < lanes - begin; ++i) hn::Store(x[i], di32, to + i * panel_stride);
+      for (size_t i = 0; i < n - begin; ++i) store(x[i], i);
     }
   }
 }

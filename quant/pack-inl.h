@@ -17,65 +17,107 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-HWY_INLINE void LoadSourceRow(const SourceRows& rows, size_t index, size_t n, float* out) {
-  LoadRow(RowAt(rows, index), n, out);
-}
-
 // How many rows before they are needed rows are asked for: 16 of them are packed in the time that
 // one takes to come from memory.
 constexpr size_t kRowsAhead = 16;
 
-HWY_INLINE void StoreElements(const float* HWY_RESTRICT row, size_t n, float* HWY_RESTRICT out) {
-  for (size_t i = 0; i < n; i += kLanes) hn::StoreU(hn::Load(df, row + i), df, out + i);
+// Rows [begin, end) of the task: keys alone up to a multiple of kLanes, whole vectors of them, and
+// the rest alone. A packer knows how to pack either.
+template <class Packer>
+HWY_INLINE void PackKeys(const PackTask& task, size_t begin, Packer& packer) {
+  size_t i = begin;
+  for (; i < task.num_keys && (task.key_begin + i) % kLanes != 0; ++i) packer.PackOne(i);
+  const size_t end = i + (task.num_keys - i) / kLanes * kLanes;
+  packer.PackVectors(i, end);
+  for (i = end; i < task.num_keys; ++i) packer.PackOne(i);
 }
-HWY_INLINE void StoreElements(const float* HWY_RESTRICT row, size_t n,
-                              hwy::float16_t* HWY_RESTRICT out) {
-  const hn::Rebind<hwy::float16_t, DF> d16;
-  for (size_t i = 0; i < n; i += kLanes) {
-    hn::StoreU(FromF32(d16, hn::Load(df, row + i)), d16, out + i);
+
+// K in f32 or f16: lanes of 64 keys, a row of the block for each of head_dim.
+template <typename Stored>
+class FloatKeyPacker {
+ public:
+  FloatKeyPacker(const PackTask& task, unsigned char* scratch)
+      : task_(task),
+        head_dim_(task.head.shape.head_dim),
+        rows_(reinterpret_cast<float*>(scratch)) {
+    static_assert(kLanes * kMaxHeadDim * sizeof(float) <= kPackScratchBytes, "rows of K");
+  }
+
+  HWY_INLINE void PackOne(size_t i) {
+    LoadRows(task_.k, i, 1, head_dim_, rows_);
+    const hn::Rebind<Stored, DF> d_stored;
+    HWY_ALIGN Stored stored[kLanes];
+    Stored* column = Column(i);
+    for (size_t begin = 0; begin < head_dim_; begin += kLanes) {
+      hn::Store(FromF32(d_stored, hn::Load(df, rows_ + begin)), d_stored, stored);
+      const size_t count = MinOf(kLanes, head_dim_ - begin);
+      for (size_t j = 0; j < count; ++j) column[(begin + j) * kKeyBlock] = stored[j];
+    }
+  }
+
+  HWY_INLINE void PackVectors(size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i += kLanes) {
+      PrefetchRows(task_.k, i + kRowsAhead, i + kRowsAhead + kLanes, task_.num_keys, head_dim_);
+      LoadRows(task_.k, i, kLanes, head_dim_, rows_);
+      RowsToPanel(rows_, RowBufferElements(head_dim_), head_dim_, Column(i), kKeyBlock);
+    }
+  }
+
+ private:
+  HWY_INLINE Stored* Column(size_t i) const {
+    const size_t key = task_.key_begin + i;
+    Stored* k = reinterpret_cast<Stored*>(task_.head.base + task_.head.offsets.k);
+    return k + KBlockOffset(task_.head.shape, key) + key % kKeyBlock;
+  }
+
+  const PackTask& task_;
+  size_t head_dim_;
+  float* rows_;
+};
+
+// One row of V to its panels, from `out` on in the first and panel_bytes apart. Returns the largest
+// magnitudes of what was stored: what f16 cannot hold has become an infinity.
+template <typename Stored, class RowVectors>
+HWY_INLINE VI32 PackValueRow(const RowVectors& row, size_t n, size_t channels,
+                             const PackedShape& shape, size_t key, Stored* HWY_RESTRICT v_out) {
+  const hn::Rebind<Stored, DF> d_stored;
+  VI32 largest = hn::Zero(di32);
+  for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
+    const VPanel panel = VPanelAt(shape, key, begin);
+    Stored* HWY_RESTRICT out = v_out + panel.offset + key % kVTileKeys * panel.width;
+    for (size_t c = 0; c < panel.width; c += kLanes) {
+      const VF x = begin + c < n ? row(begin + c) : hn::Zero(df);
+      const auto stored = FromF32(d_stored, x);
+      hn::StoreU(stored, d_stored, out + c);
+      largest = hn::Max(largest, Magnitude(ToF32(stored)));
+    }
+  }
+  return largest;
+}
+
+template <typename Stored, class Reader>
+HWY_INLINE void PackFloatValuesFrom(const PackTask& task, Reader reader) {
+  const PackedShape& shape = task.head.shape;
+  Stored* v_out = reinterpret_cast<Stored*>(task.head.base + task.head.offsets.v);
+  uint8_t* special = task.head.base + task.head.offsets.v_special;
+  const float infinity = __builtin_huge_valf();
+  for (size_t i = 0; i < task.num_keys; ++i) {
+    const size_t key = task.key_begin + i;
+    PrefetchRows(task.v, i + kRowsAhead, i + kRowsAhead + 1, task.num_keys, reader.n);
+    const VI32 largest =
+        PackValueRow(reader[i], reader.n, PaddedVHeadDim(shape), shape, key, v_out);
+    if (key % kKvTile == 0) special[key / kKvTile] = 0;
+    if (HWY_UNLIKELY(!AllBelow(largest, infinity))) special[key / kKvTile] = 1;
   }
 }
 
 // f32 and f16: rows are independent, any range of keys can be packed at any time.
 template <typename Stored>
 void PackFloat(const PackTask& task, unsigned char* scratch) {
-  const PackedShape& shape = task.head.shape;
-  const PackedOffsets& offsets = task.head.offsets;
-  Stored* k_out = reinterpret_cast<Stored*>(task.head.base + offsets.k);
-  Stored* v_out = reinterpret_cast<Stored*>(task.head.base + offsets.v);
-  float* row = reinterpret_cast<float*>(scratch);
-  Stored* stored = reinterpret_cast<Stored*>(row + kMaxHeadDim);
-  const size_t k_elements = RowBufferElements(shape.head_dim);
-  const size_t v_elements = PaddedVHeadDim(shape);
-
-  for (size_t i = 0; i < task.num_keys; ++i) {
-    const size_t key = task.key_begin + i;
-
-    LoadSourceRow(task.k, i, shape.head_dim, row);
-    StoreElements(row, k_elements, stored);
-    Stored* block = k_out + KBlockOffset(shape, key) + key % kKeyBlock;
-    for (size_t d = 0; d < shape.head_dim; ++d) block[d * kKeyBlock] = stored[d];
-
-    LoadSourceRow(task.v, i, shape.v_head_dim, row);
-    StoreElements(row, v_elements, stored);
-    for (size_t c = 0; c < v_elements; c += kPanelWidth) {
-      const VPanel panel = VPanelAt(shape, key, c);
-      __builtin_memcpy(v_out + panel.offset + key % kVTileKeys * panel.width, stored + c,
-                       panel.width * sizeof(Stored));
-    }
-
-    // x - x is 0 unless x is an infinity or NaN; what f16 cannot hold has become an infinity.
-    // Not(Eq) rather than Ne, which is false for NaN on some targets.
-    auto special = hn::MaskFalse(df);
-    for (size_t c = 0; c < v_elements; c += kLanes) {
-      const hn::Rebind<Stored, DF> d_stored;
-      const VF x = ToF32(hn::LoadU(d_stored, stored + c));
-      special = hn::Or(special, hn::Not(hn::Eq(hn::Sub(x, x), hn::Zero(df))));
-    }
-    uint8_t* flag = task.head.base + offsets.v_special + key / kKvTile;
-    if (key % kKvTile == 0) *flag = 0;
-    if (!hn::AllFalse(df, special)) *flag = 1;
-  }
+  FloatKeyPacker<Stored> packer(task, scratch);
+  PackKeys(task, 0, packer);
+  ReadRows(task.v, task.head.shape.v_head_dim,
+           [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
 }
 
 // Adds kRows rows to `sums`, first to last, and their magnitudes to what is known of the largest.
@@ -150,11 +192,11 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
 
-// K of one tile, per token: keys alone, or kLanes of them, which become whole vectors of the layout.
+// K in quanta, per token: kLanes keys become whole vectors of the layout.
 template <class Scheme>
-class KeyPacker {
+class QuantizedKeyPacker {
  public:
-  KeyPacker(const PackTask& task, unsigned char* HWY_RESTRICT scratch)
+  QuantizedKeyPacker(const PackTask& task, unsigned char* HWY_RESTRICT scratch)
       : task_(task),
         head_dim_(task.head.shape.head_dim),
         elements_(RowBufferElements(head_dim_)),
@@ -239,16 +281,6 @@ class KeyPacker {
   float* factor_;
   Block blocks_[2];
 };
-
-template <class Scheme>
-HWY_INLINE void PackKeys(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
-  KeyPacker<Scheme> packer(task, scratch);
-  size_t i = task.num_keys_done;
-  for (; i < task.num_keys && i % kLanes != 0; ++i) packer.PackOne(i);
-  const size_t end = i + (task.num_keys - i) / kLanes * kLanes;
-  packer.PackVectors(i, end);
-  for (i = end; i < task.num_keys; ++i) packer.PackOne(i);
-}
 
 // The low bytes of four vectors, interleaved.
 HWY_INLINE VU8 InterleaveBytes(VI32 a, VI32 b, VI32 c, VI32 d) {
@@ -372,7 +404,8 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
 // One tile of up to kKvTile keys, from its first.
 template <class Scheme>
 void PackQuantized(const PackTask& task, unsigned char* scratch) {
-  PackKeys<Scheme>(task, scratch);
+  QuantizedKeyPacker<Scheme> packer(task, scratch);
+  PackKeys(task, task.num_keys_done, packer);
   PackValues(task, scratch);
 }
 
