@@ -176,9 +176,9 @@ static inline LayoutId LayoutOf(const PrecisionKernels& kernels, bool rotate_k) 
   return rotate_k ? RotatedLayout(kernels.layout) : kernels.layout;
 }
 
-// Scratch that `center` and `pack` need, in every tier: 32 rows of K in f32 and two more; V takes
+// Scratch that `center` and `pack` need, in every tier: 16 rows of K in f32 and two more; V takes
 // its turn, 128 rows of 64 channels in f32.
-constexpr size_t kPackScratchBytes = (32 + 2) * kMaxHeadDim * sizeof(float);
+constexpr size_t kPackScratchBytes = (16 + 2) * kMaxHeadDim * sizeof(float);
 struct PackScratch {
   alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchBytes];
 };

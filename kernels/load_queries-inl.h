@@ -76,13 +76,11 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     VI32 maxima[kLanes];
     for (size_t i = count; i < kLanes; ++i) maxima[i] = hn::Zero(di32);
     LoadFinite(task.q, first, count, head_dim, NoCenter(), rows, maxima);
-    VF ranges;
     if (IsRotated(task.head.shape.layout)) {
       RotateQueries(task, rows, count);
-      ranges = FiniteRanges(rows, elements);
-    } else {
-      ranges = FiniteRanges(maxima, rows, elements);
+      MaximaOfRows(rows, elements, maxima);
     }
+    const VF ranges = FiniteRanges(maxima, rows, elements);
     const QuantStep step = StepForRange(ranges, static_cast<float>(Scheme::MaxQ(head_dim)));
     hn::Store(hn::Mul(step.scale, scale), df, q.row_scale + r);
     QuantaToPanel<Quantum>(rows, elements, step.inverse, 0, lanes, panel, row_stride);

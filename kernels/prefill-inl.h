@@ -143,13 +143,14 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
   }
 }
 
-// The keys, of the first num_keys, whose K and V the task before left in some cache. Schemes that
-// widen read each tile once, from one end to the other, which hardware expects: nothing is to be
-// done for them.
+// The keys, of the first num_keys, whose K and V some cache holds: those that the task before
+// reads, if it is done or, with several workers, under way in a last-level cache that they share.
+// Schemes that widen read each tile once, from one end to the other, which hardware expects:
+// nothing is to be done for them.
 template <class Scheme>
 HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
-  constexpr size_t kKeptBytes = size_t{4} << 20;  // of a last-level cache, which cores share
-  if (Scheme::kWidensKv) return num_keys;
+  if constexpr (Scheme::kWidensKv) return num_keys;
+  constexpr size_t kKeptBytes = size_t{4} << 20;
   const PackedShape& shape = task.head.shape;
   const size_t key_bytes = PaddedHeadDim(shape) * sizeof(typename Scheme::KStored) +
                            PaddedVHeadDim(shape) * sizeof(typename Scheme::VStored);

@@ -1,7 +1,8 @@
 // The caller's rows: any element type and stride in, f32 out, and back.
 //
 // Neighbouring elements are read and written by whole vectors; so are the scales of int8 elements
-// that are neighbours or all the same. Other strides go element by element.
+// that are neighbours or all the same. Other strides, and the end of a row that is written or has
+// scales, go element by element.
 //
 // Nothing outside the row's own elements is touched: the caller's buffer may end at a page
 // boundary.
@@ -66,8 +67,8 @@ HWY_INLINE void PrefetchRow(const Row& row, size_t n) {
   for (size_t i = 0; i < bytes; i += kPackedAlignBytes) __builtin_prefetch(row.data + i);
 }
 
-// A row of n neighbouring elements of one type, by vectors of f32: row(i) is [i, i + kLanes), 0 past
-// its end. kWhole: n is a multiple of kLanes.
+// A row of n neighbouring elements of one type, by vectors of f32: row(i) is [i, i + kLanes), 0
+// past its end. kWhole: n is a multiple of kLanes.
 template <typename T, bool kWhole>
 class DenseRow {
  public:
@@ -77,7 +78,8 @@ class DenseRow {
   HWY_INLINE VF operator()(size_t i) const {
     const hn::Rebind<T, DF> d;
     const T* from = reinterpret_cast<const T*>(row_.data) + i;
-    VF x = ToF32(HWY_LIKELY(kWhole || i + kLanes <= n_) ? hn::LoadU(d, from) : hn::LoadN(d, from, n_ - i));
+    VF x = ToF32(HWY_LIKELY(kWhole || i + kLanes <= n_) ? hn::LoadU(d, from)
+                                                        : hn::LoadN(d, from, n_ - i));
     if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row_, i, n_));
     return x;
   }
@@ -93,7 +95,7 @@ class StridedRow {
   StridedRow() = default;
   StridedRow(const Row& row, size_t n) : row_(row), n_(n) {}
 
-  VF operator()(size_t i) const {
+  HWY_NOINLINE VF operator()(size_t i) const {
     switch (row_.dtype) {
       case DType::kF32:
         return LoadLanes<float>(row_.data, row_.dim_stride, i, n_);
@@ -139,7 +141,7 @@ HWY_INLINE void ReadDenseRows(const AnyRows& rows, size_t n, const Body& body) {
 
 // Calls body(reader) with the reader for the type and stride that all of the rows have. What body
 // captures lives in memory that any store may change, as far as the compiler knows: loops belong
-// into a function that it calls.
+// in a function that it calls.
 template <class AnyRows, class Body>
 HWY_INLINE void ReadRows(const AnyRows& rows, size_t n, const Body& body) {
   if (HWY_UNLIKELY(!IsDense(RowAt(rows, 0)))) {

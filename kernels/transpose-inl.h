@@ -55,8 +55,8 @@ HWY_INLINE void TransposeSquare(VI32 (&x)[kLanes]) {
   }
 }
 
-// kLanes rows, `stride` elements apart and readable up to a multiple of kLanes, of which n elements are
-// used, to as many panel rows of kLanes elements each, panel_stride apart.
+// kLanes rows, `stride` elements apart and readable up to a multiple of kLanes, of which n elements
+// are used, to as many panel rows of kLanes elements each, panel_stride apart.
 template <typename Stored>
 HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t n,
                             Stored* HWY_RESTRICT panel, size_t panel_stride) {

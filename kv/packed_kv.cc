@@ -17,8 +17,8 @@ bool MultiplyAdd(size_t a, size_t b, size_t c, size_t* product) {
   return !__builtin_mul_overflow(a, b, product) && !__builtin_add_overflow(*product, c, product);
 }
 
-// Zeroes what packing `length` keys may leave as it was, so that equal contents are equal bytes: all
-// but whole blocks of K and whole tiles of V.
+// Zeroes what packing `length` keys may leave as it was, so that equal contents are equal bytes:
+// all but whole blocks of K and whole tiles of V.
 void ClearHead(const PackedHead& head, size_t length) {
   const PackedShape& shape = head.shape;
   const PackedOffsets& offsets = head.offsets;

@@ -3,8 +3,8 @@
 // Cost: floats are read, converted and stored once; quantised forms read up to kCenterRows rows
 // more for the means. K is interleaved by 64 keys: whole vectors of them are transposed as the rows
 // of Q are, single rows become head_dim / depth stores kKeyBlock lanes apart. A row of V stays a
-// row within each panel; quantised ones are read twice from a buffer in f32 (range, quanta) and
-// stored four together.
+// row within each panel; quantised ones are written to a buffer in f32 while their ranges are
+// found, read once for the quanta, and stored four together.
 #ifndef SIGHTLINE_QUANT_PACK_INL_H_
 #define SIGHTLINE_QUANT_PACK_INL_H_
 
@@ -37,9 +37,7 @@ template <typename Stored>
 class FloatKeyPacker {
  public:
   FloatKeyPacker(const PackTask& task, unsigned char* scratch)
-      : task_(task),
-        head_dim_(task.head.shape.head_dim),
-        rows_(reinterpret_cast<float*>(scratch)) {
+      : task_(task), head_dim_(task.head.shape.head_dim), rows_(reinterpret_cast<float*>(scratch)) {
     static_assert(kLanes * kMaxHeadDim * sizeof(float) <= kPackScratchBytes, "rows of K");
   }
 
@@ -75,7 +73,7 @@ class FloatKeyPacker {
   float* rows_;
 };
 
-// One row of V to its panels, from `out` on in the first and panel_bytes apart. Returns the largest
+// One row of V, of n channels, to the panels of `key`; channels past n are 0. Returns the largest
 // magnitudes of what was stored: what f16 cannot hold has become an infinity.
 template <typename Stored, class RowVectors>
 HWY_INLINE VI32 PackValueRow(const RowVectors& row, size_t n, size_t channels,
@@ -100,14 +98,13 @@ HWY_INLINE void PackFloatValuesFrom(const PackTask& task, Reader reader) {
   const PackedShape& shape = task.head.shape;
   Stored* v_out = reinterpret_cast<Stored*>(task.head.base + task.head.offsets.v);
   uint8_t* special = task.head.base + task.head.offsets.v_special;
-  const float infinity = __builtin_huge_valf();
   for (size_t i = 0; i < task.num_keys; ++i) {
     const size_t key = task.key_begin + i;
     PrefetchRows(task.v, i + kRowsAhead, i + kRowsAhead + 1, task.num_keys, reader.n);
     const VI32 largest =
         PackValueRow(reader[i], reader.n, PaddedVHeadDim(shape), shape, key, v_out);
     if (key % kKvTile == 0) special[key / kKvTile] = 0;
-    if (HWY_UNLIKELY(!AllBelow(largest, infinity))) special[key / kKvTile] = 1;
+    if (HWY_UNLIKELY(!AllBelow(largest, -kNegInf))) special[key / kKvTile] = 1;
   }
 }
 
@@ -121,8 +118,8 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
 }
 
 // Adds kRows rows to `sums`, first to last, and their magnitudes to what is known of the largest.
-template <size_t kRows, class Reader, class Finite>
-HWY_INLINE VI32 AddRows(Reader reader, Finite finite, size_t first, size_t stride,
+template <size_t kRows, class Reader, class Convert>
+HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, size_t stride,
                         float* HWY_RESTRICT sums, VI32 largest) {
   typename Reader::RowVectors rows[kRows];
   HWY_UNROLL(4)
@@ -131,7 +128,7 @@ HWY_INLINE VI32 AddRows(Reader reader, Finite finite, size_t first, size_t strid
     VF sum = hn::Load(df, sums + c);
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
-      const VF x = finite(rows[r](c));
+      const VF x = convert(rows[r](c));
       largest = hn::Max(largest, Magnitude(x));
       sum = hn::Add(sum, x);
     }
@@ -142,9 +139,9 @@ HWY_INLINE VI32 AddRows(Reader reader, Finite finite, size_t first, size_t strid
 
 // Sums of `count` rows, `stride` apart, in order of keys, so that they do not depend on the vector
 // length. Returns the largest magnitudes.
-template <class Reader, class Finite>
-HWY_INLINE VI32 SumRows(const SourceRows& source, Reader reader, Finite finite, size_t count,
-                        size_t stride, float* HWY_RESTRICT sums) {
+template <class Reader, class Convert>
+HWY_INLINE VI32 SumRows(Reader reader, Convert convert, size_t count, size_t stride,
+                        float* HWY_RESTRICT sums) {
   constexpr size_t kRows = 4;
   for (size_t c = 0; c < RowBufferElements(reader.n); c += kLanes) {
     hn::Store(hn::Zero(df), df, sums + c);
@@ -154,11 +151,11 @@ HWY_INLINE VI32 SumRows(const SourceRows& source, Reader reader, Finite finite, 
   for (; i + kRows <= count; i += kRows) {
     const size_t ahead = i + kRowsAhead;
     for (size_t r = ahead; r < MinOf(ahead + kRows, count); ++r) {
-      PrefetchRow(RowAt(source, r * stride), reader.n);
+      PrefetchRow(RowAt(reader.rows, r * stride), reader.n);
     }
-    largest = AddRows<kRows>(reader, finite, i * stride, stride, sums, largest);
+    largest = AddRows<kRows>(reader, convert, i * stride, stride, sums, largest);
   }
-  for (; i < count; ++i) largest = AddRows<1>(reader, finite, i * stride, stride, sums, largest);
+  for (; i < count; ++i) largest = AddRows<1>(reader, convert, i * stride, stride, sums, largest);
   return largest;
 }
 
@@ -168,8 +165,8 @@ HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
   const size_t elements = RowBufferElements(n);
   const size_t stride = CenterStride(num_rows);
   const size_t count = (num_rows + stride - 1) / stride;
-  ReadFinite(source, n, [=, &source](auto reader, auto finite) HWY_ATTR {
-    return AllBelow(SumRows(source, reader, finite, count, stride, mean), kModerate);
+  ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
+    return AllBelow(SumRows(reader, convert, count, stride, mean), kModerate);
   });
   const VF divisor = hn::Set(df, static_cast<float>(count));
   for (size_t c = 0; c < elements; c += kLanes) {
@@ -202,14 +199,13 @@ class QuantizedKeyPacker {
         elements_(RowBufferElements(head_dim_)),
         lanes_(PaddedHeadDim(task.head.shape) / kQkDepth<Scheme>),
         rotated_(IsRotated(task.head.shape.layout)) {
-    static_assert((2 * kLanes + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
-                  "rows of two blocks, centre and factors");
+    static_assert((kLanes + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
+                  "rows of one large block or two, centre and factors");
     center_ = reinterpret_cast<float*>(scratch);
     factor_ = center_ + kMaxHeadDim;
-    for (Block& block : blocks_) {
-      const size_t index = static_cast<size_t>(&block - blocks_);
-      block.rows = factor_ + kMaxHeadDim + index * kLanes * elements_;
-    }
+    loads_ahead_ = 2 * elements_ <= kMaxHeadDim;
+    blocks_[0].rows = factor_ + kMaxHeadDim;
+    blocks_[1].rows = blocks_[0].rows + (loads_ahead_ ? kLanes * elements_ : 0);
     if (rotated_) LoadKeyFactors(task.head, factor_);
     // Copied to where whole vectors of it can be read.
     const float* k_center = reinterpret_cast<const float*>(At(task.head.offsets.k_center));
@@ -228,20 +224,22 @@ class QuantizedKeyPacker {
     }
   }
 
-  // Rows [begin, end), from and to a multiple of kLanes. The next rows are loaded before the quanta
-  // of these, which wait for a chain of some 80 cycles: their maximum and a division.
+  // Rows [begin, end), from and to a multiple of kLanes. Where scratch has room for them, the next
+  // rows are loaded before the quanta of these, which wait for a chain of some 80 cycles: their
+  // maximum and a division.
   HWY_INLINE void PackVectors(size_t begin, size_t end) {
     if (begin == end) return;
     Load(begin, kLanes, blocks_[0]);
     for (size_t i = begin, turn = 0; i < end; i += kLanes, turn ^= 1) {
       Block& block = blocks_[turn];
-      const VF ranges = rotated_ ? FiniteRanges(block.rows, elements_)
-                                 : FiniteRanges(block.maxima, block.rows, elements_);
+      const VF ranges = FiniteRanges(block.maxima, block.rows, elements_);
       const QuantStep step = StepForRange(ranges, static_cast<float>(MaxK()));
       hn::StoreU(step.scale, df, Scale(i));
-      if (i + kLanes < end) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
+      const bool has_next = i + kLanes < end;
+      if (has_next && loads_ahead_) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
       QuantaToPanel<Quantum>(block.rows, elements_, step.inverse, Scheme::kKBias, lanes_, Column(i),
                              kKeyBlock);
+      if (has_next && !loads_ahead_) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
     }
   }
 
@@ -257,7 +255,9 @@ class QuantizedKeyPacker {
     const size_t ahead = i + kRowsAhead;
     if (count > 1) PrefetchRows(task_.k, ahead, ahead + count, task_.num_keys, head_dim_);
     LoadFinite(task_.k, i, count, head_dim_, Center{center_}, block.rows, block.maxima);
-    if (rotated_) RotateRows(factor_, head_dim_, block.rows, count);
+    if (!rotated_) return;
+    RotateRows(factor_, head_dim_, block.rows, count);
+    if (count == kLanes) MaximaOfRows(block.rows, elements_, block.maxima);
   }
 
   HWY_INLINE uint8_t* At(size_t offset) const { return task_.head.base + offset; }
@@ -277,6 +277,7 @@ class QuantizedKeyPacker {
   size_t elements_;
   size_t lanes_;
   bool rotated_;
+  bool loads_ahead_;
   float* center_;
   float* factor_;
   Block blocks_[2];
@@ -299,8 +300,8 @@ HWY_INLINE SourceRows FromChannel(SourceRows rows, size_t channel) {
 
 // Loads kRows rows of V, minus centre and RowBufferElements apart; see LoadFinite. maxima: by
 // channels, raised to what these rows have.
-template <size_t kRows, class Reader, class Finite>
-HWY_INLINE void LoadValueRows(Reader reader, Finite finite, size_t first, Center minus_center,
+template <size_t kRows, class Reader, class Convert>
+HWY_INLINE void LoadValueRows(Reader reader, Convert convert, size_t first, Center minus_center,
                               float* HWY_RESTRICT out, int32_t* HWY_RESTRICT maxima) {
   const size_t width = RowBufferElements(reader.n);
   typename Reader::RowVectors rows[kRows];
@@ -313,7 +314,7 @@ HWY_INLINE void LoadValueRows(Reader reader, Finite finite, size_t first, Center
     VI32 largest = hn::Load(di32, maxima + c);
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
-      const VF x = minus_center(finite(rows[r](c)), c);
+      const VF x = minus_center(convert(rows[r](c)), c);
       hn::Store(x, df, out + r * width + c);
       largest = hn::Max(largest, Magnitude(x));
     }
@@ -324,19 +325,18 @@ HWY_INLINE void LoadValueRows(Reader reader, Finite finite, size_t first, Center
 // Keys of V that share a lane.
 constexpr size_t kVRows = 4;
 
-template <class Reader, class Finite>
-HWY_INLINE VI32 LoadValuesFrom(const SourceRows& source, Reader reader, Finite finite,
-                               size_t num_rows, Center minus_center, float* HWY_RESTRICT rows,
-                               int32_t* HWY_RESTRICT maxima) {
+template <class Reader, class Convert>
+HWY_INLINE VI32 LoadValuesFrom(Reader reader, Convert convert, size_t num_rows, Center minus_center,
+                               float* HWY_RESTRICT rows, int32_t* HWY_RESTRICT maxima) {
   const size_t width = RowBufferElements(reader.n);
   for (size_t c = 0; c < width; c += kLanes) hn::Store(hn::Zero(di32), di32, maxima + c);
   size_t i = 0;
   for (; i + kVRows <= num_rows; i += kVRows) {
-    PrefetchRows(source, i + kRowsAhead, i + kRowsAhead + kVRows, num_rows, reader.n);
-    LoadValueRows<kVRows>(reader, finite, i, minus_center, rows + i * width, maxima);
+    PrefetchRows(reader.rows, i + kRowsAhead, i + kRowsAhead + kVRows, num_rows, reader.n);
+    LoadValueRows<kVRows>(reader, convert, i, minus_center, rows + i * width, maxima);
   }
   for (; i < num_rows; ++i) {
-    LoadValueRows<1>(reader, finite, i, minus_center, rows + i * width, maxima);
+    LoadValueRows<1>(reader, convert, i, minus_center, rows + i * width, maxima);
   }
   VI32 largest = hn::Zero(di32);
   for (size_t c = 0; c < width; c += kLanes) {
@@ -351,9 +351,8 @@ HWY_INLINE void LoadValues(const SourceRows& source, size_t num_rows, size_t n, 
                            float* HWY_RESTRICT rows, int32_t* HWY_RESTRICT maxima) {
   const size_t width = RowBufferElements(n);
   const bool moderate = minus_center.IsModerate(n);
-  ReadFinite(source, n, [=, &source](auto reader, auto finite) HWY_ATTR {
-    const VI32 largest =
-        LoadValuesFrom(source, reader, finite, num_rows, minus_center, rows, maxima);
+  ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
+    const VI32 largest = LoadValuesFrom(reader, convert, num_rows, minus_center, rows, maxima);
     return moderate && AllBelow(largest, kModerate);
   });
   for (size_t i = num_rows * width; i < RoundUp(num_rows, kVRows) * width; i += kLanes) {

@@ -1,8 +1,8 @@
 // Symmetric quantisation: x ≈ scale * q with q = round(x * max_quantum / max|x|).
 //
-// Rows of Q (at each call) and of K (once) share one scale each; V, whose scale is per channel, uses
-// the same rules across rows. Integers have no NaN and no infinity: elements are made finite first.
-// The format's constants are in kv/layout.h.
+// Rows of Q (at each call) and of K (once) share one scale each; V, whose scale is per channel,
+// uses the same rules across rows. Integers have no NaN and no infinity: elements are made finite
+// first. The format's constants are in kv/layout.h.
 //
 // Cost: rows become f32 and are compared once, and quanta once; kLanes rows at a time go into a
 // panel without leaving the registers: 11 instructions for 16 elements of 512-bit vectors.
@@ -43,23 +43,23 @@ HWY_INLINE bool AllBelow(VI32 magnitudes, float limit) {
   return hn::AllTrue(di32, hn::Lt(magnitudes, hn::BitCast(di32, hn::Set(df, limit))));
 }
 
-// Elements nearly always are finite already. So rows are read as they are, noting magnitudes, and
-// again, sanitised, if anything, minus centre, was above this. Below it, with a centre that is so
-// as well, no element can reach kLargestFinite.
+// Elements nearly always are finite already, so rows are read as they are first. If any magnitude
+// of the centre, or of an element minus the centre, reaches this, they are read again and
+// sanitised; below it |x| < 2 kModerate < kLargestFinite.
 constexpr float kModerate = kLargestFinite / 4;
-struct AsItIs {
+struct AsTheyAre {
   HWY_INLINE VF operator()(VF x) const { return x; }
 };
 struct Sanitized {
   HWY_INLINE VF operator()(VF x) const { return Sanitize(x); }
 };
 
-// read(reader, finite) reads the rows, passes what it has read to `finite`, and returns whether all
-// was moderate.
+// read(reader, convert) reads the rows, passes each element through `convert`, and returns whether
+// all was moderate.
 template <class AnyRows, class Read>
 HWY_INLINE void ReadFinite(const AnyRows& rows, size_t n, const Read& read) {
   bool moderate = false;
-  ReadRows(rows, n, [&](auto reader) HWY_ATTR { moderate = read(reader, AsItIs()); });
+  ReadRows(rows, n, [&](auto reader) HWY_ATTR { moderate = read(reader, AsTheyAre()); });
   if (HWY_LIKELY(moderate)) return;
   read(RowReader<StridedRow, AnyRows>{rows, n}, Sanitized());
 }
@@ -82,8 +82,8 @@ struct Center {
   }
 };
 
-template <class Reader, class Finite, class AnyCenter>
-HWY_INLINE VI32 LoadFiniteFrom(Reader reader, Finite finite, size_t begin, size_t count,
+template <class Reader, class Convert, class AnyCenter>
+HWY_INLINE VI32 LoadFiniteFrom(Reader reader, Convert convert, size_t begin, size_t count,
                                AnyCenter minus_center, float* HWY_RESTRICT rows,
                                VI32* HWY_RESTRICT maxima) {
   const size_t n = reader.n;
@@ -92,7 +92,7 @@ HWY_INLINE VI32 LoadFiniteFrom(Reader reader, Finite finite, size_t begin, size_
     const auto row = reader[begin + r];
     VI32 row_largest = hn::Zero(di32);
     for (size_t i = 0; i < n; i += kLanes) {
-      const VF x = minus_center(finite(row(i)), i);
+      const VF x = minus_center(convert(row(i)), i);
       hn::Store(x, df, rows + i);
       row_largest = hn::Max(row_largest, Magnitude(x));
     }
@@ -110,8 +110,8 @@ HWY_INLINE void LoadFinite(const AnyRows& source, size_t begin, size_t count, si
                            AnyCenter minus_center, float* HWY_RESTRICT rows,
                            VI32* HWY_RESTRICT maxima) {
   const bool moderate = minus_center.IsModerate(n);
-  ReadFinite(source, n, [=](auto reader, auto finite) HWY_ATTR {
-    const VI32 largest = LoadFiniteFrom(reader, finite, begin, count, minus_center, rows, maxima);
+  ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
+    const VI32 largest = LoadFiniteFrom(reader, convert, begin, count, minus_center, rows, maxima);
     return moderate && AllBelow(largest, kModerate);
   });
 }
@@ -135,14 +135,18 @@ HWY_INLINE float FiniteRange(float* HWY_RESTRICT row, size_t n) {
   return hn::GetLane(hn::MaxOfLanes(df, finite));
 }
 
-// FiniteRange of kLanes rows side by side: row r's in lane r.
-HWY_NOINLINE VF FiniteRanges(float* HWY_RESTRICT rows, size_t n) {
-  HWY_ALIGN float ranges[kLanes];
-  for (size_t r = 0; r < kLanes; ++r) ranges[r] = FiniteRange(rows + r * n, n);
-  return hn::Load(df, ranges);
+// The largest magnitudes of kLanes rows by lanes, as LoadFinite leaves them.
+HWY_INLINE void MaximaOfRows(const float* HWY_RESTRICT rows, size_t n, VI32* HWY_RESTRICT maxima) {
+  for (size_t r = 0; r < kLanes; ++r, rows += n) {
+    VI32 largest = hn::Zero(di32);
+    for (size_t i = 0; i < n; i += kLanes) {
+      largest = hn::Max(largest, Magnitude(hn::Load(df, rows + i)));
+    }
+    maxima[r] = largest;
+  }
 }
 
-// The same of rows whose largest magnitudes are known by lanes, and which change rarely.
+// FiniteRange of kLanes rows side by side, row r's in lane r, from their maxima by lanes.
 HWY_INLINE VF FiniteRanges(const VI32* HWY_RESTRICT maxima, float* HWY_RESTRICT rows, size_t n) {
   VI32 x[kLanes];
   HWY_UNROLL(16)
@@ -154,16 +158,19 @@ HWY_INLINE VF FiniteRanges(const VI32* HWY_RESTRICT maxima, float* HWY_RESTRICT 
     for (size_t r = 0; r < step; ++r) x[r] = hn::Max(x[r], x[r + step]);
   }
   if (HWY_LIKELY(AllBelow(x[0], kLargestFinite))) return hn::BitCast(df, x[0]);
-  return FiniteRanges(rows, n);
+  HWY_ALIGN float ranges[kLanes];
+  for (size_t r = 0; r < kLanes; ++r) ranges[r] = FiniteRange(rows + r * n, n);
+  return hn::Load(df, ranges);
 }
 
 // 1.5 * 2^23: a sum with it has an integer in its low bits.
+constexpr float kMagic = 12582912.0f;
 constexpr int32_t kMagicBits = 0x4b400000;
 
 // The quanta of a vector, plus `bias`, in the low bits of its lanes: rounded by an addition that
 // leaves them there, which is cheaper than a conversion that has to mind overflow.
 HWY_INLINE VI32 QuantaBits(VF x, VF inverse, int bias = 0) {
-  const VF magic = hn::Set(df, 12582912.0f + static_cast<float>(bias));  // 1.5 * 2^23
+  const VF magic = hn::Set(df, kMagic + static_cast<float>(bias));
   return hn::BitCast(di32, hn::Add(hn::Mul(x, inverse), magic));
 }
 

@@ -367,13 +367,14 @@ TEST_CASE("every distribution", "[attention][distributions]") {
 
 // Running before the first byte of a buffer, as running past its end, would fault; all other tests
 // put buffers right before a guard page.
-TEST_CASE("buffers right after a guard page", "[attention][guard]") {
+TEST_CASE("buffers right before or after a guard page", "[attention][guard]") {
+  const Placement placement = GENERATE(Placement::kAtFront, Placement::kAtEnd);
   uint64_t seed = 8000;
   for (const int64_t length : {1, 3, 17, 48, 65, 129, 193}) {
     for (const int64_t dim : {1, 5, 16, 33, 64, 100}) {
       for (const Layout layout : {Layout::kDense, Layout::kReversed, Layout::kHeadsFirst}) {
         Case c;
-        c.placement = Placement::kAtFront;
+        c.placement = placement;
         c.q_len = ++seed % 3 == 0 ? 1 : length;
         c.kv_len = length;
         c.heads = 2;

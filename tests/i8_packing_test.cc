@@ -199,6 +199,68 @@ TEST_CASE("int8 stores special numbers as documented", "[i8]") {
   }
 }
 
+// Around 10^27, where magnitudes end, and around where the kernels begin to look closer: alone, so
+// that a channel's mean is the number itself, and among others.
+TEST_CASE("int8 stores numbers around the largest finite one", "[i8]") {
+  const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
+  constexpr float kLarge[] = {2.4e26f, 2.5e26f,  2.6e26f, 5e26f, 9.99e26f,
+                              1e27f,   1.01e27f, 1.5e27f, 2e27f, 3e38f};
+  uint64_t state = 1;
+  const auto next = [&state] {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<size_t>(state >> 33);
+  };
+  for (const int64_t kv_len : {1, 2, 4, 66}) {
+    for (const bool constant : {false, true}) {
+      Problem problem(PackingCase(kv_len, 20, 33), 250);
+      for (int64_t key = 0; key < kv_len; ++key) {
+        for (int64_t d = 0; d < 20; ++d) {
+          const float x = constant ? 1.5e27f : kLarge[next() % 10];
+          problem.k.Set(0, key, 0, d, next() % 2 == 0 || constant ? x : -x);
+          if (next() % 4 == 0) problem.k.Set(1, key, 1, d, x);
+        }
+      }
+      for (const char* tier : SupportedTiers()) {
+        INFO(kv_len << " keys, " << Name(precision) << " on " << tier);
+        CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, kv_len);
+        CheckPacked(KvAccess::Get(CacheOf(problem, {tier, precision})), problem, kv_len);
+        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+      }
+    }
+  }
+}
+
+// Every type of K and V, whole vectors and parts of them, neighbours and scattered elements, a
+// second panel of V, and one element or scale in a vector of keys that is not finite.
+TEST_CASE("int8 packs every type and stride as the simulation does", "[i8]") {
+  uint64_t seed = 260;
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8}) {
+    for (const Layout layout : {Layout::kDense, Layout::kDimStrided, Layout::kReversed}) {
+      for (const int64_t head_dim : {16, 33}) {
+        Case c = PackingCase(70, head_dim, 79);
+        c.k_dtype = c.v_dtype = dtype;
+        c.k_layout = c.v_layout = layout;
+        c.k_scales = c.v_scales = kPerToken + kPerChannel;
+        Problem problem(c, ++seed);
+        const float special = seed % 2 == 0 ? NAN : HUGE_VALF;
+        if (dtype == DType::kI8) {
+          problem.k.SetScale(0, 21, 0, 9, special);
+          problem.v.SetScale(0, 21, 0, 70, special);
+        } else {
+          problem.k.Set(0, 21, 0, 9, special);
+          problem.v.Set(0, 21, 0, 70, special);
+        }
+        for (const char* tier : SupportedTiers()) {
+          for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+            INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+            CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, 70);
+          }
+        }
+      }
+    }
+  }
+}
+
 // Blocks of the transform of every size, one or several of them.
 TEST_CASE("int8 rotates K as the simulation does", "[i8]") {
   uint64_t seed = 300;

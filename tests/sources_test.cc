@@ -1,6 +1,10 @@
 // K and V from tensors, a CrossMemory or a KvCache: the same kernels on the same bytes, so the same
 // bits.
 #include <math.h>
+#include <string.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
@@ -14,6 +18,7 @@
 
 #include "kv/layout.h"
 #include "kv/packed_kv.h"
+#include "support/allocations.h"
 #include "support/check.h"
 #include "support/problem.h"
 #include "support/threads.h"
@@ -43,6 +48,26 @@ Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask, bool i8_tensors = false
   return c;
 }
 
+KvCache NewCache(const Case& c, int64_t capacity, const KvFormat& format) {
+  KvCacheDesc desc;
+  desc.batch = c.kv_batch;
+  desc.num_kv_heads = c.kv_heads;
+  desc.head_dim = c.head_dim;
+  desc.v_head_dim = c.v_head_dim;
+  desc.capacity = capacity;
+  desc.format = format;
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+  return cache;
+}
+
+void AppendRange(const Problem& problem, int64_t begin, int64_t end, KvCache* cache,
+                 const ParallelFor& parallel = {}) {
+  REQUIRE_THAT(cache->Append(problem.k.Slice(begin, end), problem.v.Slice(begin, end), parallel),
+               IsOk());
+  REQUIRE(cache->length() == end);
+}
+
 TEST_CASE("a memory gives the bits of its tensors", "[memory]") {
   const bool i8_tensors = GENERATE(false, true);
   uint64_t seed = 100;
@@ -57,6 +82,101 @@ TEST_CASE("a memory gives the bits of its tensors", "[memory]") {
             const Tensor direct = Attend(problem, {tier, precision, Source::kTensors});
             CHECK_THAT(Attend(problem, {tier, precision, Source::kMemory}), Equals(direct));
           }
+        }
+      }
+    }
+  }
+}
+
+#if defined(__GLIBC__)
+// Memory from the heap begins with one byte, or another.
+class FilledHeap {
+ public:
+  explicit FilledHeap(int fill) {
+    mallopt(M_MMAP_THRESHOLD, 1 << 28);  // pages of their own would be 0
+    mallopt(M_PERTURB, fill);
+  }
+  ~FilledHeap() {
+    mallopt(M_PERTURB, 0);
+    mallopt(M_MMAP_THRESHOLD, 128 * 1024);
+  }
+  FilledHeap(const FilledHeap&) = delete;
+  FilledHeap& operator=(const FilledHeap&) = delete;
+};
+
+template <class Make>
+std::vector<unsigned char> BytesOf(int fill, const Make& make) {
+  const FilledHeap heap(fill);
+  const auto kv = make();
+  const internal::PackedKv* packed = KvAccess::Get(kv);
+  return std::vector<unsigned char>(packed->block(), packed->block() + packed->bytes());
+}
+
+TEST_CASE("equal contents are equal bytes", "[memory][cache]") {
+  if (!CanCountAllocations()) SKIP("the heap cannot be filled: sanitizer, or not glibc");
+  uint64_t seed = 700;
+  for (const int64_t kv_len : {1, 3, 63, 64, 65, 127, 129, 1023, 1024, 1025}) {
+    for (const int64_t head_dim : {1, 5, 40, 65}) {
+      Case c;
+      c.kv_len = kv_len;
+      c.heads = c.kv_heads = 2;
+      c.head_dim = head_dim;
+      c.v_head_dim = 70 - head_dim;
+      const Problem problem(c, ++seed);
+      for (const char* tier : SupportedTiers()) {
+        if (!IsAffordable(c, tier)) continue;
+        for (const Precision precision : kPrecisions) {
+          for (const bool rotate_k : {false, true}) {
+            if (rotate_k && precision != Precision::kI8) continue;
+            Setup setup = {tier, precision};
+            setup.rotate_k = rotate_k;
+            INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+            const auto memory = [&] { return MemoryOf(problem, setup); };
+            CHECK(BytesOf(0x5a, memory) == BytesOf(0xa7, memory));
+            const auto cache = [&] { return CacheOf(problem, setup); };
+            CHECK(BytesOf(0x5a, cache) == BytesOf(0xa7, cache));
+          }
+        }
+      }
+    }
+  }
+}
+#endif
+
+// Rows of floats become the same bytes in whole vectors and one by one, on every tier.
+TEST_CASE("float memories and caches hold the same bytes on every tier", "[memory][cache]") {
+  uint64_t seed = 800;
+  for (const int64_t kv_len : {1, 15, 16, 17, 63, 64, 65, 130, 1030}) {
+    for (const int64_t head_dim : {1, 7, 16, 33, 80}) {
+      Case c;
+      c.kv_len = kv_len;
+      c.heads = c.kv_heads = 2;
+      c.head_dim = head_dim;
+      c.v_head_dim = 97 - head_dim;
+      constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kI8};
+      constexpr Layout kLayouts[] = {Layout::kDense, Layout::kDimStrided, Layout::kPadded};
+      c.k_dtype = kDTypes[++seed % 4];
+      c.v_dtype = kDTypes[seed / 4 % 4];
+      c.k_layout = kLayouts[seed % 3];
+      c.v_layout = kLayouts[seed / 3 % 3];
+      const Problem problem(c, seed);
+      for (const Precision precision : {Precision::kF32, Precision::kF16}) {
+        const CrossMemory expected = MemoryOf(problem, {"scalar", precision});
+        const internal::PackedKv& packed = *KvAccess::Get(expected);
+        for (const char* tier : SupportedTiers()) {
+          INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+          const CrossMemory memory = MemoryOf(problem, {tier, precision});
+          REQUIRE(KvAccess::Get(memory)->bytes() == packed.bytes());
+          CHECK(memcmp(KvAccess::Get(memory)->block(), packed.block(), packed.bytes()) == 0);
+          // Appends of 1, 2, 3 ... tokens begin at any place in a vector of keys.
+          KvCache cache = NewCache(c, kv_len, {precision, tier});
+          for (int64_t begin = 0, step = 1; begin < kv_len; ++step) {
+            const int64_t end = std::min(begin + step, kv_len);
+            AppendRange(problem, begin, end, &cache);
+            begin = end;
+          }
+          REQUIRE(KvAccess::Get(cache)->bytes() == packed.bytes());
+          CHECK(memcmp(KvAccess::Get(cache)->block(), packed.block(), packed.bytes()) == 0);
         }
       }
     }
@@ -98,26 +218,6 @@ TEST_CASE("an int8 cache is the simulation with the centers of its first tokens"
       }
     }
   }
-}
-
-KvCache NewCache(const Case& c, int64_t capacity, const KvFormat& format) {
-  KvCacheDesc desc;
-  desc.batch = c.kv_batch;
-  desc.num_kv_heads = c.kv_heads;
-  desc.head_dim = c.head_dim;
-  desc.v_head_dim = c.v_head_dim;
-  desc.capacity = capacity;
-  desc.format = format;
-  KvCache cache;
-  REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
-  return cache;
-}
-
-void AppendRange(const Problem& problem, int64_t begin, int64_t end, KvCache* cache,
-                 const ParallelFor& parallel = {}) {
-  REQUIRE_THAT(cache->Append(problem.k.Slice(begin, end), problem.v.Slice(begin, end), parallel),
-               IsOk());
-  REQUIRE(cache->length() == end);
 }
 
 Tensor AttendCache(const Problem& problem, const Setup& setup, const KvCache& cache) {

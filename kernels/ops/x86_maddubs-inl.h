@@ -32,8 +32,8 @@ struct MaddBlock {
 };
 #endif
 
-// GCC 12 keeps sums of integers in memory, since its vectors of 32-bit lanes are of another type than
-// Highway's, unless it has to show them in a register.
+// GCC 12 keeps sums of integers in memory, since its vectors of 32-bit lanes are of another type
+// than Highway's, unless it has to show them in a register.
 HWY_INLINE VI32 InRegister(VI32 sum) {
 #if HWY_COMPILER_GCC_ACTUAL
 #if HWY_TARGET <= HWY_AVX3
@@ -71,7 +71,7 @@ struct I8Ops : MaddBlock {
 struct ExactPvOps : I8Ops {
   static constexpr int kMaxP = 255;
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
-    return hn::SumOfMulQuadAccumulate(di32, p, v, acc);
+    return InRegister(hn::SumOfMulQuadAccumulate(di32, p, v, acc));
   }
 };
 
