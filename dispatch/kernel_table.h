@@ -108,6 +108,11 @@ struct PackTask {
   // int8: the first rows whose K is packed already and stays, while their V still depends on the
   // rest.
   size_t num_keys_done;
+  // int8 from int8: quanta of the caller that are stored as they are, since one scale serves a
+  // whole row of K, or a channel of V in all rows. No mean is taken away, and ranges are at least
+  // 127 of the caller's steps.
+  bool keeps_k;
+  bool keeps_v;
 };
 
 // Attention of rows [row_begin, row_end) with one packed head.

@@ -28,6 +28,15 @@ struct QueryScale {
   int32_t acc_init;
 };
 
+// True if rows of Q are int8 with one scale each, and quanta that the scheme can take as they are.
+template <class Scheme>
+HWY_INLINE bool KeepsQueries(const AttendTask& task) {
+  constexpr bool kReaches = hwy::IsSame<typename Scheme::KStored, int8_t>() &&
+                            I8Ops::kMaxQ == static_cast<int>(kMaxQuantum);
+  return kReaches && task.q.dtype == DType::kI8 && task.q.scale.dim_stride == 0 &&
+         !IsRotated(task.head.shape.layout);
+}
+
 // Row r of the task in the form that the products read: QueryLanes 32-bit lanes. row: scratch for
 // RowBufferElements(head_dim) floats, where the lanes stay until the next call.
 template <class Scheme>
@@ -40,7 +49,8 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
     RotateQueries(task, row, 1);
     // In place: vector after vector is read before fewer bytes are written.
     auto* quanta = reinterpret_cast<typename Scheme::KStored*>(row);
-    const float scale = QuantizeRow(row, elements, Scheme::MaxQ(head_dim), 0, quanta);
+    const VF kept = KeepsQueries<Scheme>(task) ? KeptRanges(task.q, r, 1) : hn::Zero(df);
+    const float scale = QuantizeRow(row, elements, Scheme::MaxQ(head_dim), kept, 0, quanta);
     const int32_t sum = Scheme::kKBias != 0 ? SumOfQuanta(quanta, elements) : 0;
     return {scale * task.scale_log2e, -Scheme::kKBias * sum};
   } else {
@@ -80,7 +90,8 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
       RotateQueries(task, rows, count);
       MaximaOfRows(rows, elements, maxima);
     }
-    const VF ranges = FiniteRanges(maxima, rows, elements);
+    VF ranges = FiniteRanges(maxima, rows, elements);
+    if (KeepsQueries<Scheme>(task)) ranges = hn::Max(ranges, KeptRanges(task.q, first, count));
     const QuantStep step = StepForRange(ranges, static_cast<float>(Scheme::MaxQ(head_dim)));
     hn::Store(hn::Mul(step.scale, scale), df, q.row_scale + r);
     QuantaToPanel<Quantum>(rows, elements, step.inverse, 0, lanes, panel, row_stride);

@@ -85,6 +85,12 @@ void PackFloat(const PackTask& task, unsigned char*) {
   }
 }
 
+// 127 steps of int8 that are kept; 0 where the scale is no use.
+float KeptRange(float scale) {
+  const float range = fabsf(scale) * kMaxQuantum;
+  return range < kLargestFinite ? range : 0.0f;
+}
+
 float MeanOfColumn(const SourceRows& rows, size_t num_rows, size_t d) {
   const size_t stride = CenterStride(num_rows);
   float sum = 0.0f;
@@ -144,9 +150,12 @@ void CenterQuantized(const PackTask& task, unsigned char*) {
   const PackedShape& s = task.head.shape;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
-  for (size_t d = 0; d < s.head_dim; ++d) k_center[d] = MeanOfColumn(task.k, task.num_keys, d);
+  for (size_t d = 0; d < s.head_dim; ++d) {
+    k_center[d] = task.keeps_k ? 0.0f : MeanOfColumn(task.k, task.num_keys, d);
+  }
   for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
-    v_center[c] = c < s.v_head_dim ? MeanOfColumn(task.v, task.num_keys, c) : 0.0f;
+    const bool centered = c < s.v_head_dim && !task.keeps_v;
+    v_center[c] = centered ? MeanOfColumn(task.v, task.num_keys, c) : 0.0f;
   }
   if (IsRotated(s.layout)) BalanceChannels(task);
 }
@@ -183,7 +192,8 @@ void PackQuantized(const PackTask& task, unsigned char*) {
       for (size_t d = 0; d < s.head_dim; ++d) row[d] *= k_factor / q_factor[d];
       RotateRow(s.head_dim, row);
     }
-    const float range = FiniteRange(row, s.head_dim);
+    float range = FiniteRange(row, s.head_dim);
+    if (task.keeps_k) range = std::max(range, KeptRange(*RowAt(task.k, i).scale));
     const QuantStep step = StepForRange(range, max_k);
     k_scale[key] = step.scale;
     for (size_t d = 0; d < PaddedHeadDim(s); ++d) {
@@ -196,6 +206,10 @@ void PackQuantized(const PackTask& task, unsigned char*) {
       return c < s.v_head_dim ? Sanitize(LoadSource(task.v, i, c)) - v_center[c] : 0.0f;
     };
     float range = 0.0f;
+    if (task.keeps_v && c < s.v_head_dim) {
+      const Row& first = task.v.first;
+      range = KeptRange(*ScaleAt(first.scale, static_cast<int64_t>(c) * first.scale_stride));
+    }
     for (size_t i = 0; i < task.num_keys; ++i) range = std::max(range, fabsf(centered(i)));
     const QuantStep step = StepForRange(range, kMaxQuantum);
     v_scale[c] = step.scale;
@@ -209,7 +223,7 @@ void PackQuantized(const PackTask& task, unsigned char*) {
 template <typename Stored>
 class FloatRow {
  public:
-  FloatRow(const AttendTask& task, const float* q) : shape_(task.head.shape) {
+  FloatRow(const AttendTask& task, const float* q, size_t) : shape_(task.head.shape) {
     k_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.k);
     v_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.v);
     for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = q[d] * task.scale_log2e;
@@ -241,7 +255,7 @@ class FloatRow {
 template <typename KStored>
 class QuantizedRow {
  public:
-  QuantizedRow(const AttendTask& task, const float* q) : shape_(task.head.shape) {
+  QuantizedRow(const AttendTask& task, const float* q, size_t r) : shape_(task.head.shape) {
     const unsigned char* base = task.head.base;
     const PackedOffsets& o = task.head.offsets;
     k_ = reinterpret_cast<const KStored*>(base + o.k);
@@ -257,6 +271,9 @@ class QuantizedRow {
       for (size_t d = 0; d < shape_.head_dim; ++d) row[d] *= q_factor[d];
       RotateRow(shape_.head_dim, row);
       range = FiniteRange(row, shape_.head_dim);
+    } else if (HasPlainI8K(shape_.layout) && task.q.dtype == DType::kI8 &&
+               task.q.scale.dim_stride == 0) {
+      range = std::max(range, KeptRange(*RowAt(task.q, r).scale));
     }
     const QuantStep step =
         StepForRange(range, static_cast<float>(MaxQuantumOf(KStored(), shape_.head_dim)));
@@ -300,7 +317,7 @@ void AttendRow(const AttendTask& task, size_t r) {
   const Row out_row = RowAt(task.out, r);
   float q[kMaxHeadDim];
   for (size_t d = 0; d < shape.head_dim; ++d) q[d] = LoadElement(q_row, d);
-  const AttendedRow row(task, q);
+  const AttendedRow row(task, q, r);
 
   const size_t limit = KeyLimit(task, r);
   float m = -INFINITY;

@@ -46,7 +46,12 @@ void AppendQuantized(const PrecisionKernels& kernels, const PackedHead& head,
     const size_t in_tile = (length + done) % kKvTile;
     const size_t tile_begin = length + done - in_tile;
     const size_t count = std::min(kKvTile - in_tile, num_tokens - done);
-    PackTask task = {head, Skip(k, done), Skip(v, done), tile_begin, count, 0};
+    PackTask task = {};
+    task.head = head;
+    task.k = Skip(k, done);
+    task.v = Skip(v, done);
+    task.key_begin = tile_begin;
+    task.num_keys = count;
     const bool whole_tile = count == kKvTile;
     if (!whole_tile || tile_begin == 0) {
       CopyRowsToF32(task.k, count, head_dim, tail.k + in_tile * head_dim);
@@ -140,7 +145,13 @@ Status KvCache::Append(const ConstTensorView& k, const ConstTensorView& v,
                                     v_rows, num_tokens);
         } else {
           internal::PackScratch scratch;
-          kernels.pack({head, k_rows, v_rows, length, num_tokens, 0}, scratch.bytes);
+          internal::PackTask task = {};
+          task.head = head;
+          task.k = k_rows;
+          task.v = v_rows;
+          task.key_begin = length;
+          task.num_keys = num_tokens;
+          kernels.pack(task, scratch.bytes);
         }
       });
   header.length += k.length;

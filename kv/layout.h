@@ -86,6 +86,10 @@ static constexpr bool HasWideK(LayoutId layout) {
   return layout == LayoutId::kI8Fine || layout == LayoutId::kI8FineBiasedV;
 }
 static inline bool IsRotated(LayoutId layout) { return layout >= LayoutId::kI8RotatedBiasedK; }
+// K in int8 as the caller's rows have it, but for means and scales.
+static inline bool HasPlainI8K(LayoutId layout) {
+  return layout == LayoutId::kI8BiasedK || layout == LayoutId::kI8BiasedV;
+}
 // The rotated form of an int8 layout.
 static inline LayoutId RotatedLayout(LayoutId layout) {
   return layout == LayoutId::kI8BiasedV ? LayoutId::kI8RotatedBiasedV : LayoutId::kI8RotatedBiasedK;

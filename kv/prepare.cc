@@ -41,15 +41,21 @@ void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
   const size_t num_heads = static_cast<size_t>(k.batch) * heads.num_kv_heads;
   if (num_keys == 0) return;
 
+  const LayoutId layout = heads.shape.layout;
+  const bool keeps_k = HasPlainI8K(layout) && k.dtype == DType::kI8 && k.scale.dim_stride == 0;
+  const bool keeps_v = IsQuantized(layout) && v.dtype == DType::kI8 && v.scale.length_stride == 0;
   const auto task_for = [&](size_t head, size_t key_begin, size_t count) {
     const size_t batch = head / heads.num_kv_heads;
     const size_t kv_head = head % heads.num_kv_heads;
-    return PackTask{heads.at(batch, kv_head),
-                    Skip(SourceRowsOf(k, batch, kv_head), key_begin),
-                    Skip(SourceRowsOf(v, batch, kv_head), key_begin),
-                    key_begin,
-                    count,
-                    0};
+    PackTask task = {};
+    task.head = heads.at(batch, kv_head);
+    task.k = Skip(SourceRowsOf(k, batch, kv_head), key_begin);
+    task.v = Skip(SourceRowsOf(v, batch, kv_head), key_begin);
+    task.key_begin = key_begin;
+    task.num_keys = count;
+    task.keeps_k = keeps_k;
+    task.keeps_v = keeps_v;
+    return task;
   };
 
   if (kernels.center != nullptr) {

@@ -159,10 +159,14 @@ HWY_INLINE VI32 SumRows(Reader reader, Convert convert, size_t count, size_t str
   return largest;
 }
 
-// The mean of every CenterStride-th row.
+// The mean of every CenterStride-th row; 0 without rows.
 HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
                            float* HWY_RESTRICT mean) {
   const size_t elements = RowBufferElements(n);
+  if (num_rows == 0) {
+    for (size_t c = 0; c < elements; c += kLanes) hn::Store(hn::Zero(df), df, mean + c);
+    return;
+  }
   const size_t stride = CenterStride(num_rows);
   const size_t count = (num_rows + stride - 1) / stride;
   ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
@@ -182,10 +186,10 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   float* mean = row + kMaxHeadDim;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
-  MeanOfRows(task.k, task.num_keys, shape.head_dim, mean);
+  MeanOfRows(task.k, task.keeps_k ? 0 : task.num_keys, shape.head_dim, mean);
   for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
   if (IsRotated(shape.layout)) BalanceChannels(task, mean, row, mean + kMaxHeadDim);
-  MeanOfRows(task.v, task.num_keys, shape.v_head_dim, mean);
+  MeanOfRows(task.v, task.keeps_v ? 0 : task.num_keys, shape.v_head_dim, mean);
   for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
 
@@ -217,7 +221,7 @@ class QuantizedKeyPacker {
     Block& block = blocks_[0];
     Load(i, 1, block);
     auto* quanta = reinterpret_cast<Quantum*>(block.rows);
-    *Scale(i) = QuantizeRow(block.rows, elements_, MaxK(), Scheme::kKBias, quanta);
+    *Scale(i) = QuantizeRow(block.rows, elements_, MaxK(), Kept(i, 1), Scheme::kKBias, quanta);
     int32_t* column = Column(i);
     for (size_t lane = 0; lane < lanes_; ++lane) {
       __builtin_memcpy(column + lane * kKeyBlock, quanta + lane * kQkDepth<Scheme>, kLaneBytes);
@@ -232,7 +236,7 @@ class QuantizedKeyPacker {
     Load(begin, kLanes, blocks_[0]);
     for (size_t i = begin, turn = 0; i < end; i += kLanes, turn ^= 1) {
       Block& block = blocks_[turn];
-      const VF ranges = FiniteRanges(block.maxima, block.rows, elements_);
+      const VF ranges = hn::Max(FiniteRanges(block.maxima, block.rows, elements_), Kept(i, kLanes));
       const QuantStep step = StepForRange(ranges, static_cast<float>(MaxK()));
       hn::StoreU(step.scale, df, Scale(i));
       const bool has_next = i + kLanes < end;
@@ -262,6 +266,9 @@ class QuantizedKeyPacker {
 
   HWY_INLINE uint8_t* At(size_t offset) const { return task_.head.base + offset; }
   HWY_INLINE int MaxK() const { return Scheme::MaxK(head_dim_); }
+  HWY_INLINE VF Kept(size_t i, size_t count) const {
+    return task_.keeps_k ? KeptRanges(task_.k, i, count) : hn::Zero(df);
+  }
   HWY_INLINE float* Scale(size_t i) const {
     return reinterpret_cast<float*>(At(task_.head.offsets.k_scale)) + task_.key_begin + i;
   }
@@ -379,11 +386,14 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
     const VPanel panel = VPanelAt(shape, task.key_begin, begin);
     const size_t width = panel.width;
     const size_t used = MinOf(width, shape.v_head_dim - begin);  // RowBufferElements(used) == width
-    LoadValues(FromChannel(task.v, begin), task.num_keys, used, Center{v_center + begin}, rows,
-               maxima);
+    const SourceRows source = FromChannel(task.v, begin);
+    LoadValues(source, task.num_keys, used, Center{v_center + begin}, rows, maxima);
     uint8_t* out = v_out + panel.offset + task.key_begin % kVTileKeys * width;
     for (size_t c = 0; c < width; c += kLanes) {
-      const VF range = hn::BitCast(df, hn::Load(di32, maxima + c));
+      VF range = hn::BitCast(df, hn::Load(di32, maxima + c));
+      if (task.keeps_v && c < used) {
+        range = hn::Max(range, KeptRange(LoadScales(source.first, c, used)));
+      }
       const QuantStep step = StepForRange(range, kMaxQuantum);
       hn::Store(step.scale, df, v_scale + begin + c);
       for (size_t i = 0; i < task.num_keys; i += kVRows) {

@@ -36,6 +36,20 @@ HWY_INLINE QuantStep StepForRange(VF range, float max_quantum) {
   return step;
 }
 
+// What ranges have to reach at the least, so that quanta of int8 with these scales stay as they
+// are; 0 where scales are no use.
+HWY_INLINE VF KeptRange(VF scale) {
+  const VF range = hn::Mul(hn::Abs(scale), hn::Set(df, kMaxQuantum));
+  return hn::IfThenElseZero(hn::Lt(range, hn::Set(df, kLargestFinite)), range);
+}
+// The same of rows with one scale each.
+template <class AnyRows>
+HWY_INLINE VF KeptRanges(const AnyRows& rows, size_t begin, size_t count) {
+  HWY_ALIGN float scales[kLanes] = {};
+  for (size_t r = 0; r < count; ++r) scales[r] = *RowAt(rows, begin + r).scale;
+  return KeptRange(hn::Load(df, scales));
+}
+
 // Bits of |x|, in whose order infinities and NaN are the largest.
 HWY_INLINE VI32 Magnitude(VF x) { return hn::BitCast(di32, hn::Abs(x)); }
 
@@ -260,11 +274,12 @@ HWY_INLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements, V
 }
 
 // Quantises n elements, a multiple of kChannelAlign, zero-padded, and adds `bias`; `out` may be
-// `row` itself. Returns the scale.
+// `row` itself. kept_range: see KeptRange; 0 if nothing is to be kept. Returns the scale.
 template <typename Quantum>
-HWY_INLINE float QuantizeRow(float* row, size_t n, int max_quantum, int bias, Quantum* out) {
-  const QuantStep step =
-      StepForRange(hn::Set(df, FiniteRange(row, n)), static_cast<float>(max_quantum));
+HWY_INLINE float QuantizeRow(float* row, size_t n, int max_quantum, VF kept_range, int bias,
+                             Quantum* out) {
+  const VF range = hn::Max(hn::Set(df, FiniteRange(row, n)), kept_range);
+  const QuantStep step = StepForRange(range, static_cast<float>(max_quantum));
   QuantaOfRow(row, n, hn::GetLane(step.inverse), out, bias);
   return hn::GetLane(step.scale);
 }

@@ -261,6 +261,44 @@ TEST_CASE("int8 packs every type and stride as the simulation does", "[i8]") {
   }
 }
 
+// One scale for each row of K, and for each channel of V: what a graph has quantised stays what it
+// is, and no mean is taken away. Rows of K in int16 and channels with a scale for each token do
+// not.
+TEST_CASE("int8 with fitting scales is stored as it is", "[i8]") {
+  uint64_t seed = 280;
+  for (const unsigned k_scales : {unsigned{kPerTensor}, unsigned{kPerToken + kPerHead}}) {
+    for (const int64_t kv_len : {1, 63, 130, 1030}) {
+      Case c = PackingCase(kv_len, 40, 79);
+      c.k_dtype = c.v_dtype = DType::kI8;
+      c.k_scales = k_scales;
+      c.v_scales = kPerChannel + kPerSequence;
+      const Problem problem(c, ++seed);
+      for (const char* tier : SupportedTiers()) {
+        INFO(problem.c.ToString() << " on " << tier);
+        const CrossMemory memory = MemoryOf(problem, {tier, Precision::kI8});
+        CheckPacked(KvAccess::Get(memory), problem, kv_len);
+        const QuantHead head =
+            Unpack(KvAccess::Get(memory)->head(1, 1), static_cast<size_t>(kv_len));
+        bool same = true;
+        for (int64_t key = 0; key < kv_len; ++key) {
+          const auto row = static_cast<size_t>(key);
+          for (int64_t d = 0; d < 40; ++d) {
+            const float quantum = problem.k.Get(1, key, 1, d) / problem.k.Scale(1, key, 1, d);
+            same = same && head.k[row * 40 + static_cast<size_t>(d)] == lrintf(quantum);
+          }
+          for (int64_t d = 0; d < 79; ++d) {
+            const float quantum = problem.v.Get(1, key, 1, d) / problem.v.Scale(1, key, 1, d);
+            same = same && head.v[row * 79 + static_cast<size_t>(d)] == lrintf(quantum);
+          }
+        }
+        CHECK(same);
+        CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, Precision::kI8Fine})), problem, kv_len);
+        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+      }
+    }
+  }
+}
+
 // Blocks of the transform of every size, one or several of them.
 TEST_CASE("int8 rotates K as the simulation does", "[i8]") {
   uint64_t seed = 300;

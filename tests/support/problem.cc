@@ -220,9 +220,13 @@ Expected ExpectQuantized(const Problem& p, const QuantMethod& method, int64_t ce
         for (int64_t d = 0; d < c.head_dim; ++d) {
           query[static_cast<size_t>(d)] = p.q.Get(qb, i, h, d);
         }
+        const bool keeps_q = c.q_dtype == DType::kI8 && (c.q_scales & kPerChannel) == 0 &&
+                             !method.wide_k && !method.rotate_k && method.max_q == 127;
+        const float kept_q_scale = keeps_q ? p.q.Scale(qb, i, h, 0) : 0.0f;
         const int64_t task_end = std::min((row / task_rows + 1) * task_rows, c.q_len * sharing);
         const SeenKeys seen = {visible_keys(i), visible_keys((task_end - 1) / sharing)};
-        const QuantResult result = AttendQuantized(head, method, query.data(), seen, scale_log2e);
+        const QuantResult result =
+            AttendQuantized(head, method, query.data(), kept_q_scale, seen, scale_log2e);
         const auto first = static_cast<ptrdiff_t>(e.dims.Index(qb, i, h, 0));
         std::copy(result.value.begin(), result.value.end(), e.value.begin() + first);
         std::copy(result.tolerance.begin(), result.tolerance.end(), e.tolerance.begin() + first);
@@ -375,9 +379,20 @@ QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, const Qu
     for (int64_t d = 0; d < p.c.head_dim; ++d) k.push_back(p.k.Get(batch, key, head, d));
     for (int64_t d = 0; d < p.c.value_dim(); ++d) v.push_back(p.v.Get(batch, key, head, d));
   }
+  KeptScales kept;
+  const bool keeps_k = method.keeps_kv && !method.wide_k && !method.rotate_k;
+  if (keeps_k && p.c.k_dtype == DType::kI8 && (p.c.k_scales & kPerChannel) == 0) {
+    for (int64_t key = 0; key < p.c.kv_len; ++key) {
+      kept.k.push_back(p.k.Scale(batch, key, head, 0));
+    }
+  }
+  const bool keeps_v = method.keeps_kv && p.c.kv_len > 0;
+  if (keeps_v && p.c.v_dtype == DType::kI8 && (p.c.v_scales & kPerToken) == 0) {
+    for (int64_t d = 0; d < p.c.value_dim(); ++d) kept.v.push_back(p.v.Scale(batch, 0, head, d));
+  }
   return QuantizeHead(k, v, static_cast<size_t>(p.c.kv_len), static_cast<size_t>(p.c.head_dim),
                       static_cast<size_t>(p.c.value_dim()), method,
-                      static_cast<size_t>(center_keys));
+                      static_cast<size_t>(center_keys), kept);
 }
 
 QuantMethod QuantMethodOf(const Case& c, const Setup& setup) {
@@ -402,6 +417,7 @@ QuantMethod QuantMethodOf(const Case& c, const Setup& setup) {
 Expectations::Method Expectations::MethodOf(const Case& c, const Setup& setup) {
   Method method = {setup.precision, QuantMethodOf(c, setup), 0};
   if (!IsQuantized(setup.precision)) return method;
+  method.quant.keeps_kv = setup.source != Source::kCache;
   method.center_keys = setup.source == Source::kCache ? CacheCenterKeys(c.kv_len) : c.kv_len;
   return method;
 }

@@ -29,10 +29,13 @@ int LargestWideQuantum(size_t head_dim) {
   return std::min(kWide, static_cast<int>(largest));
 }
 
-// Quantises x[0], x[stride], ... x[(n - 1) * stride] with one scale, which it returns.
+// Quantises x[0], x[stride], ... x[(n - 1) * stride] with one scale, which it returns. kept_scale:
+// of int8 numbers that are kept, or 0.
 template <typename Quantum>
-float QuantizeRun(const float* x, size_t n, size_t stride, int max_quantum, Quantum* q) {
-  float amax = 0.0f;
+float QuantizeRun(const float* x, size_t n, size_t stride, int max_quantum, float kept_scale,
+                  Quantum* q) {
+  const float kept_range = fabsf(kept_scale) * kNarrow;
+  float amax = kept_range < kLargest ? kept_range : 0.0f;
   for (size_t i = 0; i < n; ++i) amax = std::max(amax, fabsf(x[i * stride]));
   if (amax < kSmallestRange) {
     for (size_t i = 0; i < n; ++i) q[i * stride] = 0;
@@ -245,8 +248,8 @@ Tile AttendTileFixed(const QuantHead& head, const QuantMethod& method, const Dis
 
 // ---- Rows -------------------------------------------------------------------------------------
 
-Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, size_t visible,
-          float scale_log2e) {
+Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, float kept_q_scale,
+          size_t visible, float scale_log2e) {
   const size_t dim = head.head_dim;
   std::vector<float> finite(q, q + dim);
   for (float& x : finite) x = Sanitize(x);
@@ -254,7 +257,7 @@ Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, size
   std::vector<int16_t> quanta(dim);
   const int max_q = LargestQuantaOf(method, dim).q;
   Row row;
-  row.scale = QuantizeRun(finite.data(), dim, 1, max_q, quanta.data()) * scale_log2e;
+  row.scale = QuantizeRun(finite.data(), dim, 1, max_q, kept_q_scale, quanta.data()) * scale_log2e;
   row.dots.resize(visible);
   for (size_t key = 0; key < visible; ++key) {
     const int16_t* k = head.k.data() + key * dim;
@@ -313,8 +316,9 @@ void CountReferences(const std::vector<Tile>& tiles, FixedPointPaths* paths) {
 }  // namespace
 
 bool QuantMethod::operator==(const QuantMethod& other) const {
-  return wide_k == other.wide_k && rotate_k == other.rotate_k && max_q == other.max_q &&
-         max_p == other.max_p && p_tile_keys == other.p_tile_keys && exp2 == other.exp2;
+  return wide_k == other.wide_k && rotate_k == other.rotate_k && keeps_kv == other.keeps_kv &&
+         max_q == other.max_q && max_p == other.max_p && p_tile_keys == other.p_tile_keys &&
+         exp2 == other.exp2;
 }
 
 void FixedPointPaths::Add(const FixedPointPaths& other) {
@@ -346,45 +350,47 @@ int SumShift(const QuantMethod& method, size_t head_dim) {
 
 QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
                        size_t head_dim, size_t v_head_dim, const QuantMethod& method,
-                       size_t center_keys) {
+                       size_t center_keys, const KeptScales& kept) {
   QuantHead head;
   head.kv_len = kv_len;
   head.head_dim = head_dim;
   head.v_head_dim = v_head_dim;
 
   std::vector<float> x = k;
-  head.k_center = Center(&x, kv_len, head_dim, center_keys);
+  head.k_center = Center(&x, kv_len, head_dim, kept.k.empty() ? center_keys : 0);
   if (method.rotate_k && kv_len != 0) head.q_factor = RotateK(&x, head_dim, center_keys);
   head.k.resize(x.size());
   for (float& element : x) element = Sanitize(element);
   const int max_k = LargestQuantaOf(method, head_dim).k;
   for (size_t key = 0; key < kv_len; ++key) {
     const size_t first = key * head_dim;
+    const float kept_scale = kept.k.empty() ? 0.0f : kept.k[key];
     head.k_scale.push_back(
-        QuantizeRun(x.data() + first, head_dim, 1, max_k, head.k.data() + first));
+        QuantizeRun(x.data() + first, head_dim, 1, max_k, kept_scale, head.k.data() + first));
   }
 
   x = v;
-  head.v_center = Center(&x, kv_len, v_head_dim, center_keys);
+  head.v_center = Center(&x, kv_len, v_head_dim, kept.v.empty() ? center_keys : 0);
   head.v.resize(x.size());
   for (size_t begin = 0; begin < kv_len; begin += kScaleTileKeys) {
     const size_t n = std::min(kScaleTileKeys, kv_len - begin);
     for (size_t c = 0; c < v_head_dim; ++c) {
       const size_t first = begin * v_head_dim + c;
+      const float kept_scale = kept.v.empty() ? 0.0f : kept.v[c];
       head.v_scale.push_back(
-          QuantizeRun(x.data() + first, n, v_head_dim, kNarrow, head.v.data() + first));
+          QuantizeRun(x.data() + first, n, v_head_dim, kNarrow, kept_scale, head.v.data() + first));
     }
   }
   return head;
 }
 
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
-                            const SeenKeys& seen, float scale_log2e) {
+                            float kept_q_scale, const SeenKeys& seen, float scale_log2e) {
   QuantResult result;
   result.value.assign(head.v_head_dim, 0.0);
   result.tolerance.assign(head.v_head_dim, 0.0);
 
-  const Row row = RowOf(head, method, q, seen.visible, scale_log2e);
+  const Row row = RowOf(head, method, q, kept_q_scale, seen.visible, scale_log2e);
   for (size_t key = 0; key < seen.visible; ++key) {
     // Beyond the range of f32, relative to which nothing is a number.
     if (row.Score(head, key) < HUGE_VALF) continue;

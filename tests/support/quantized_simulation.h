@@ -15,6 +15,10 @@
 //
 //  - Q, per row: like K without a center.
 //
+//  - int8 with one scale for a row of Q or K, or for a channel of V, is kept: no center, and 127
+//    times that scale instead of max|x| where it is larger. Not in caches; K not where it is wide
+//    or rotated, and neither is Q there, or where it does not reach 127.
+//
 //  - In f32 (few rows, the scalar tier): S = (float(q . k) * (q_scale * log2 e)) * k_scale, in
 //    octaves; p = 2^(S - max S) over tiles of 128 keys, P = round(255 p).
 //
@@ -44,6 +48,7 @@ struct QuantMethod {
   bool rotate_k = false;  // both balanced and rotated before they are quantised: see rotation.h
   int max_q = 127;        // of Q in int8
   int max_p = 255;
+  bool keeps_kv = true;                 // K and V of int8 with fitting scales
   size_t p_tile_keys = kScaleTileKeys;  // keys whose P is relative to one maximum
   std::vector<uint16_t> exp2;           // one P * max_p * 2^(-i / 64); empty: softmax in f32
 
@@ -64,11 +69,17 @@ struct QuantHead {
   std::vector<float> q_factor;  // [head_dim] if K is rotated, or empty; see rotation.h
 };
 
+// Scales of int8 numbers that are kept; empty where nothing is.
+struct KeptScales {
+  std::vector<float> k;  // [kv_len]
+  std::vector<float> v;  // [v_head_dim]
+};
+
 // k is [kv_len][head_dim], v is [kv_len][v_head_dim]. The centers are means over the first
 // `center_keys` keys: all of them, but for a KvCache at most 128.
 QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v, size_t kv_len,
                        size_t head_dim, size_t v_head_dim, const QuantMethod& method,
-                       size_t center_keys);
+                       size_t center_keys, const KeptScales& kept = {});
 
 // Which ways a simulation took through fixed point, in pairs of a row and a tile: a test that is
 // there for one of them requires that it was met.
@@ -111,7 +122,7 @@ struct SeenKeys {
   size_t task_visible;
 };
 
-// One query; q is [head_dim].
+// One query; q is [head_dim]. kept_q_scale: of a row of int8 that is kept, or 0.
 //
 // In fixed point scores are integers in 1/64 octave. For each tile of 128 keys, as far as the task
 // sees it:
@@ -146,7 +157,7 @@ struct SeenKeys {
 //    Together: (visible + 8 tiles + 16) u on the sum of magnitudes, in fixed point (8 tiles + 16)
 //    u.
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
-                            const SeenKeys& seen, float scale_log2e);
+                            float kept_q_scale, const SeenKeys& seen, float scale_log2e);
 
 }  // namespace testing
 }  // namespace sightline

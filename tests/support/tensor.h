@@ -102,6 +102,7 @@ class Tensor {
   void Set(int64_t b, int64_t l, int64_t h, int64_t d, float x);
   float Get(int64_t b, int64_t l, int64_t h, int64_t d) const;
   // i8 only: the scale of this element, and of all that share it.
+  float Scale(int64_t b, int64_t l, int64_t h, int64_t d) const;
   void SetScale(int64_t b, int64_t l, int64_t h, int64_t d, float scale);
 
   // All elements as stored, in the order of Dims::Index.
@@ -124,7 +125,6 @@ class Tensor {
  private:
   unsigned char* At(int64_t b, int64_t l, int64_t h, int64_t d) const;
   unsigned char* ScaleAt(int64_t b, int64_t l, int64_t h, int64_t d) const;
-  float Scale(int64_t b, int64_t l, int64_t h, int64_t d) const;
 
   Dims dims_;
   DType dtype_ = DType::kF32;
