@@ -128,6 +128,31 @@ TEST_CASE("relative error stays in the budget", "[accuracy]") {
   fprintf(stderr, "%s", table.c_str());
 }
 
+// Numbers that a graph has quantised: with scales that i8 can keep, only scores and P are rounded;
+// with others K, V and Q are quantised once more. With short quanta most of the error is that of Q
+// and P, whatever the scales.
+TEST_CASE("int8 tensors with fitting scales are quantised once", "[accuracy]") {
+  Case c;
+  c.q_len = 32;
+  c.kv_len = 1024;
+  c.head_dim = 64;
+  c.q_dtype = c.k_dtype = c.v_dtype = DType::kI8;
+  for (const char* tier : SupportedTiers()) {
+    double error_of[2];
+    for (const bool fitting : {false, true}) {
+      c.q_scales = c.k_scales = fitting ? kPerToken : kPerChannel;
+      c.v_scales = fitting ? kPerChannel : kPerToken;
+      const Problem problem(c, 44);
+      error_of[fitting] =
+          ErrorOf(Attend(problem, {tier, Precision::kI8}), ExactOutput(problem)).relative_l2;
+    }
+    INFO(error_of[true] << ", quantised once more " << error_of[false] << " on " << tier);
+    const bool short_quanta = HasShortQuanta(tier);
+    CHECK(error_of[true] <= (short_quanta ? 0.025 : 0.0105));
+    CHECK(error_of[true] <= (short_quanta ? 1.0 : 0.75) * error_of[false]);
+  }
+}
+
 // int8 must not lose weight: one key has half of it, thousands share the rest. With one maximum for
 // all tiles, or a denominator of rounded weights, that other half is lost.
 TEST_CASE("weights too small for 8 bits are not lost", "[accuracy]") {
