@@ -117,9 +117,21 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
            [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
 }
 
+// What is added up of each element: itself, or how far it is from a vector of means.
+struct Itself {
+  HWY_INLINE VF operator()(VF x, size_t) const { return x; }
+};
+struct Distance {
+  const float* HWY_RESTRICT mean;
+
+  HWY_INLINE VF operator()(VF x, size_t c) const {
+    return hn::Abs(hn::Sub(x, hn::Load(df, mean + c)));
+  }
+};
+
 // Adds kRows rows to `sums`, first to last, and their magnitudes to what is known of the largest.
-template <size_t kRows, class Reader, class Convert>
-HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, size_t stride,
+template <size_t kRows, class Reader, class Convert, class Term>
+HWY_INLINE VI32 AddRows(Reader reader, Convert convert, Term term, size_t first, size_t stride,
                         float* HWY_RESTRICT sums, VI32 largest) {
   typename Reader::RowVectors rows[kRows];
   HWY_UNROLL(4)
@@ -130,7 +142,7 @@ HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, size_t str
     for (size_t r = 0; r < kRows; ++r) {
       const VF x = convert(rows[r](c));
       largest = hn::Max(largest, Magnitude(x));
-      sum = hn::Add(sum, x);
+      sum = hn::Add(sum, term(x, c));
     }
     hn::Store(sum, df, sums + c);
   }
@@ -139,8 +151,8 @@ HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, size_t str
 
 // Sums of `count` rows, `stride` apart, in order of keys, so that they do not depend on the vector
 // length. Returns the largest magnitudes.
-template <class Reader, class Convert>
-HWY_INLINE VI32 SumRows(Reader reader, Convert convert, size_t count, size_t stride,
+template <class Reader, class Convert, class Term>
+HWY_INLINE VI32 SumRows(Reader reader, Convert convert, Term term, size_t count, size_t stride,
                         float* HWY_RESTRICT sums) {
   constexpr size_t kRows = 4;
   for (size_t c = 0; c < RowBufferElements(reader.n); c += kLanes) {
@@ -153,27 +165,31 @@ HWY_INLINE VI32 SumRows(Reader reader, Convert convert, size_t count, size_t str
     for (size_t r = ahead; r < MinOf(ahead + kRows, count); ++r) {
       PrefetchRow(RowAt(reader.rows, r * stride), reader.n);
     }
-    largest = AddRows<kRows>(reader, convert, i * stride, stride, sums, largest);
+    largest = AddRows<kRows>(reader, convert, term, i * stride, stride, sums, largest);
   }
-  for (; i < count; ++i) largest = AddRows<1>(reader, convert, i * stride, stride, sums, largest);
+  for (; i < count; ++i) {
+    largest = AddRows<1>(reader, convert, term, i * stride, stride, sums, largest);
+  }
   return largest;
 }
 
-// The mean of every CenterStride-th row; 0 without rows.
-HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
-                           float* HWY_RESTRICT mean) {
-  const size_t elements = RowBufferElements(n);
-  if (num_rows == 0) {
-    for (size_t c = 0; c < elements; c += kLanes) hn::Store(hn::Zero(df), df, mean + c);
-    return;
-  }
+// Sums of every CenterStride-th of num_rows rows. Returns how many that are.
+template <class Term>
+HWY_INLINE size_t SumSampledRows(const SourceRows& source, size_t num_rows, size_t n, Term term,
+                                 float* HWY_RESTRICT sums) {
   const size_t stride = CenterStride(num_rows);
   const size_t count = (num_rows + stride - 1) / stride;
   ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
-    return AllBelow(SumRows(reader, convert, count, stride, mean), kModerate);
+    return AllBelow(SumRows(reader, convert, term, count, stride, sums), kModerate);
   });
+  return count;
+}
+
+HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
+                           float* HWY_RESTRICT mean) {
+  const size_t count = SumSampledRows(source, num_rows, n, Itself(), mean);
   const VF divisor = hn::Set(df, static_cast<float>(count));
-  for (size_t c = 0; c < elements; c += kLanes) {
+  for (size_t c = 0; c < RowBufferElements(n); c += kLanes) {
     hn::Store(hn::Div(hn::Load(df, mean + c), divisor), df, mean + c);
   }
 }
@@ -182,15 +198,26 @@ HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
 // there is at least one.
 void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
-  float* row = reinterpret_cast<float*>(scratch);
-  float* mean = row + kMaxHeadDim;
+  float* mean = reinterpret_cast<float*>(scratch);
+  float* size = mean + kMaxHeadDim;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
-  MeanOfRows(task.k, task.keeps_k ? 0 : task.num_keys, shape.head_dim, mean);
-  for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
-  if (IsRotated(shape.layout)) BalanceChannels(task, mean, row, mean + kMaxHeadDim);
-  MeanOfRows(task.v, task.keeps_v ? 0 : task.num_keys, shape.v_head_dim, mean);
-  for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
+  if (task.keeps_k) {
+    for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = 0.0f;
+  } else {
+    MeanOfRows(task.k, task.num_keys, shape.head_dim, mean);
+    for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
+    if (IsRotated(shape.layout)) {
+      SumSampledRows(task.k, task.num_keys, shape.head_dim, Distance{mean}, size);
+      BalanceChannels(task.head, size);
+    }
+  }
+  if (task.keeps_v) {
+    for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = 0.0f;
+  } else {
+    MeanOfRows(task.v, task.num_keys, shape.v_head_dim, mean);
+    for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
+  }
 }
 
 // K in quanta, per token: kLanes keys become whole vectors of the layout.

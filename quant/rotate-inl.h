@@ -185,25 +185,16 @@ HWY_INLINE float NthSmallest(const float* HWY_RESTRICT x, size_t n, size_t k) {
 }
 
 // Writes q_factor: signs times the balance of K's channels, whose sizes are the mean distances from
-// `center` over the rows of the means. row, size: scratch for as many elements as `center` has.
-HWY_INLINE void BalanceChannels(const PackTask& task, const float* HWY_RESTRICT center,
-                                float* HWY_RESTRICT row, float* HWY_RESTRICT size) {
-  const size_t head_dim = task.head.shape.head_dim;
+// the centre, or multiples of them, over the rows of the means.
+HWY_INLINE void BalanceChannels(const PackedHead& head, const float* HWY_RESTRICT size) {
+  const size_t head_dim = head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  for (size_t i = 0; i < elements; i += kLanes) hn::Store(hn::Zero(df), df, size + i);
-  for (size_t key = 0; key < task.num_keys; key += CenterStride(task.num_keys)) {
-    LoadRow(RowAt(task.k, key), head_dim, row);
-    for (size_t i = 0; i < elements; i += kLanes) {
-      const VF x = hn::Sub(Sanitize(hn::Load(df, row + i)), hn::Load(df, center + i));
-      hn::Store(hn::Add(hn::Load(df, size + i), hn::Abs(x)), df, size + i);
-    }
-  }
   const float largest = NthSmallest(size, head_dim, head_dim - 1);
   const float median = NthSmallest(size, head_dim, head_dim / 2);
   const float floor = largest * kSmallestMedian;
   const float ordinary = median > floor ? median : floor;
   const bool balanced = ordinary >= kSmallestRange;
-  float* q_factor = reinterpret_cast<float*>(task.head.base + task.head.offsets.q_factor);
+  float* q_factor = reinterpret_cast<float*>(head.base + head.offsets.q_factor);
   for (size_t i = 0; i < elements; ++i) {
     q_factor[i] = RotationSign(i);
     for (const float threshold : kBalanceThresholds) {
