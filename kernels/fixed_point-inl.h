@@ -131,9 +131,8 @@ template <class Scheme>
 HWY_INLINE int SumShift(size_t head_dim) {
   const uint64_t largest = head_dim * static_cast<uint64_t>(Scheme::MaxK(head_dim)) *
                            static_cast<uint64_t>(Scheme::MaxQ(head_dim));
-  int shift = 0;
-  while (largest >> shift > 32767) ++shift;
-  return shift;
+  const int bits = 64 - __builtin_clzll(largest | 1);
+  return bits > 15 ? bits - 15 : 0;
 }
 template <class Scheme>
 HWY_INLINE int32_t SumRounding(size_t head_dim) {

@@ -110,9 +110,13 @@ static inline size_t VDepth(LayoutId layout) { return IsQuantized(layout) ? 4 : 
 // Largest quantum of int16 Q and K: head_dim products of two of them, and a rounding constant of
 // 2^15, stay below 2^31.
 static inline int MaxWideQuantum(size_t head_dim) {
-  int quantum = kMaxWideQuantum;
+  static_assert(kMaxWideQuantum == 4095, "twelve bits");
   const int64_t limit = (int64_t{1} << 31) - (int64_t{1} << 16);
-  while (static_cast<int64_t>(head_dim) * quantum * quantum >= limit) --quantum;
+  int quantum = 0;
+  for (int bit = 2048; bit != 0; bit /= 2) {
+    const int64_t next = quantum | bit;
+    if (static_cast<int64_t>(head_dim) * next * next < limit) quantum |= bit;
+  }
   return quantum;
 }
 
