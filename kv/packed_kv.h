@@ -50,9 +50,9 @@ struct PackedTail {
 
 class PackedKv {
  public:
-  // `geometry` says everything but magic, version and layout; the caller packs
-  // the first `length` keys before anyone reads them, and every byte that this does not write is 0.
-  // tail_rows: rows of K and of V in f32
+  // `geometry` says everything but magic, version and layout. The caller packs the first `length`
+  // keys before anyone reads them; every byte that this does not write is 0. tail_rows: rows of K
+  // and of V in f32
   // that each head keeps beside its packed form; see KvCache::Append.
   static Status Create(PackedHeader geometry, const KvFormat& format,
                        const PrecisionKernels& kernels, size_t tail_rows,
