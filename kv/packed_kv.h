@@ -52,8 +52,7 @@ class PackedKv {
  public:
   // `geometry` says everything but magic, version and layout. The caller packs the first `length`
   // keys before anyone reads them; every byte that this does not write is 0. tail_rows: rows of K
-  // and of V in f32
-  // that each head keeps beside its packed form; see KvCache::Append.
+  // and of V in f32 that each head keeps beside its packed form; see KvCache::Append.
   static Status Create(PackedHeader geometry, const KvFormat& format,
                        const PrecisionKernels& kernels, size_t tail_rows,
                        std::shared_ptr<PackedKv>* packed);
