@@ -108,9 +108,9 @@ struct PackTask {
   // int8: the first rows whose K is packed already and stays, while their V still depends on the
   // rest.
   size_t num_keys_done;
-  // int8 from int8: quanta of the caller that are stored as they are, since one scale serves a
-  // whole row of K, or a channel of V in all rows. No mean is taken away, and ranges are at least
-  // 127 of the caller's steps.
+  // int8 from int8: the caller's steps are kept, since one scale serves a whole row of K, or a
+  // channel of V in all rows. Means are whole numbers of steps (of K 0, unless one scale serves all
+  // rows), and ranges at least 127 of them, so that quanta differ by those whole numbers alone.
   bool keeps_k;
   bool keeps_v;
 };

@@ -31,10 +31,9 @@ struct QueryScale {
 // True if rows of Q are int8 with one scale each, and quanta that the scheme can take as they are.
 template <class Scheme>
 HWY_INLINE bool KeepsQueries(const AttendTask& task) {
-  constexpr bool kReaches = hwy::IsSame<typename Scheme::KStored, int8_t>() &&
-                            I8Ops::kMaxQ == static_cast<int>(kMaxQuantum);
-  return kReaches && task.q.dtype == DType::kI8 && task.q.scale.dim_stride == 0 &&
-         !IsRotated(task.head.shape.layout);
+  constexpr bool kReaches = I8Ops::kMaxQ == static_cast<int>(kMaxQuantum);
+  return kReaches && HasPlainI8K(task.head.shape.layout) && task.q.dtype == DType::kI8 &&
+         task.q.scale.dim_stride == 0;
 }
 
 // Row r of the task in the form that the products read: QueryLanes 32-bit lanes. row: scratch for

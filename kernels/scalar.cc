@@ -91,6 +91,18 @@ float KeptRange(float scale) {
   return range < kLargestFinite ? range : 0.0f;
 }
 
+// The whole number of steps next to a mean.
+float WholeSteps(float mean, float scale) {
+  const float step = fabsf(scale);
+  const float steps = nearbyintf(mean / step);
+  return KeptRange(scale) > 0.0f && fabsf(steps) >= kFewSteps ? steps * step : 0.0f;
+}
+// The scale that channel c of V has in all rows.
+float VScale(const PackTask& task, size_t c) {
+  const Row& first = task.v.first;
+  return *ScaleAt(first.scale, static_cast<int64_t>(c) * first.scale_stride);
+}
+
 float MeanOfColumn(const SourceRows& rows, size_t num_rows, size_t d) {
   const size_t stride = CenterStride(num_rows);
   float sum = 0.0f;
@@ -151,11 +163,15 @@ void CenterQuantized(const PackTask& task, unsigned char*) {
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
   for (size_t d = 0; d < s.head_dim; ++d) {
-    k_center[d] = task.keeps_k ? 0.0f : MeanOfColumn(task.k, task.num_keys, d);
+    k_center[d] = MeanOfColumn(task.k, task.num_keys, d);
+    if (task.keeps_k) {
+      const bool one_scale = task.k.scale_length_stride == 0;
+      k_center[d] = WholeSteps(k_center[d], one_scale ? *task.k.first.scale : 0.0f);
+    }
   }
   for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
-    const bool centered = c < s.v_head_dim && !task.keeps_v;
-    v_center[c] = centered ? MeanOfColumn(task.v, task.num_keys, c) : 0.0f;
+    v_center[c] = c < s.v_head_dim ? MeanOfColumn(task.v, task.num_keys, c) : 0.0f;
+    if (task.keeps_v && c < s.v_head_dim) v_center[c] = WholeSteps(v_center[c], VScale(task, c));
   }
   if (IsRotated(s.layout)) BalanceChannels(task);
 }
@@ -207,8 +223,7 @@ void PackQuantized(const PackTask& task, unsigned char*) {
     };
     float range = 0.0f;
     if (task.keeps_v && c < s.v_head_dim) {
-      const Row& first = task.v.first;
-      range = KeptRange(*ScaleAt(first.scale, static_cast<int64_t>(c) * first.scale_stride));
+      range = KeptRange(VScale(task, c));
     }
     for (size_t i = 0; i < task.num_keys; ++i) range = std::max(range, fabsf(centered(i)));
     const QuantStep step = StepForRange(range, kMaxQuantum);

@@ -61,6 +61,10 @@ static inline size_t CenterStride(size_t num_rows) {
   return (num_rows + kCenterRows - 1) / kCenterRows;
 }
 
+// The caller's int8 numbers whose steps are kept lose a mean of at least so many steps: with less,
+// numbers at the end of their range would leave ours, for a mean too small to matter.
+constexpr float kFewSteps = 4.0f;
+
 // The quantised formats: quanta of int8 reach +-127, biased ones are stored with 128 added.
 constexpr float kMaxQuantum = 127.0f;
 constexpr int kBias = 128;

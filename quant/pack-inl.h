@@ -194,6 +194,16 @@ HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
   }
 }
 
+// What is taken away from numbers of whole steps, |scale| each, whose mean is given; 0 where scales
+// are no use, or it is few steps.
+HWY_INLINE VF WholeSteps(VF mean, VF scale) {
+  const VF step = hn::Abs(scale);
+  const VF steps = hn::Round(hn::Div(mean, step));
+  const auto many = hn::Ge(hn::Abs(steps), hn::Set(df, kFewSteps));
+  const auto usable = hn::Gt(KeptRange(scale), hn::Zero(df));
+  return hn::IfThenElseZero(hn::And(many, usable), hn::Mul(steps, step));
+}
+
 // Writes k_center, v_center and, where K is rotated, q_factor: all from the task's rows, of which
 // there is at least one.
 void CenterQuantized(const PackTask& task, unsigned char* scratch) {
@@ -202,22 +212,27 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
   float* size = mean + kMaxHeadDim;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
+
+  MeanOfRows(task.k, task.num_keys, shape.head_dim, mean);
   if (task.keeps_k) {
-    for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = 0.0f;
-  } else {
-    MeanOfRows(task.k, task.num_keys, shape.head_dim, mean);
-    for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
-    if (IsRotated(shape.layout)) {
-      SumSampledRows(task.k, task.num_keys, shape.head_dim, Distance{mean}, size);
-      BalanceChannels(task.head, size);
+    const bool one_scale = task.k.scale_length_stride == 0;
+    const VF scale = hn::Set(df, one_scale ? *task.k.first.scale : 0.0f);
+    for (size_t d = 0; d < shape.head_dim; d += kLanes) {
+      hn::Store(WholeSteps(hn::Load(df, mean + d), scale), df, mean + d);
     }
   }
-  if (task.keeps_v) {
-    for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = 0.0f;
-  } else {
-    MeanOfRows(task.v, task.num_keys, shape.v_head_dim, mean);
-    for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
+  for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
+  if (IsRotated(shape.layout)) {
+    SumSampledRows(task.k, task.num_keys, shape.head_dim, Distance{mean}, size);
+    BalanceChannels(task.head, size);
   }
+
+  MeanOfRows(task.v, task.num_keys, shape.v_head_dim, mean);
+  for (size_t c = 0; task.keeps_v && c < shape.v_head_dim; c += kLanes) {
+    const VF scale = LoadScales(task.v.first, c, shape.v_head_dim);
+    hn::Store(WholeSteps(hn::Load(df, mean + c), scale), df, mean + c);
+  }
+  for (size_t c = 0; c < PaddedVHeadDim(shape); ++c) v_center[c] = mean[c];
 }
 
 // K in quanta, per token: kLanes keys become whole vectors of the layout.

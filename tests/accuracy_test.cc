@@ -137,6 +137,8 @@ TEST_CASE("int8 tensors with fitting scales are quantised once", "[accuracy]") {
   c.kv_len = 1024;
   c.head_dim = 64;
   c.q_dtype = c.k_dtype = c.v_dtype = DType::kI8;
+  const auto distribution = GENERATE(Distribution::kGaussian, Distribution::kHeavyTailVMean);
+  c.distribution = distribution;
   for (const char* tier : SupportedTiers()) {
     double error_of[2];
     for (const bool fitting : {false, true}) {
@@ -148,8 +150,13 @@ TEST_CASE("int8 tensors with fitting scales are quantised once", "[accuracy]") {
     }
     INFO(error_of[true] << ", quantised once more " << error_of[false] << " on " << tier);
     const bool short_quanta = HasShortQuanta(tier);
-    CHECK(error_of[true] <= (short_quanta ? 0.025 : 0.0105));
-    CHECK(error_of[true] <= (short_quanta ? 1.0 : 0.75) * error_of[false]);
+    if (distribution == Distribution::kGaussian) {
+      CHECK(error_of[true] <= (short_quanta ? 0.025 : 0.0105));
+      CHECK(error_of[true] <= (short_quanta ? 1.0 : 0.75) * error_of[false]);
+    } else {
+      // Keys too faint for a byte count in the denominator alone: V must have lost its mean.
+      CHECK(error_of[true] <= 0.0085);
+    }
   }
 }
 

@@ -262,7 +262,7 @@ TEST_CASE("int8 packs every type and stride as the simulation does", "[i8]") {
 }
 
 // One scale for each row of K, and for each channel of V: what a graph has quantised stays what it
-// is, and no mean is taken away. Rows of K in int16 and channels with a scale for each token do
+// is, but for a mean of whole steps. Rows of K in int16 and channels with a scale for each token do
 // not.
 TEST_CASE("int8 with fitting scales is stored as it is", "[i8]") {
   uint64_t seed = 280;
@@ -272,27 +272,70 @@ TEST_CASE("int8 with fitting scales is stored as it is", "[i8]") {
       c.k_dtype = c.v_dtype = DType::kI8;
       c.k_scales = k_scales;
       c.v_scales = kPerChannel + kPerSequence;
-      const Problem problem(c, ++seed);
+      c.distribution = Distribution::kGaussian;
+      Problem problem(c, ++seed);
+      // Half of the range, so that a mean leaves nothing outside of it.
+      for (int64_t key = 0; key < kv_len; ++key) {
+        for (int64_t d = 0; d < 79; ++d) {
+          problem.v.Set(1, key, 1, d, problem.v.Get(1, key, 1, d) / 2.0f + 0.5f);
+          if (d < 40) problem.k.Set(1, key, 1, d, problem.k.Get(1, key, 1, d) / 2.0f - 0.5f);
+        }
+      }
       for (const char* tier : SupportedTiers()) {
         INFO(problem.c.ToString() << " on " << tier);
         const CrossMemory memory = MemoryOf(problem, {tier, Precision::kI8});
         CheckPacked(KvAccess::Get(memory), problem, kv_len);
         const QuantHead head =
             Unpack(KvAccess::Get(memory)->head(1, 1), static_cast<size_t>(kv_len));
+        const auto steps = [](float x, float scale) { return lrintf(x / scale); };
         bool same = true;
         for (int64_t key = 0; key < kv_len; ++key) {
           const auto row = static_cast<size_t>(key);
           for (int64_t d = 0; d < 40; ++d) {
-            const float quantum = problem.k.Get(1, key, 1, d) / problem.k.Scale(1, key, 1, d);
-            same = same && head.k[row * 40 + static_cast<size_t>(d)] == lrintf(quantum);
+            const auto i = static_cast<size_t>(d);
+            const float scale = problem.k.Scale(1, key, 1, d);
+            const int64_t quantum = head.k[row * 40 + i] + steps(head.k_center[i], scale);
+            same = same && quantum == steps(problem.k.Get(1, key, 1, d), scale);
           }
           for (int64_t d = 0; d < 79; ++d) {
-            const float quantum = problem.v.Get(1, key, 1, d) / problem.v.Scale(1, key, 1, d);
-            same = same && head.v[row * 79 + static_cast<size_t>(d)] == lrintf(quantum);
+            const auto i = static_cast<size_t>(d);
+            const float scale = problem.v.Scale(1, key, 1, d);
+            const int64_t quantum = head.v[row * 79 + i] + steps(head.v_center[i], scale);
+            same = same && quantum == steps(problem.v.Get(1, key, 1, d), scale);
           }
         }
         CHECK(same);
         CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, Precision::kI8Fine})), problem, kv_len);
+        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+      }
+    }
+  }
+}
+
+// Quanta and scales at their ends, for rows and channels whose steps are kept.
+TEST_CASE("int8 keeps quanta of -128 and unusual scales as documented", "[i8]") {
+  constexpr float kScales[] = {-0.03f,  0.0f,  -0.0f, 1e-42f,    7e-33f, 8.5e-33f,
+                               7.8e24f, 8e24f, 1e26f, HUGE_VALF, NAN,    -HUGE_VALF};
+  for (const unsigned k_scales : {unsigned{kPerTensor}, unsigned{kPerToken}}) {
+    for (const int64_t kv_len : {1, 40, 130}) {
+      Case c = PackingCase(kv_len, 20, 79);
+      c.k_dtype = c.v_dtype = DType::kI8;
+      c.k_scales = k_scales;
+      c.v_scales = kPerChannel;
+      Problem problem(c, 290);
+      for (int64_t key = 0; key < kv_len; ++key) {
+        problem.k.SetQuantum(0, key, 0, key % 20, -128);
+        if (key % 3 == 0) problem.v.SetQuantum(0, key, 1, key % 79, -128);
+        if (k_scales == kPerToken && key % 2 == 1) {
+          problem.k.SetScale(0, key, 0, 0, kScales[key / 2 % 12]);
+        }
+      }
+      for (int64_t d = 0; d < 12; ++d) problem.v.SetScale(0, 0, 0, 5 * d, kScales[d]);
+      for (const char* tier : SupportedTiers()) {
+        for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+          INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+          CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, kv_len);
+        }
         CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
       }
     }

@@ -382,6 +382,7 @@ QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, const Qu
   KeptScales kept;
   const bool keeps_k = method.keeps_kv && !method.wide_k && !method.rotate_k;
   if (keeps_k && p.c.k_dtype == DType::kI8 && (p.c.k_scales & kPerChannel) == 0) {
+    kept.one_k = (p.c.k_scales & kPerToken) == 0;
     for (int64_t key = 0; key < p.c.kv_len; ++key) {
       kept.k.push_back(p.k.Scale(batch, key, head, 0));
     }

@@ -49,8 +49,10 @@ float QuantizeRun(const float* x, size_t n, size_t stride, int max_quantum, floa
   return amax * (1.0f / largest);
 }
 
-// Sanitises x [n][dim], subtracts the mean over the first `center_keys` keys and returns it.
-std::vector<float> Center(std::vector<float>* x, size_t n, size_t dim, size_t center_keys) {
+// Sanitises x [n][dim], subtracts the mean over the first `center_keys` keys and returns it. steps:
+// [dim], scales of which the mean has to be a multiple, or empty.
+std::vector<float> Center(std::vector<float>* x, size_t n, size_t dim, size_t center_keys,
+                          const std::vector<float>& steps) {
   std::vector<float> center(dim, 0.0f);
   for (float& element : *x) element = Sanitize(element);
   if (center_keys == 0) return center;
@@ -60,6 +62,12 @@ std::vector<float> Center(std::vector<float>* x, size_t n, size_t dim, size_t ce
     for (size_t d = 0; d < dim; ++d) center[d] += (*x)[key * dim + d];
   }
   for (float& sum : center) sum /= count;
+  for (size_t d = 0; d < steps.size(); ++d) {
+    const float step = fabsf(steps[d]);
+    const bool usable = step * kNarrow > 0.0f && step * kNarrow < kLargest;
+    const float multiple = nearbyintf(center[d] / step);
+    center[d] = usable && fabsf(multiple) >= 4.0f ? multiple * step : 0.0f;
+  }
   for (size_t key = 0; key < n; ++key) {
     for (size_t d = 0; d < dim; ++d) (*x)[key * dim + d] -= center[d];
   }
@@ -357,7 +365,9 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
   head.v_head_dim = v_head_dim;
 
   std::vector<float> x = k;
-  head.k_center = Center(&x, kv_len, head_dim, kept.k.empty() ? center_keys : 0);
+  std::vector<float> k_steps;
+  if (!kept.k.empty()) k_steps.assign(head_dim, kept.one_k ? kept.k[0] : 0.0f);
+  head.k_center = Center(&x, kv_len, head_dim, center_keys, k_steps);
   if (method.rotate_k && kv_len != 0) head.q_factor = RotateK(&x, head_dim, center_keys);
   head.k.resize(x.size());
   for (float& element : x) element = Sanitize(element);
@@ -370,7 +380,7 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
   }
 
   x = v;
-  head.v_center = Center(&x, kv_len, v_head_dim, kept.v.empty() ? center_keys : 0);
+  head.v_center = Center(&x, kv_len, v_head_dim, center_keys, kept.v);
   head.v.resize(x.size());
   for (size_t begin = 0; begin < kv_len; begin += kScaleTileKeys) {
     const size_t n = std::min(kScaleTileKeys, kv_len - begin);

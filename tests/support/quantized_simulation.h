@@ -15,9 +15,10 @@
 //
 //  - Q, per row: like K without a center.
 //
-//  - int8 with one scale for a row of Q or K, or for a channel of V, is kept: no center, and 127
-//    times that scale instead of max|x| where it is larger. Not in caches; K not where it is wide
-//    or rotated, and neither is Q there, or where it does not reach 127.
+//  - int8 with one scale for a row of Q or K, or for a channel of V, is kept: the center is rounded
+//    to a multiple of that scale, 0 instead of up to three (of K 0 also unless all rows share a
+//    scale), and 127 times the scale stands for max|x| where it is larger. Not in caches; K not
+//    where it is wide or rotated, and neither is Q there, or where it does not reach 127.
 //
 //  - In f32 (few rows, the scalar tier): S = (float(q . k) * (q_scale * log2 e)) * k_scale, in
 //    octaves; p = 2^(S - max S) over tiles of 128 keys, P = round(255 p).
@@ -72,6 +73,7 @@ struct QuantHead {
 // Scales of int8 numbers that are kept; empty where nothing is.
 struct KeptScales {
   std::vector<float> k;  // [kv_len]
+  bool one_k = false;    // which are the same
   std::vector<float> v;  // [v_head_dim]
 };
 

@@ -238,6 +238,10 @@ unsigned char* Tensor::ScaleAt(int64_t b, int64_t l, int64_t h, int64_t d) const
          l * scale.length_stride + h * scale.head_stride + d * scale.dim_stride;
 }
 
+void Tensor::SetQuantum(int64_t b, int64_t l, int64_t h, int64_t d, int8_t quantum) {
+  memcpy(At(b, l, h, d), &quantum, sizeof(quantum));
+}
+
 float Tensor::Scale(int64_t b, int64_t l, int64_t h, int64_t d) const {
   return dtype_ == DType::kI8 ? LoadElement(DType::kF32, ScaleAt(b, l, h, d)) : 1.0f;
 }

@@ -101,6 +101,8 @@ class Tensor {
 
   void Set(int64_t b, int64_t l, int64_t h, int64_t d, float x);
   float Get(int64_t b, int64_t l, int64_t h, int64_t d) const;
+  // i8 only: any quantum, -128 included, which Set() does not write.
+  void SetQuantum(int64_t b, int64_t l, int64_t h, int64_t d, int8_t quantum);
   // i8 only: the scale of this element, and of all that share it.
   float Scale(int64_t b, int64_t l, int64_t h, int64_t d) const;
   void SetScale(int64_t b, int64_t l, int64_t h, int64_t d, float scale);
