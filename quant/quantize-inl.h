@@ -53,6 +53,15 @@ HWY_INLINE VF KeptRanges(const AnyRows& rows, size_t begin, size_t count) {
 // Bits of |x|, in whose order infinities and NaN are the largest.
 HWY_INLINE VI32 Magnitude(VF x) { return hn::BitCast(di32, hn::Abs(x)); }
 
+// The largest of a row of n elements, by lanes; what is past its end, to a whole vector, is 0.
+HWY_INLINE VI32 LargestMagnitudes(const float* HWY_RESTRICT row, size_t n) {
+  VI32 largest = hn::Zero(di32);
+  for (size_t i = 0; i < n; i += kLanes) {
+    largest = hn::Max(largest, Magnitude(hn::Load(df, row + i)));
+  }
+  return largest;
+}
+
 HWY_INLINE bool AllBelow(VI32 magnitudes, float limit) {
   return hn::AllTrue(di32, hn::Lt(magnitudes, hn::BitCast(di32, hn::Set(df, limit))));
 }
@@ -88,11 +97,7 @@ struct Center {
 
   HWY_INLINE VF operator()(VF x, size_t i) const { return hn::Sub(x, hn::Load(df, center + i)); }
   HWY_INLINE bool IsModerate(size_t n) const {
-    VI32 largest = hn::Zero(di32);
-    for (size_t i = 0; i < n; i += kLanes) {
-      largest = hn::Max(largest, Magnitude(hn::Load(df, center + i)));
-    }
-    return AllBelow(largest, kModerate);
+    return AllBelow(LargestMagnitudes(center, n), kModerate);
   }
 };
 
@@ -133,10 +138,7 @@ HWY_INLINE void LoadFinite(const AnyRows& source, size_t begin, size_t count, si
 // Largest magnitude of a row of n elements, a multiple of kChannelAlign. Makes the row finite,
 // which it nearly always is already.
 HWY_INLINE float FiniteRange(float* HWY_RESTRICT row, size_t n) {
-  VI32 range = hn::Zero(di32);
-  for (size_t i = 0; i < n; i += kLanes) {
-    range = hn::Max(range, Magnitude(hn::Load(df, row + i)));
-  }
+  const VI32 range = LargestMagnitudes(row, n);
   if (HWY_LIKELY(AllBelow(range, kLargestFinite))) {
     return hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(di32, range)));
   }
@@ -151,13 +153,7 @@ HWY_INLINE float FiniteRange(float* HWY_RESTRICT row, size_t n) {
 
 // The largest magnitudes of kLanes rows by lanes, as LoadFinite leaves them.
 HWY_INLINE void MaximaOfRows(const float* HWY_RESTRICT rows, size_t n, VI32* HWY_RESTRICT maxima) {
-  for (size_t r = 0; r < kLanes; ++r, rows += n) {
-    VI32 largest = hn::Zero(di32);
-    for (size_t i = 0; i < n; i += kLanes) {
-      largest = hn::Max(largest, Magnitude(hn::Load(df, rows + i)));
-    }
-    maxima[r] = largest;
-  }
+  for (size_t r = 0; r < kLanes; ++r) maxima[r] = LargestMagnitudes(rows + r * n, n);
 }
 
 // FiniteRange of kLanes rows side by side, row r's in lane r, from their maxima by lanes.
