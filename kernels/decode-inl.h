@@ -255,7 +255,7 @@ template <int kMaxP>
 HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t num_scores, VF reference,
                                uint8_t* HWY_RESTRICT bytes, VI32& sum_of_bytes) {
   // The sum's low mantissa bits are the nearest integer: truncated, they are the byte.
-  const VF magic = hn::Set(df, 12582912.0f);
+  const VF magic = hn::Set(df, kMagic);
   const VF max_p = hn::Set(df, float{kMaxP});
   const hn::RebindToUnsigned<DF> du32;
   VF sum = hn::Zero(df);

@@ -56,6 +56,10 @@ constexpr size_t kVectorBytes = kLanes * kLaneBytes;
 constexpr size_t MinOf(size_t a, size_t b) { return a < b ? a : b; }
 constexpr size_t MaxOf(size_t a, size_t b) { return a > b ? a : b; }
 
+// 1.5 * 2^23, and its bits: a sum with it has the nearest integer in its low bits.
+constexpr float kMagic = 12582912.0f;
+constexpr int32_t kMagicBits = 0x4b400000;
+
 constexpr float kNegInf = -__builtin_huge_valf();
 HWY_INLINE VF NegInf() { return hn::Set(df, kNegInf); }
 
@@ -70,7 +74,7 @@ HWY_INLINE VF Exp2(VF x) {
 #endif
   // 1.5 * 2^23 makes the sum's low mantissa bits the nearest integer; 127 is the exponent's bias,
   // so that k = -127 shifts to the bits of 0.0f.
-  const VF magic = hn::Set(df, 12582912.0f + 127.0f);
+  const VF magic = hn::Set(df, kMagic + 127.0f);
   const VF biased = hn::Add(x, magic);
   const VF power = hn::BitCast(df, hn::ShiftLeft<23>(hn::BitCast(di32, biased)));
   const VF f = hn::Sub(x, hn::Sub(biased, magic));  // [-0.5, 0.5]

@@ -173,10 +173,6 @@ HWY_INLINE VF FiniteRanges(const VI32* HWY_RESTRICT maxima, float* HWY_RESTRICT 
   return hn::Load(df, ranges);
 }
 
-// 1.5 * 2^23: a sum with it has an integer in its low bits.
-constexpr float kMagic = 12582912.0f;
-constexpr int32_t kMagicBits = 0x4b400000;
-
 // The quanta of a vector, plus `bias`, in the low bits of its lanes: rounded by an addition that
 // leaves them there, which is cheaper than a conversion that has to mind overflow.
 HWY_INLINE VI32 QuantaBits(VF x, VF inverse, int bias = 0) {
