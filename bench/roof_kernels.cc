@@ -101,21 +101,13 @@ void Int16Dot(size_t rounds) {
        [](VI32 sum, VI16 a, VI16 b) HWY_ATTR { return I16Ops::Dot(sum, a, b); });
 }
 
-#if defined(__AVX512BF16__)
-using DBF16 = hn::Repartition<hwy::bfloat16_t, DF>;
-using VBF16 = hn::Vec<DBF16>;
-
-void Bf16Dot(size_t rounds) {
-  Peak(rounds, hn::Zero(df), hn::BitCast(DBF16(), hn::Set(df, 0.5f)),
-       hn::BitCast(DBF16(), hn::Set(df, 0.5f)), [](VF sum, VBF16 a, VBF16 b) HWY_ATTR {
-         VF unused = hn::Zero(df);
-         return hn::ReorderWidenMulAccumulate(df, a, b, sum, unused);
-       });
+void BF16Dot(size_t rounds) {
+  const VI32 half = hn::BitCast(di32, hn::Set(df, 0.5f));
+  Peak(rounds, hn::Zero(df), half, half,
+       [](VF sum, VI32 a, VI32 b) HWY_ATTR { return BF16Ops::Dot(sum, a, b); });
 }
-constexpr PeakKernel kBf16Dot = {&Bf16Dot, OperationsPerRound(DBF16())};
-#else
-constexpr PeakKernel kBf16Dot = {};
-#endif
+constexpr PeakKernel kBF16Dot =
+    BF16Ops::kNative ? PeakKernel{&BF16Dot, OperationsPerRound(di16)} : PeakKernel{};
 
 void Read(const void* data, size_t bytes, size_t passes) {
   constexpr size_t kBytes = kLanes * sizeof(int32_t);
@@ -151,7 +143,7 @@ const bench::RoofKernels& GetRoofKernels() {
   static constexpr RoofKernels kKernels = {{&Fp32Fma, OperationsPerRound(df)},
                                            {&Int8Dot, OperationsPerRound(di8)},
                                            {&Int16Dot, OperationsPerRound(di16)},
-                                           kBf16Dot,
+                                           kBF16Dot,
                                            &Read};
   return kKernels;
 }

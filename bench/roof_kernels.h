@@ -18,8 +18,7 @@ struct PeakKernel {
 struct RoofKernels {
   PeakKernel fp32_fma;
   PeakKernel int8_dot;   // four products of bytes into a 32-bit sum
-  PeakKernel int16_dot;  // two products of 16-bit integers into a 32-bit sum; for comparison, no
-                         // precision uses it yet
+  PeakKernel int16_dot;  // two products of 16-bit integers into a 32-bit sum
   PeakKernel bf16_dot;   // two products of bf16 into an f32 sum
   // Reads every byte once, `passes` times over; data is aligned to 64 bytes, bytes is a multiple of
   // kReadBytes.

@@ -149,15 +149,19 @@ double Roofs::Arithmetic(const std::string& unit) {
 }
 
 std::string Roofs::UnitOf(const std::string& precision) {
-  // i8_fine too: what its 16-bit scores cost shows as a lower fraction of one roof.
+  // i8_fine too: what its 16-bit scores cost shows as a lower fraction of one roof. mixed16 without
+  // dot products of bf16 multiplies half of its numbers as f32: likewise.
   const std::string unit = precision == "i8"           ? "int8_dot"
                            : precision == "i8_rotated" ? "int8_dot"
                            : precision == "i8_fine"    ? "int8_dot"
                            : precision == "q8_0"       ? "int8_dot"
                            : precision == "bf16"       ? "bf16_dot"
+                           : precision == "mixed16"    ? MixedUnit()
                                                        : "fp32_fma";
   return Arithmetic(unit) > 0.0 ? unit : "fp32_fma";
 }
+
+std::string Roofs::MixedUnit() { return Arithmetic("bf16_dot") > 0.0 ? "bf16_dot" : "int16_dot"; }
 
 double Roofs::ReadBandwidth(double footprint_bytes) {
   const size_t threads = static_cast<size_t>(threads_);

@@ -29,8 +29,8 @@ class Roofs {
   // Units: "fp32_fma", "int8_dot", "int16_dot", "bf16_dot". Operations per second; 0 if the tier
   // has no such instruction.
   double Arithmetic(const std::string& unit);
-  // The unit that computes a precision: bf16 and i8 have dot products where the tier has them, all
-  // else is f32.
+  // The unit that computes a precision: bf16, mixed16 and i8 have dot products where the tier has
+  // them, all else is f32.
   std::string UnitOf(const std::string& precision);
 
   // Bytes per second that reading a footprint over and over gives; footprints are rounded down to
@@ -50,6 +50,7 @@ class Roofs {
   double Remeasure();
 
  private:
+  std::string MixedUnit();
   double MeasureArithmetic(const std::string& unit) const;
   double MeasureBandwidth(size_t footprint) const;
 

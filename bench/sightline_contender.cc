@@ -162,19 +162,21 @@ class SightlineEntry : public Entry {
   ParallelFor parallel() const { return pool_.parallel(); }
 
   double raw_kv_bytes() const { return k_.bytes() + v_.bytes(); }
-  // What so many tokens take in a cache: the elements, quantised with the scales of K (per token)
+  // What so many tokens take in a cache: the elements, and the scales of quantised K (per token)
   // and V (per channel and tile). Not the room that a cache keeps beside them.
   double cached_bytes(int64_t tokens) const {
-    const int64_t channels = c_.head_dim + c_.v_head_dim;
-    int64_t bytes = tokens * channels * (format_.precision == Precision::kF32 ? 4 : 2);
-    const bool fine = format_.precision == Precision::kI8Fine;
-    if (format_.precision == Precision::kI8 || fine) {
-      const int64_t tile = static_cast<int64_t>(internal::kKvTile);
-      const int64_t tiles = (tokens + tile - 1) / tile;
-      const int64_t scale_bytes = static_cast<int64_t>(sizeof(float));
-      bytes = tokens * (channels + (fine ? c_.head_dim : 0) + scale_bytes) +
-              tiles * c_.v_head_dim * scale_bytes;
-    }
+    const Precision precision = format_.precision;
+    const bool i8 = precision == Precision::kI8;
+    const bool quantized_v = i8 || precision == Precision::kI8Fine;
+    const bool quantized_k = quantized_v || precision == Precision::kMixed16;
+    const int64_t k_bytes = precision == Precision::kF32 ? 4 : i8 ? 1 : 2;
+    const int64_t v_bytes = precision == Precision::kF32 ? 4 : quantized_v ? 1 : 2;
+    const int64_t scale_bytes = static_cast<int64_t>(sizeof(float));
+    const int64_t tile = static_cast<int64_t>(internal::kKvTile);
+    const int64_t tiles = (tokens + tile - 1) / tile;
+    int64_t bytes = tokens * (c_.head_dim * k_bytes + c_.v_head_dim * v_bytes);
+    if (quantized_k) bytes += tokens * scale_bytes;
+    if (quantized_v) bytes += tiles * c_.v_head_dim * scale_bytes;
     return static_cast<double>(c_.batch * c_.kv_heads * bytes);
   }
 
@@ -300,6 +302,8 @@ class SightlineContender : public Contender {
         {"i8_fine",
          "Q, K, V and O in f16, K packed as int16 per token, V as int8 per channel and block", "",
          1.5e-2},
+        {"mixed16", "Q, K, V and O in f16, K packed as int16 per token, V as bf16, sums in f32", "",
+         5e-3},
     };
     for (Offer offer : known) {
       offer.not_timed =

@@ -150,8 +150,9 @@ constexpr size_t kTaskRows = 192;
 using AttendFunction = void (*)(const AttendTask& task, unsigned char* scratch);
 using PackFunction = void (*)(const PackTask& task, unsigned char* scratch);
 
-// A quantised precision in numbers: how far a tier's quanta reach and where it rounds. Kernels have
-// them as constants of their own; they are here for tests, which compute the same bits.
+// A precision whose K and V are both quantised, in numbers: how far a tier's quanta reach and where
+// it rounds. Kernels have them as constants of their own; they are here for tests, which compute
+// the same bits.
 struct QuantizedScheme {
   int max_q;  // largest quantum of Q, if that is int8; of int16 see MaxWideQuantum
   int max_p;  // and of P
@@ -162,10 +163,18 @@ struct QuantizedScheme {
   const uint16_t* exp2;
 };
 
+// Where K or V is bf16: whether a driver rounds Q (unless it is quantised) and P to bf16 as well.
+// For tests.
+struct BF16Rounding {
+  bool prefill;
+  bool decode;
+};
+
 // What a tier offers for one precision.
 struct PrecisionKernels {
   LayoutId layout;  // i8: or its rotated form, which every step tells by the head it is given
-  const QuantizedScheme* scheme;  // null for floats
+  const QuantizedScheme* scheme;  // null where V is in floats
+  BF16Rounding bf16;
   // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
   size_t (*scratch_bytes)(const PackedShape& shape);
   AttendFunction prefill;  // up to kTaskRows rows
@@ -188,8 +197,8 @@ struct PackScratch {
   alignas(kPackedAlignBytes) unsigned char bytes[kPackScratchBytes];
 };
 
-// f32, f16, i8, i8_fine: the values of Precision, in its order.
-constexpr size_t kNumPrecisions = 4;
+// f32, f16, i8, i8_fine, bf16, mixed16: the values of Precision, in its order.
+constexpr size_t kNumPrecisions = 6;
 
 struct KernelTable {
   const char* tier;

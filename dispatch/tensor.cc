@@ -28,6 +28,8 @@ const char* Name(Precision precision) {
       return "i8_fine";
     case Precision::kBF16:
       return "bf16";
+    case Precision::kMixed16:
+      return "mixed16";
   }
   return "?";
 }

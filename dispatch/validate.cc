@@ -227,13 +227,10 @@ Status ValidatePacked(const char* name, const AttentionDesc& desc, LayoutId layo
 }  // namespace
 
 Status ValidatePrecision(const char* prefix, Precision precision, bool rotate_k) {
-  if (precision == Precision::kBF16) {
-    return Status::Error(StatusCode::kUnsupported,
-                         "%sprecision is bf16, which is not implemented yet", prefix);
-  }
   if (static_cast<size_t>(precision) >= kNumPrecisions) {
-    return Status::Error(kInvalid, "%sprecision is %d, must be f32, f16, i8 or i8_fine", prefix,
-                         static_cast<int>(precision));
+    return Status::Error(kInvalid,
+                         "%sprecision is %d, must be f32, f16, i8, i8_fine, bf16 or mixed16",
+                         prefix, static_cast<int>(precision));
   }
   if (rotate_k && precision != Precision::kI8) {
     return Status::Error(kInvalid,

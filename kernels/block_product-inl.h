@@ -4,8 +4,8 @@
 //
 // B is packed K (n = keys, steps along head_dim) or V (n = channels, steps along keys), read by
 // broadcasts; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit
-// lane a step: one float, or the two int16 or four int8 that one dot product consumes. Per step:
-// kQV loads and kStep broadcasts feed kQV * kStep multiplications.
+// lane a step: one float, or the two int16 or bf16 or four int8 that one dot product consumes. Per
+// step: kQV loads and kStep broadcasts feed kQV * kStep multiplications.
 #ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 #define SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 
@@ -22,21 +22,39 @@ HWY_INLINE VI32 Broadcast32(const uint8_t* p) {
   return hn::Set(di32, bits);
 }
 
-// The multiplications. b is a broadcast 32-bit lane, a a vector of the panel.
+// One of the floats of a 32-bit lane: itself, or a bf16 of a pair.
+template <size_t kDepth>
+HWY_INLINE VF FloatOfLane(VI32 lane, size_t index) {
+  if constexpr (kDepth == 1) return hn::BitCast(df, lane);
+  return index == 0 ? LowerOfPairs(lane) : UpperOfPairs(lane);
+}
+
+// The multiplications. b is a broadcast 32-bit lane, a a vector of the panel; a lane of either
+// holds kDepth elements.
 struct F32Product {
   using Acc = VF;
+  static constexpr size_t kDepth = 1;
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
     return hn::MulAdd(hn::BitCast(df, b), hn::BitCast(df, a), acc);
   }
 };
+struct BF16Product {
+  using Acc = VF;
+  static constexpr size_t kDepth = 2;
+  static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
+    return BF16Ops::Dot(acc, hn::BitCast(di32, a), b);
+  }
+};
 struct I8QkProduct {
   using Acc = VI32;
+  static constexpr size_t kDepth = 4;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return I8Ops::DotQK(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
   }
 };
 struct I16QkProduct {
   using Acc = VI32;
+  static constexpr size_t kDepth = 2;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return I16Ops::Dot(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
   }
@@ -44,6 +62,7 @@ struct I16QkProduct {
 template <class Ops>
 struct I8PvProduct {
   using Acc = VI32;
+  static constexpr size_t kDepth = 4;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return Ops::DotPV(acc, a, hn::BitCast(di8, b));
   }

@@ -46,7 +46,7 @@ constexpr size_t kMinSums = 8;
 constexpr size_t kMaxChunkKeys = 4096;
 constexpr size_t kMaxChunkTiles = kMaxChunkKeys / kKvTile;
 template <class Scheme>
-constexpr size_t kChunkKeys = Scheme::kQuantized ? kMaxChunkKeys : kVTileKeys;
+constexpr size_t kChunkKeys = Scheme::kQuantizedV ? kMaxChunkKeys : kVTileKeys;
 
 // How far ahead of the products K and V are fetched: what is under way between memory and a core,
 // 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next.
@@ -59,12 +59,12 @@ static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a v
 // What a row keeps while the chunks pass by.
 struct DecodeRow {
   uint8_t* q;        // head_dim / depth 32-bit lanes
-  float* s;          // scores; floats: [kChunkKeys], then P; quantised: of two tiles
-  uint8_t* p;        // quantised: [kChunkKeys]
+  float* s;          // scores: of two tiles; P in floats: [kChunkKeys], then P tile by tile
+  uint8_t* p;        // bytes: [kChunkKeys]
   float* o;          // [PaddedVHeadDim]
   float* d;          // [kLanes]: the running denominator is their sum
   float* weight;     // [kMaxChunkTiles]: of the chunk's tiles, what one unit of P is worth
-  float row_scale;   // quantised, as in QueryTile
+  float row_scale;   // quantised K, as in QueryTile
   int32_t acc_init;  // int8
   size_t limit;      // keys below it are visible
   float m;           // reference: near the running maximum
@@ -85,8 +85,8 @@ HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
   ScratchArena arena(base);
   for (DecodeRow& row : scratch.rows) {
     row.q = arena.Take<uint8_t>(dims / kQkDepth<Scheme> * kLaneBytes);
-    row.s = arena.Take<float>(Scheme::kQuantized ? 2 * kKvTile : kChunkKeys<Scheme>);
-    row.p = arena.Take<uint8_t>(Scheme::kQuantized ? kChunkKeys<Scheme> : 0);
+    row.s = arena.Take<float>(Scheme::kQuantizedV ? 2 * kKvTile : kChunkKeys<Scheme>);
+    row.p = arena.Take<uint8_t>(Scheme::kQuantizedV ? kChunkKeys<Scheme> : 0);
     row.o = arena.Take<float>(channels);
     row.d = arena.Take<float>(kLanes);
     row.weight = arena.Take<float>(kMaxChunkTiles);
@@ -180,7 +180,7 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
 // Tile t's scores of a row.
 template <class Scheme>
 HWY_INLINE float* ScoresOf(const DecodeRow& row, size_t t) {
-  return row.s + (Scheme::kQuantized ? t % 2 : t) * kKvTile;
+  return row.s + (Scheme::kQuantizedV ? t % 2 : t) * kKvTile;
 }
 
 // Scores of keys [key, key + kVectors * kLanes) of the chunk, which are part of tile t.
@@ -205,7 +205,7 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
     float* HWY_RESTRICT s = ScoresOf<Scheme>(rows[r], t) + key % kKvTile;
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      if constexpr (Scheme::kQuantized) {
+      if constexpr (Scheme::kQuantizedK) {
         const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), hn::Set(df, rows[r].row_scale));
         hn::Store(hn::Mul(product, hn::LoadU(df, kv.k_scale + key + v * kLanes)), df,
                   s + v * kLanes);
@@ -248,6 +248,27 @@ HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t num_scores, VF reference) 
     sum = hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));
   }
   return sum;
+}
+
+// The same in bf16, in order from the first score's place on; the sum is that of what was rounded.
+HWY_INLINE VF ExpScoresToBF16(float* HWY_RESTRICT s, size_t num_scores, VF reference) {
+  int32_t* HWY_RESTRICT pairs = reinterpret_cast<int32_t*>(s);
+  const VI32 ones = hn::Set(di32, 0x3f803f80);
+  VF sums[2] = {hn::Zero(df), hn::Zero(df)};
+  for (size_t i = 0; i < num_scores; i += kSoftmaxKeys) {
+    VF p[4];
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < 4; ++v) {
+      p[v] = Exp2(hn::Sub(hn::Load(df, s + i + v * kLanes), reference));
+    }
+    HWY_UNROLL(2)
+    for (size_t v = 0; v < 2; ++v) {
+      const VI32 pair = PairsOfNeighbors(p[2 * v], p[2 * v + 1]);
+      sums[v] = BF16Ops::Dot(sums[v], pair, ones);
+      hn::Store(pair, di32, pairs + i / 2 + v * kLanes);
+    }
+  }
+  return hn::Add(sums[0], sums[1]);
 }
 
 // The same in bytes; sum_of_bytes: of those, where V is biased.
@@ -298,7 +319,7 @@ HWY_NOINLINE void RaiseReference(DecodeRow& row, size_t channels, float m) {
 // num_scores is a multiple of kSoftmaxKeys.
 template <class Scheme>
 HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_t num_scores) {
-  constexpr float kSlack = Scheme::kQuantized ? kReferenceSlack : 0.0f;
+  constexpr float kSlack = Scheme::kQuantizedV ? kReferenceSlack : 0.0f;
   float* HWY_RESTRICT s = ScoresOf<Scheme>(row, t);
   if (HWY_UNLIKELY(row.tile_m > row.m + kSlack)) RaiseReference(row, channels, row.tile_m);
   const VF tile_m = hn::Set(df, row.tile_m);
@@ -306,12 +327,14 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_
   const VF weight = Exp2(hn::Sub(tile_m, FiniteReference(hn::Set(df, row.m))));
   float unit = hn::GetLane(weight);
   VF sum;
-  if constexpr (Scheme::kQuantized) {
+  if constexpr (Scheme::kQuantizedV) {
     constexpr int kMaxP = Scheme::PvOps::kMaxP;
     VI32 sum_of_bytes = hn::Zero(di32);
     sum = ExpScoresToBytes<kMaxP>(s, num_scores, tile_reference, row.p + t * kKvTile, sum_of_bytes);
     if (I8Ops::kBiasedV) row.p_init[t] = -kBias * hn::ReduceSum(di32, sum_of_bytes);
     unit *= 1.0f / kMaxP;
+  } else if constexpr (kHasBF16P<Scheme>) {
+    sum = ExpScoresToBF16(s, num_scores, tile_reference);
   } else {
     sum = ExpScores(s, num_scores, tile_reference);
   }
@@ -362,8 +385,8 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
   const uint8_t* p[kRows];
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
-    p[r] = Scheme::kQuantized ? rows[r].p + t * kKvTile
-                              : reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(rows[r], t));
+    p[r] = Scheme::kQuantizedV ? rows[r].p + t * kKvTile
+                               : reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(rows[r], t));
     HWY_UNROLL(4)
     for (size_t i = 0; i < kVectors; ++i) {
       acc[r][i] = InitialSum<Acc>(I8Ops::kBiasedV ? rows[r].p_init[t] : 0);
@@ -379,7 +402,7 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
       float* o = rows[r].o + channel + i * kLanes;
       VF unit = hn::Set(df, rows[r].weight[t]);
       VF product;
-      if constexpr (Scheme::kQuantized) {
+      if constexpr (Scheme::kQuantizedV) {
         unit = hn::Mul(unit, hn::Load(df, v.v_scale + i * kLanes));
         product = hn::ConvertTo(df, acc[r][i]);
       } else {
@@ -390,6 +413,25 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
   }
 }
 
+// The same of one row and the vector of channels `vector`, key by key. Floats only, for the rare
+// tile that holds a NaN or an infinity.
+template <class Scheme>
+HWY_NOINLINE void DecodeVisible(const DecodeRow& row, const VCursor& v, size_t t, size_t channel,
+                                size_t vector, size_t num_keys) {
+  constexpr size_t kDepth = kPvDepth<Scheme>;
+  const uint8_t* p = reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(row, t));
+  const uint8_t* data = v.data + vector * kLanes * kStoredLaneBytes<typename Scheme::VStored>;
+  VF acc = hn::Zero(df);
+  for (size_t key = 0; key < num_keys; ++key) {
+    const size_t step = key / kDepth;
+    const VI32 lanes = LoadPacked<typename Scheme::VStored>(data + step * v.stride_bytes);
+    const VF p_lane = FloatOfLane<kDepth>(Broadcast32(p + step * kLaneBytes), key % kDepth);
+    acc = hn::MulAdd(p_lane, FloatOfLane<kDepth>(lanes, key % kDepth), acc);
+  }
+  float* o = row.o + channel + vector * kLanes;
+  hn::Store(hn::MulAdd(acc, hn::Set(df, row.weight[t]), hn::Load(df, o)), df, o);
+}
+
 // The same by keys [key, key_end) of the chunk, all of one V tile; the chunk begins at key_begin.
 template <class Scheme, size_t kVectors, size_t kRows>
 HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, size_t key_begin,
@@ -398,7 +440,7 @@ HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, siz
   const KvTile kv = BeginKvTile<Scheme>(head, key_begin + key, 0, WideTile());
   const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
   VCursor v = {columns.data, columns.stride_bytes,
-               Scheme::kQuantized ? kv.v_scale + channel : nullptr};
+               Scheme::kQuantizedV ? kv.v_scale + channel : nullptr};
   for (; key < key_end; key += kKvTile) {
     const size_t t = key / kKvTile;
     const size_t num_keys = MinOf(kKvTile, key_end - key);
@@ -406,13 +448,15 @@ HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, siz
       // 0 * NaN is NaN: each row stops at the last key it sees.
       for (size_t r = 0; r < kRows; ++r) {
         const size_t seen = rows[r].limit - MinOf(rows[r].limit, key_begin + key);
-        DecodeOutput<Scheme, kVectors, 1>(rows + r, v, t, channel, MinOf(num_keys, seen));
+        for (size_t i = 0; i < kVectors; ++i) {
+          DecodeVisible<Scheme>(rows[r], v, t, channel, i, MinOf(num_keys, seen));
+        }
       }
     } else {
       DecodeOutput<Scheme, kVectors, kRows>(rows, v, t, channel, num_keys);
     }
     v.data += kKvTile / kPvDepth<Scheme> * v.stride_bytes;
-    if (Scheme::kQuantized) v.v_scale += channels;
+    if (Scheme::kQuantizedV) v.v_scale += channels;
   }
 }
 

@@ -136,7 +136,7 @@ HWY_INLINE int SumShift(size_t head_dim) {
 }
 template <class Scheme>
 HWY_INLINE int32_t SumRounding(size_t head_dim) {
-  if constexpr (Scheme::kQuantized) {
+  if constexpr (Scheme::kQuantizedV) {
     const int shift = SumShift<Scheme>(head_dim);
     return shift == 0 ? 0 : 1 << (shift - 1);
   }

@@ -13,7 +13,7 @@ namespace {
 // True if a NaN or an infinity is among the values of the tile of `key`; quantised ones have none.
 template <class Scheme>
 HWY_INLINE bool HasSpecialV(const PackedHead& head, size_t key) {
-  return !Scheme::kQuantized && head.base[head.offsets.v_special + key / kKvTile] != 0;
+  return !Scheme::kQuantizedV && head.base[head.offsets.v_special + key / kKvTile] != 0;
 }
 
 // Keys from key_begin on of one head: a tile of kKvTile for prefill, a chunk of several tiles for
@@ -24,8 +24,8 @@ struct KvTile {
   const uint8_t* v;      // first panel of the V tile that these keys are part of
   size_t v_panel_bytes;  // from a panel to the next
   size_t v_key;          // keys of the V tile before these
-  const float* k_scale;  // quantised: [keys]
-  const float* v_scale;  // quantised: [tiles][PaddedVHeadDim]
+  const float* k_scale;  // quantised K: [keys]
+  const float* v_scale;  // quantised V: [tiles][PaddedVHeadDim]
   bool v_special;        // a NaN or an infinity is among V of the first tile
   size_t key_begin;
 };
@@ -56,28 +56,41 @@ HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t 
 // keys.
 template <class Scheme>
 HWY_INLINE const float* VCenter(const AttendTask& task) {
-  if (!Scheme::kQuantized || task.kv_len == 0) return nullptr;
+  if (!Scheme::kQuantizedV || task.kv_len == 0) return nullptr;
   return reinterpret_cast<const float*>(task.head.base + task.head.offsets.v_center);
 }
 
-// Where schemes with kWidensKv put the f32 form of a tile.
+// Where schemes that widen K or V put the f32 form of a tile.
 struct WideTile {
   float* k;  // [kKvTile / 64][head_dim][64]
   float* v;  // panels of [kKvTile][width], kKvTile * 64 apart
 };
 template <class Scheme>
 HWY_INLINE WideTile TakeWideTile(const PackedShape& shape, ScratchArena& arena) {
-  const size_t keys = Scheme::kWidensKv ? kKvTile : 0;
   WideTile wide;
-  wide.k = arena.Take<float>(keys * shape.head_dim);
-  wide.v = arena.Take<float>(keys * PaddedVHeadDim(shape));
+  wide.k = arena.Take<float>(Scheme::kWidensK ? kKvTile * PaddedHeadDim(shape) : 0);
+  wide.v = arena.Take<float>(Scheme::kWidensV ? kKvTile * PaddedVHeadDim(shape) : 0);
   return wide;
 }
 
-HWY_INLINE void Widen(const hwy::float16_t* HWY_RESTRICT from, size_t n, float* HWY_RESTRICT to) {
+// Rows of `width` elements, a multiple of kLanes, of one block or panel. bf16 comes in pairs of
+// rows, of which the last may be half used.
+HWY_INLINE void WidenRows(const hwy::float16_t* HWY_RESTRICT from, size_t num_rows, size_t width,
+                          float* HWY_RESTRICT to) {
   const hn::Rebind<hwy::float16_t, DF> d16;
-  for (size_t i = 0; i < n; i += kLanes) {
+  for (size_t i = 0; i < num_rows * width; i += kLanes) {
     hn::Store(ToF32(hn::Load(d16, from + i)), df, to + i);
+  }
+}
+HWY_INLINE void WidenRows(const hwy::bfloat16_t* HWY_RESTRICT from, size_t num_rows, size_t width,
+                          float* HWY_RESTRICT to) {
+  const int32_t* HWY_RESTRICT pairs = reinterpret_cast<const int32_t*>(from);
+  for (size_t row = 0; row < num_rows; row += 2) {
+    for (size_t i = 0; i < width; i += kLanes) {
+      const VI32 pair = hn::Load(di32, pairs + row / 2 * width + i);
+      hn::Store(LowerOfPairs(pair), df, to + row * width + i);
+      hn::Store(UpperOfPairs(pair), df, to + (row + 1) * width + i);
+    }
   }
 }
 
@@ -90,6 +103,7 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
   using VStored = typename Scheme::VStored;
   const PackedShape& shape = head.shape;
   const size_t channels = PaddedVHeadDim(shape);
+  const size_t dims = PaddedHeadDim(shape);
   const KStored* k =
       reinterpret_cast<const KStored*>(head.base + head.offsets.k) + KBlockOffset(shape, key);
   const VStored* v = reinterpret_cast<const VStored*>(head.base + head.offsets.v);
@@ -97,30 +111,36 @@ HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_key
 
   KvTile tile = {};
   tile.key_begin = key;
-  if constexpr (Scheme::kWidensKv) {
-    const size_t v_key = key % kVTileKeys;
-    Widen(k, RoundUp(num_keys, kKeyBlock) * shape.head_dim, wide.k);
-    for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
-      const VPanel panel = VPanelAt(shape, key, channel);
-      Widen(v + panel.offset + v_key * panel.width, num_keys * panel.width,
-            wide.v + channel * kKvTile);
-    }
+  if constexpr (Scheme::kWidensK) {
+    const size_t blocks = RoundUp(num_keys, kKeyBlock) / kKeyBlock;
+    WidenRows(k, blocks * dims, kKeyBlock, wide.k);
     tile.k = reinterpret_cast<const uint8_t*>(wide.k);
-    tile.v = reinterpret_cast<const uint8_t*>(wide.v);
-    tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
-    tile.k_block_bytes = kKeyBlock * shape.head_dim * sizeof(float);
+    tile.k_block_bytes = kKeyBlock * dims * sizeof(float);
   } else {
     tile.k = reinterpret_cast<const uint8_t*>(k);
+    tile.k_block_bytes = kKeyBlock * dims * sizeof(KStored);
+  }
+  if constexpr (Scheme::kWidensV) {
+    const size_t v_key = key % kVTileKeys;
+    for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
+      const VPanel panel = VPanelAt(shape, key, channel);
+      WidenRows(v + panel.offset + v_key * panel.width, num_keys, panel.width,
+                wide.v + channel * kKvTile);
+    }
+    tile.v = reinterpret_cast<const uint8_t*>(wide.v);
+    tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
+  } else {
     tile.v = reinterpret_cast<const uint8_t*>(v + first_panel.offset);
     if (channels > kPanelWidth) {
       tile.v_panel_bytes =
           (VPanelAt(shape, key, kPanelWidth).offset - first_panel.offset) * sizeof(VStored);
     }
     tile.v_key = key % kVTileKeys;
-    tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(KStored);
   }
-  if constexpr (Scheme::kQuantized) {
+  if constexpr (Scheme::kQuantizedK) {
     tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
+  }
+  if constexpr (Scheme::kQuantizedV) {
     tile.v_scale =
         reinterpret_cast<const float*>(head.base + head.offsets.v_scale) + key / kKvTile * channels;
   }

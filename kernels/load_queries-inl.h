@@ -1,6 +1,6 @@
 // The first step: rows of Q, of the caller's type, to the panel of a query tile.
 //
-// Floats multiply Q by the softmax scale, so that scores need no scaling. Quantised schemes
+// Floats multiply Q by the softmax scale, so that scores need no scaling. Schemes of quantised K
 // quantise each row and leave the scale to the scores, where the per-token scale of K has to be
 // applied anyway.
 #ifndef SIGHTLINE_KERNELS_LOAD_QUERIES_INL_H_
@@ -22,7 +22,7 @@ HWY_INLINE size_t QueryLanes(size_t head_dim) {
   return RowBufferElements(head_dim) / kQkDepth<Scheme>;
 }
 
-// Where a query row's scale and accumulators begin; see QueryTile. Floats have no use for them.
+// A query row's scale and where its accumulators begin; see QueryTile. Floats have no use for them.
 struct QueryScale {
   float row_scale;
   int32_t acc_init;
@@ -42,7 +42,7 @@ template <class Scheme>
 HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  if constexpr (Scheme::kQuantized) {
+  if constexpr (Scheme::kQuantizedK) {
     VI32 maxima;
     LoadFinite(task.q, r, 1, head_dim, NoCenter(), row, &maxima);
     RotateQueries(task, row, 1);
@@ -53,10 +53,14 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
     const int32_t sum = Scheme::kKBias != 0 ? SumOfQuanta(quanta, elements) : 0;
     return {scale * task.scale_log2e, -Scheme::kKBias * sum};
   } else {
+    // Floats or bf16, the latter in place as well.
+    using Lane = hwy::If<kQkDepth<Scheme> == 2, hwy::bfloat16_t, float>;
+    const hn::Rebind<Lane, DF> d_lane;
     LoadRow(RowAt(task.q, r), head_dim, row);
     const VF scale = hn::Set(df, task.scale_log2e);
+    Lane* lanes = reinterpret_cast<Lane*>(row);
     for (size_t i = 0; i < elements; i += kLanes) {
-      hn::Store(hn::Mul(hn::Load(df, row + i), scale), df, row + i);
+      hn::StoreU(FromF32(d_lane, hn::Mul(hn::Load(df, row + i), scale)), d_lane, lanes + i);
     }
     return {};
   }
@@ -79,8 +83,8 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
   for (size_t i = count * elements; i < kLanes * elements; i += kLanes) {
     hn::Store(hn::Zero(df), df, rows + i);
   }
-  const VF scale = hn::Set(df, task.scale_log2e);
-  if constexpr (Scheme::kQuantized) {
+  const VF scale = hn::Set(df, task.scale_log2e * kOctave<Scheme>);
+  if constexpr (Scheme::kQuantizedK) {
     using Quantum = typename Scheme::KStored;
     VI32 maxima[kLanes];
     for (size_t i = count; i < kLanes; ++i) maxima[i] = hn::Zero(di32);
@@ -99,7 +103,11 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     for (size_t i = 0; i < count * elements; i += kLanes) {
       hn::Store(hn::Mul(hn::Load(df, rows + i), scale), df, rows + i);
     }
-    RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
+    if constexpr (kQkDepth<Scheme> == 2) {
+      RowsToPairPanel(rows, elements, lanes, panel, row_stride);
+    } else {
+      RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
+    }
   }
 }
 
@@ -125,7 +133,7 @@ HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* H
   const size_t stride_bytes = q.num_vectors * kVectorBytes;
   for (size_t v = 0; v < q.num_vectors; ++v) {
     LoadQueryRows<Scheme>(task, q, v * kLanes, rows);
-    if constexpr (Scheme::kQuantized) {
+    if constexpr (Scheme::kQuantizedV) {
       const VI32 init = QueryAccInit<Scheme>(q.panel + v * kVectorBytes,
                                              QueryLanes<Scheme>(head_dim), stride_bytes, head_dim);
       hn::Store(init, di32, q.acc_init + v * kLanes);

@@ -3,7 +3,7 @@
 //
 //   m' = max(m, max S)    d' = 2^(m - m') d + Σ P    O' = 2^(m - m') O + P·V
 //
-// The float schemes take P relative to m'. The quantised ones take it relative to the tile's own
+// P in f32 is relative to m'; of bf16 see softmax_bf16-inl.h. Bytes are relative to the tile's own
 // maximum, so that all steps of a byte are used even when an earlier tile held a larger score, and
 // weigh the tile's product by 2^(tile m - m). There m need not be the maximum: it is a reference
 // that stays while no tile's maximum is more than kReferenceSlack octaves above it, so that O is

@@ -2,7 +2,7 @@
 //
 //   for each K/V tile of 128 keys         K and V stream from memory once per task of 192 rows
 //     for each query tile that sees it    Q and O of the task stay in L2, S and P in L1
-//       S = K·Q, softmax, O += P·V      in f32, or the quantised schemes in 16-bit fixed point
+//       S = K·Q, softmax, O += P·V      S in f32, in 16-bit fixed point or, for bf16, not at all
 //
 // Traffic per task: K and V once, Q and O once. A K/V tile hidden from a query tile (above the
 // causal diagonal) is never computed. Work per score: head_dim + v_head_dim multiplications and one
@@ -17,6 +17,7 @@
 #include "kernels/qk-inl.h"
 #include "kernels/scores_fixed-inl.h"
 #include "kernels/scratch-inl.h"
+#include "kernels/softmax_bf16-inl.h"
 #include "kernels/store_output-inl.h"
 
 namespace sightline {
@@ -45,6 +46,8 @@ HWY_INLINE TileScratch TakeTileScratch(size_t rows, ScratchArena& arena) {
   scratch.s = arena.Take<float>(kKvTile * rows);
   scratch.tile_m = arena.Take<float>(rows);
   scratch.rescale = arena.Take<float>(rows);
+  scratch.start = arena.Take<float>(rows);
+  scratch.sum = arena.Take<float>(rows);
   return scratch;
 }
 
@@ -81,7 +84,7 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
     q.d = arena.Take<float>(kRows);
     q.o = arena.Take<float>(channels * kRows);
   }
-  if constexpr (Scheme::kQuantized) {
+  if constexpr (Scheme::kQuantizedV) {
     task.fixed = TakeFixedScratch(kRows, arena);
     task.keys.words = arena.Take<uint32_t>(kKvTile / 2);
   } else {
@@ -109,7 +112,7 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
   q.max_limit = KeyLimit(task, first_row + q.num_rows - 1);
   for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
     q.limit[r] = static_cast<int32_t>(KeyLimit(task, first_row + MinOf(r, q.num_rows - 1)));
-    q.m[r] = kNegInf;
+    q.m[r] = kHasBF16P<Scheme> ? kHeadroom : kNegInf;
     q.d[r] = 0.0f;
   }
   const size_t channels = PaddedVHeadDim(task.head.shape);
@@ -129,13 +132,17 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
     const size_t head_dim = task.head.shape.head_dim;
     const size_t channels = PaddedVHeadDim(task.head.shape);
     const size_t padded_keys = RoundUp(num_keys, Scheme::kStep);
-    if constexpr (Scheme::kQuantized) {
+    if constexpr (Scheme::kQuantizedV) {
       ScoreTileFixed<Scheme, kQV>(q, kv, keys, head_dim, num_keys, scratch.fixed);
       SoftmaxTileFixed<Scheme, kQV>(q, channels, padded_keys, scratch.fixed);
       AccumulateTileFixed<Scheme, kQV>(q, kv, channels, num_keys, scratch.fixed);
     } else {
-      ScoreTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch.floats);
-      SoftmaxTile<kQV>(q, padded_keys, scratch.floats);
+      if constexpr (kHasBF16P<Scheme>) {
+        ScoreToBF16<Scheme, kQV>(q, kv, head_dim, num_keys, scratch.floats);
+      } else {
+        ScoreTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch.floats);
+        SoftmaxTile<kQV>(q, padded_keys, scratch.floats);
+      }
       AccumulateTile<Scheme, kQV>(q, kv, channels, num_keys, scratch.floats);
     }
   } else if constexpr (kQV > 1) {
@@ -149,7 +156,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
 // nothing is to be done for them.
 template <class Scheme>
 HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
-  if constexpr (Scheme::kWidensKv) return num_keys;
+  if constexpr (Scheme::kWidensK || Scheme::kWidensV) return num_keys;
   constexpr size_t kKeptBytes = size_t{4} << 20;
   const PackedShape& shape = task.head.shape;
   const size_t key_bytes = PaddedHeadDim(shape) * sizeof(typename Scheme::KStored) +
@@ -173,7 +180,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   for (size_t key = 0; key < visible; key += kKvTile) {
     const size_t tile_keys = MinOf(kKvTile, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch.wide);
-    if constexpr (Scheme::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
+    if constexpr (Scheme::kQuantizedV) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
     const size_t next_end = key + 2 * kKvTile;
     const bool has_next = next_end <= visible && next_end > warm;
     KvTile next = {};

@@ -80,18 +80,22 @@ HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, size_t
 
 // 0 * NaN is NaN, so a row must not even multiply by the value of a key that it does not see.
 // Floats only, for the rare tile that holds a NaN or an infinity and that some row sees in part.
-template <size_t kQV>
+template <class Scheme, size_t kQV>
 HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t padded_channels,
                                     size_t num_keys, const TileScratch& scratch) {
+  constexpr size_t kDepth = kPvDepth<Scheme>;
   for (size_t channel = 0; channel < padded_channels; ++channel) {
-    const VColumns columns = VColumnsAt<F32Scheme>(kv, padded_channels, channel);
+    const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
     for (size_t v = 0; v < kQV; ++v) {
       float* out = q.o + (channel * kQV + v) * kLanes;
       const VI32 limit = hn::Load(di32, q.limit + v * kLanes);
       VF acc = hn::Zero(df);
       for (size_t key = 0; key < num_keys; ++key) {
-        const VF p = hn::Load(df, scratch.s + (key * kQV + v) * kLanes);
-        const VF value = hn::BitCast(df, Broadcast32(columns.data + key * columns.stride_bytes));
+        const size_t step = key / kDepth;
+        const VF p_lane = hn::Load(df, scratch.s + (step * kQV + v) * kLanes);
+        const VF p = FloatOfLane<kDepth>(hn::BitCast(di32, p_lane), key % kDepth);
+        const VF value = FloatOfLane<kDepth>(
+            Broadcast32(columns.data + step * columns.stride_bytes), key % kDepth);
         const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
         acc = hn::IfThenElse(Visible(index, limit), hn::MulAdd(p, value, acc), acc);
       }
@@ -104,8 +108,9 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t
 template <class Scheme, size_t kQV>
 HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, size_t padded_channels,
                                size_t num_keys, const TileScratch& scratch) {
-  if (HWY_UNLIKELY(kv.v_special && kv.key_begin + num_keys > q.min_limit)) {
-    return AccumulateVisible<kQV>(q, kv, padded_channels, num_keys, scratch);
+  const size_t touched = RoundUp(num_keys, kPvDepth<Scheme>);
+  if (HWY_UNLIKELY(kv.v_special && kv.key_begin + touched > q.min_limit)) {
+    return AccumulateVisible<Scheme, kQV>(q, kv, padded_channels, num_keys, scratch);
   }
   for (size_t channel = 0; channel < padded_channels; channel += Scheme::kStep) {
     AccumulateStep<Scheme, kQV>(q, kv, padded_channels, channel, num_keys, scratch);

@@ -59,30 +59,49 @@ size_t VIndex(const PackedShape& s, size_t key, size_t c) {
   return panel.offset + (row / depth * panel.width + c % kPanelWidth) * depth + row % depth;
 }
 
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 float StoredToF32(float x) { return x; }
-float StoredToF32(uint16_t half) { return F32FromF16(half); }
+float StoredToF32(Half x) { return F32FromF16(x.bits); }
+float StoredToF32(BFloat16 x) { return F32FromBF16(x.bits); }
 void F32ToStored(float x, float* stored) { *stored = x; }
-void F32ToStored(float x, uint16_t* half) { *half = F16FromF32(x); }
+void F32ToStored(float x, Half* stored) { stored->bits = F16FromF32(x); }
+void F32ToStored(float x, BFloat16* stored) { stored->bits = BF16FromF32(x); }
 
 template <typename Stored>
-void PackFloat(const PackTask& task, unsigned char*) {
+void PackFloatValues(const PackTask& task) {
   const PackedShape& s = task.head.shape;
   const PackedOffsets& o = task.head.offsets;
-  Stored* k = reinterpret_cast<Stored*>(task.head.base + o.k);
   Stored* v = reinterpret_cast<Stored*>(task.head.base + o.v);
   for (size_t i = 0; i < task.num_keys; ++i) {
     const size_t key = task.key_begin + i;
-    for (size_t d = 0; d < s.head_dim; ++d) {
-      F32ToStored(LoadSource(task.k, i, d), &k[KIndex(s, key, d)]);
-    }
     unsigned char* special = task.head.base + o.v_special + key / kKvTile;
     if (key % kKvTile == 0) *special = 0;
     for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
       Stored* stored = &v[VIndex(s, key, c)];
       F32ToStored(c < s.v_head_dim ? LoadSource(task.v, i, c) : 0.0f, stored);
       if (!isfinite(StoredToF32(*stored))) *special = 1;
+      // Beside an even key of a pair is nothing yet.
+      if (VDepth(s.layout) == 2 && key % 2 == 0) F32ToStored(0.0f, &v[VIndex(s, key + 1, c)]);
     }
   }
+}
+
+template <typename Stored>
+void PackFloat(const PackTask& task, unsigned char*) {
+  const PackedShape& s = task.head.shape;
+  Stored* k = reinterpret_cast<Stored*>(task.head.base + task.head.offsets.k);
+  for (size_t i = 0; i < task.num_keys; ++i) {
+    for (size_t d = 0; d < PaddedHeadDim(s); ++d) {
+      const float x = d < s.head_dim ? LoadSource(task.k, i, d) : 0.0f;
+      F32ToStored(x, &k[KIndex(s, task.key_begin + i, d)]);
+    }
+  }
+  PackFloatValues<Stored>(task);
 }
 
 // 127 steps of int8 that are kept; 0 where the scale is no use.
@@ -158,10 +177,9 @@ void BalanceChannels(const PackTask& task) {
   }
 }
 
-void CenterQuantized(const PackTask& task, unsigned char*) {
+void CenterKeys(const PackTask& task, unsigned char*) {
   const PackedShape& s = task.head.shape;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
-  float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
   for (size_t d = 0; d < s.head_dim; ++d) {
     k_center[d] = MeanOfColumn(task.k, task.num_keys, d);
     if (task.keeps_k) {
@@ -169,11 +187,17 @@ void CenterQuantized(const PackTask& task, unsigned char*) {
       k_center[d] = WholeSteps(k_center[d], one_scale ? *task.k.first.scale : 0.0f);
     }
   }
+  if (IsRotated(s.layout)) BalanceChannels(task);
+}
+
+void CenterQuantized(const PackTask& task, unsigned char* scratch) {
+  CenterKeys(task, scratch);
+  const PackedShape& s = task.head.shape;
+  float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
   for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
     v_center[c] = c < s.v_head_dim ? MeanOfColumn(task.v, task.num_keys, c) : 0.0f;
     if (task.keeps_v && c < s.v_head_dim) v_center[c] = WholeSteps(v_center[c], VScale(task, c));
   }
-  if (IsRotated(s.layout)) BalanceChannels(task);
 }
 
 // K in int8, with a bias, or in int16.
@@ -183,17 +207,13 @@ int MaxQuantumOf(uint8_t, size_t) { return static_cast<int>(kMaxQuantum); }
 int MaxQuantumOf(int16_t, size_t head_dim) { return MaxWideQuantum(head_dim); }
 
 template <typename KStored>
-void PackQuantized(const PackTask& task, unsigned char*) {
+void PackQuantizedKeys(const PackTask& task) {
   const PackedShape& s = task.head.shape;
   const PackedOffsets& o = task.head.offsets;
   unsigned char* base = task.head.base;
   KStored* k = reinterpret_cast<KStored*>(base + o.k);
-  int8_t* v = reinterpret_cast<int8_t*>(base + o.v);
   float* k_scale = reinterpret_cast<float*>(base + o.k_scale);
-  float* v_scale =
-      reinterpret_cast<float*>(base + o.v_scale) + task.key_begin / kKvTile * PaddedVHeadDim(s);
   const float* k_center = reinterpret_cast<const float*>(base + o.k_center);
-  const float* v_center = reinterpret_cast<const float*>(base + o.v_center);
   const float* q_factor = reinterpret_cast<const float*>(base + o.q_factor);
   const float k_factor = 1.0f / static_cast<float>(RotationBlock(s.head_dim));
   const float max_k = static_cast<float>(MaxQuantumOf(KStored(), s.head_dim));
@@ -217,6 +237,16 @@ void PackQuantized(const PackTask& task, unsigned char*) {
       k[KIndex(s, key, d)] = static_cast<KStored>(q + BiasOf(KStored()));
     }
   }
+}
+
+void PackQuantizedValues(const PackTask& task) {
+  const PackedShape& s = task.head.shape;
+  const PackedOffsets& o = task.head.offsets;
+  unsigned char* base = task.head.base;
+  int8_t* v = reinterpret_cast<int8_t*>(base + o.v);
+  float* v_scale =
+      reinterpret_cast<float*>(base + o.v_scale) + task.key_begin / kKvTile * PaddedVHeadDim(s);
+  const float* v_center = reinterpret_cast<const float*>(base + o.v_center);
   for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
     const auto centered = [&](size_t i) {
       return c < s.v_head_dim ? Sanitize(LoadSource(task.v, i, c)) - v_center[c] : 0.0f;
@@ -234,13 +264,23 @@ void PackQuantized(const PackTask& task, unsigned char*) {
   }
 }
 
-// One row's scores, probabilities and sums, by precision. Scores are in units of log2.
+template <typename KStored>
+void PackQuantized(const PackTask& task, unsigned char*) {
+  PackQuantizedKeys<KStored>(task);
+  PackQuantizedValues(task);
+}
+
+void PackMixed(const PackTask& task, unsigned char*) {
+  PackQuantizedKeys<int16_t>(task);
+  PackFloatValues<BFloat16>(task);
+}
+
+// One row's scores, by how K is stored: in units of log2.
 template <typename Stored>
-class FloatRow {
+class FloatKeys {
  public:
-  FloatRow(const AttendTask& task, const float* q, size_t) : shape_(task.head.shape) {
+  FloatKeys(const AttendTask& task, const float* q, size_t) : shape_(task.head.shape) {
     k_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.k);
-    v_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.v);
     for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = q[d] * task.scale_log2e;
   }
   float Score(size_t key) const {
@@ -250,34 +290,21 @@ class FloatRow {
     }
     return s;
   }
-  // Σ p·v over keys [begin, end) of a tile; `p` is relative to the tile's maximum.
-  float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
-    float sum = 0.0f;
-    for (size_t key = begin; key < end; ++key) {
-      sum += p[key - begin] * StoredToF32(v_[VIndex(shape_, key, c)]);
-    }
-    return sum;
-  }
-  float Center(size_t) const { return 0.0f; }
 
  private:
   const PackedShape& shape_;
   const Stored* k_;
-  const Stored* v_;
   float q_[kMaxHeadDim];
 };
 
 template <typename KStored>
-class QuantizedRow {
+class QuantizedKeys {
  public:
-  QuantizedRow(const AttendTask& task, const float* q, size_t r) : shape_(task.head.shape) {
+  QuantizedKeys(const AttendTask& task, const float* q, size_t r) : shape_(task.head.shape) {
     const unsigned char* base = task.head.base;
     const PackedOffsets& o = task.head.offsets;
     k_ = reinterpret_cast<const KStored*>(base + o.k);
-    v_ = reinterpret_cast<const int8_t*>(base + o.v);
     k_scale_ = reinterpret_cast<const float*>(base + o.k_scale);
-    v_scale_ = reinterpret_cast<const float*>(base + o.v_scale);
-    v_center_ = reinterpret_cast<const float*>(base + o.v_center);
     float row[kMaxHeadDim];
     std::copy(q, q + shape_.head_dim, row);
     float range = FiniteRange(row, shape_.head_dim);
@@ -302,6 +329,44 @@ class QuantizedRow {
     }
     return static_cast<float>(dot) * row_scale_ * k_scale_[key];
   }
+
+ private:
+  const PackedShape& shape_;
+  const KStored* k_;
+  const float* k_scale_;
+  float row_scale_;
+  int q_[kMaxHeadDim];
+};
+
+// And its sums of p·v over keys [begin, end) of a tile, by how V is stored; `p` is relative to the
+// tile's maximum.
+template <typename Stored>
+class FloatValues {
+ public:
+  explicit FloatValues(const PackedHead& head) : shape_(head.shape) {
+    v_ = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
+  }
+  float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
+    float sum = 0.0f;
+    for (size_t key = begin; key < end; ++key) {
+      sum += p[key - begin] * StoredToF32(v_[VIndex(shape_, key, c)]);
+    }
+    return sum;
+  }
+  float Center(size_t) const { return 0.0f; }
+
+ private:
+  const PackedShape& shape_;
+  const Stored* v_;
+};
+
+class QuantizedValues {
+ public:
+  explicit QuantizedValues(const PackedHead& head) : shape_(head.shape) {
+    v_ = reinterpret_cast<const int8_t*>(head.base + head.offsets.v);
+    v_scale_ = reinterpret_cast<const float*>(head.base + head.offsets.v_scale);
+    v_center_ = reinterpret_cast<const float*>(head.base + head.offsets.v_center);
+  }
   float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
     int32_t sum = 0;
     for (size_t key = begin; key < end; ++key) {
@@ -314,25 +379,22 @@ class QuantizedRow {
 
  private:
   const PackedShape& shape_;
-  const KStored* k_;
   const int8_t* v_;
-  const float* k_scale_;
   const float* v_scale_;
   const float* v_center_;
-  float row_scale_;
-  int q_[kMaxHeadDim];
 };
 
 size_t ScratchBytes(const PackedShape&) { return 0; }
 
-template <class AttendedRow>
+template <class Keys, class Values>
 void AttendRow(const AttendTask& task, size_t r) {
   const PackedShape& shape = task.head.shape;
   const Row q_row = RowAt(task.q, r);
   const Row out_row = RowAt(task.out, r);
   float q[kMaxHeadDim];
   for (size_t d = 0; d < shape.head_dim; ++d) q[d] = LoadElement(q_row, d);
-  const AttendedRow row(task, q, r);
+  const Keys keys(task, q, r);
+  const Values values(task.head);
 
   const size_t limit = KeyLimit(task, r);
   float m = -INFINITY;
@@ -343,7 +405,7 @@ void AttendRow(const AttendTask& task, size_t r) {
     float p[kKvTile];
     float tile_m = -INFINITY;
     for (size_t key = begin; key < end; ++key) {
-      p[key - begin] = row.Score(key);
+      p[key - begin] = keys.Score(key);
       tile_m = std::max(tile_m, p[key - begin]);
     }
     const float new_m = std::max(m, tile_m);
@@ -357,30 +419,31 @@ void AttendRow(const AttendTask& task, size_t r) {
       sum += p[key - begin];
     }
     for (size_t c = 0; c < shape.v_head_dim; ++c) {
-      o[c] = o[c] * rescale + weight * row.WeightedSum(p, begin, end, c);
+      o[c] = o[c] * rescale + weight * values.WeightedSum(p, begin, end, c);
     }
     denominator = denominator * rescale + weight * sum;
     m = new_m;
   }
   for (size_t c = 0; c < shape.v_head_dim; ++c) {
-    const float out = denominator == 0.0f ? 0.0f : o[c] / denominator + row.Center(c);
+    const float out = denominator == 0.0f ? 0.0f : o[c] / denominator + values.Center(c);
     StoreElement(out, out_row, c);
   }
 }
 
-template <class AttendedRow>
+template <class Keys, class Values>
 void Attend(const AttendTask& task, unsigned char*) {
-  for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<AttendedRow>(task, r);
+  for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<Keys, Values>(task, r);
 }
 
 // Rows are taken one by one: one driver serves any number of them.
-template <class AttendedRow>
+template <class Keys, class Values>
 constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackFunction pack) {
   return {layout,
-          IsQuantized(layout) ? &kScheme : nullptr,
+          HasQuantizedV(layout) ? &kScheme : nullptr,
+          {false, false},
           &ScratchBytes,
-          &Attend<AttendedRow>,
-          &Attend<AttendedRow>,
+          &Attend<Keys, Values>,
+          &Attend<Keys, Values>,
           kTaskRows,
           center,
           pack};
@@ -394,12 +457,17 @@ const internal::KernelTable& GetTable() {
   static constexpr internal::KernelTable kTable = {
       "scalar",
       {
-          KernelsOf<FloatRow<float>>(LayoutId::kF32, nullptr, &PackFloat<float>),
-          KernelsOf<FloatRow<uint16_t>>(LayoutId::kF16, nullptr, &PackFloat<uint16_t>),
-          KernelsOf<QuantizedRow<uint8_t>>(LayoutId::kI8BiasedK, &CenterQuantized,
-                                           &PackQuantized<uint8_t>),
-          KernelsOf<QuantizedRow<int16_t>>(LayoutId::kI8Fine, &CenterQuantized,
-                                           &PackQuantized<int16_t>),
+          KernelsOf<FloatKeys<float>, FloatValues<float>>(LayoutId::kF32, nullptr,
+                                                          &PackFloat<float>),
+          KernelsOf<FloatKeys<Half>, FloatValues<Half>>(LayoutId::kF16, nullptr, &PackFloat<Half>),
+          KernelsOf<QuantizedKeys<uint8_t>, QuantizedValues>(LayoutId::kI8BiasedK, &CenterQuantized,
+                                                             &PackQuantized<uint8_t>),
+          KernelsOf<QuantizedKeys<int16_t>, QuantizedValues>(LayoutId::kI8Fine, &CenterQuantized,
+                                                             &PackQuantized<int16_t>),
+          KernelsOf<FloatKeys<BFloat16>, FloatValues<BFloat16>>(LayoutId::kBF16, nullptr,
+                                                                &PackFloat<BFloat16>),
+          KernelsOf<QuantizedKeys<int16_t>, FloatValues<BFloat16>>(LayoutId::kMixed16, &CenterKeys,
+                                                                   &PackMixed),
       }};
   return kTable;
 }

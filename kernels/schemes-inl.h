@@ -13,8 +13,13 @@ namespace {
 // Everything in f32. Q carries the softmax scale, P replaces S in place.
 struct F32Scheme {
   static constexpr LayoutId kLayout = LayoutId::kF32;
-  static constexpr bool kQuantized = false;
-  static constexpr bool kWidensKv = false;
+  // Integers and their scales: Q and K with one for each row; P and V, whose softmax is in 16-bit
+  // fixed point.
+  static constexpr bool kQuantizedK = false;
+  static constexpr bool kQuantizedV = false;
+  // Tiles of K, of V become f32 before they are multiplied.
+  static constexpr bool kWidensK = false;
+  static constexpr bool kWidensV = false;
   static constexpr size_t kQueryVectors = F32Ops::kQueryVectors;
   static constexpr size_t kStep = F32Ops::kStep;
   using KStored = float;
@@ -27,21 +32,74 @@ struct F32Scheme {
 // K and V stored as f16; a tile is widened once for all rows of a task, then it is F32Scheme.
 struct F16Scheme : F32Scheme {
   static constexpr LayoutId kLayout = LayoutId::kF16;
-  static constexpr bool kWidensKv = true;
+  static constexpr bool kWidensK = true;
+  static constexpr bool kWidensV = true;
   using KStored = hwy::float16_t;
   using VStored = hwy::float16_t;
 };
 
 // The same K and V, widened as they are loaded: where few rows share each load.
 struct F16LoadScheme : F16Scheme {
-  static constexpr bool kWidensKv = false;
+  static constexpr bool kWidensK = false;
+  static constexpr bool kWidensV = false;
 };
+
+// Q, K, P and V in bf16, sums in f32.
+struct BF16Scheme : F32Scheme {
+  static constexpr LayoutId kLayout = LayoutId::kBF16;
+  using KStored = hwy::bfloat16_t;
+  using VStored = hwy::bfloat16_t;
+  using QkProduct = BF16Product;
+  using PvProduct = BF16Product;
+};
+
+// The same K and V as F32Scheme would have them: where there is no dot product of bf16.
+struct BF16WideScheme : F32Scheme {
+  static constexpr LayoutId kLayout = LayoutId::kBF16;
+  static constexpr bool kWidensK = true;
+  static constexpr bool kWidensV = true;
+  using KStored = hwy::bfloat16_t;
+  using VStored = hwy::bfloat16_t;
+};
+
+// Q and K in int16, P and V in bf16.
+struct Mixed16Scheme {
+  static constexpr LayoutId kLayout = LayoutId::kMixed16;
+  static constexpr bool kQuantizedK = true;
+  static constexpr bool kQuantizedV = false;
+  static constexpr bool kWidensK = false;
+  static constexpr bool kWidensV = false;
+  static constexpr size_t kQueryVectors = I8Ops::kQueryVectors;
+  static constexpr size_t kStep = I8Ops::kStep;
+  static constexpr int kKBias = 0;
+  static constexpr size_t kPTileKeys = kKvTile;
+  using KStored = int16_t;
+  using VStored = hwy::bfloat16_t;
+  using QkProduct = I16QkProduct;
+  using PvProduct = BF16Product;
+
+  static HWY_INLINE int MaxQ(size_t head_dim) { return MaxWideQuantum(head_dim); }
+  static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
+};
+
+// The same with P and V in f32: where there is no dot product of bf16.
+struct Mixed16WideScheme : Mixed16Scheme {
+  static constexpr bool kWidensV = true;
+  using PvProduct = F32Product;
+};
+
+// What prefill takes. Decode takes the narrow ones anywhere: it is K and V's way from memory that
+// counts there.
+using BF16PrefillScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16WideScheme>;
+using Mixed16PrefillScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16WideScheme>;
 
 // Q per row, K per token, V per channel and tile in int8; P in u8 relative to the tile's maximum.
 struct I8Scheme {
   static constexpr LayoutId kLayout = I8Ops::kBiasedV ? LayoutId::kI8BiasedV : LayoutId::kI8BiasedK;
-  static constexpr bool kQuantized = true;
-  static constexpr bool kWidensKv = false;
+  static constexpr bool kQuantizedK = true;
+  static constexpr bool kQuantizedV = true;
+  static constexpr bool kWidensK = false;
+  static constexpr bool kWidensV = false;
   static constexpr size_t kQueryVectors = I8Ops::kQueryVectors;
   static constexpr size_t kStep = I8Ops::kStep;
   static constexpr int kKBias = I8Ops::kBiasedV ? 0 : kBias;
@@ -74,24 +132,36 @@ struct I8FineScheme : I8Scheme {
 
 // Elements of a 32-bit lane.
 template <class Scheme>
-constexpr size_t kQkDepth = Scheme::kQuantized ? kLaneBytes / sizeof(typename Scheme::KStored) : 1;
+constexpr size_t kQkDepth = Scheme::QkProduct::kDepth;
 template <class Scheme>
-constexpr size_t kPvDepth = Scheme::kQuantized ? kLaneBytes / sizeof(typename Scheme::VStored) : 1;
+constexpr size_t kPvDepth = Scheme::PvProduct::kDepth;
 
-// Bytes in memory of what becomes one 32-bit lane, of K or V, in the tile that the products read.
+// True if P is pairs of bf16.
+template <class Scheme>
+constexpr bool kHasBF16P = hwy::IsSame<typename Scheme::PvProduct, BF16Product>();
+
+// Scores of prefill are in octaves (units of log2, so that softmax is a power of two), or in such
+// parts of an octave: see softmax_bf16-inl.h.
+template <class Scheme>
+constexpr float kOctave = kHasBF16P<Scheme> ? 2048.0f : 1.0f;
+
+// Bytes in memory of what becomes one 32-bit lane, of K or V, in the tile that the products read:
+// f16 that is not widened yet has lanes of its own size.
 template <class Scheme>
 constexpr size_t kTileLaneBytes =
-    Scheme::kQuantized || Scheme::kWidensKv ? kLaneBytes : sizeof(typename Scheme::KStored);
+    hwy::IsSame<typename Scheme::KStored, hwy::float16_t>() && !Scheme::kWidensK
+        ? sizeof(hwy::float16_t)
+        : kLaneBytes;
 
 // A query tile: up to kQueryVectors * kLanes rows that pass through the kernels together. Arrays
 // are per row unless said otherwise; rows past the last real one are zero queries, computed and
 // dropped.
 struct QueryTile {
   uint8_t* panel;     // Q: [RoundUp(head_dim, 16) / depth][rows] 32-bit lanes
-  float* row_scale;   // quantised: what one unit of q·k is worth but for K's scale, in octaves
-  int32_t* acc_init;  // quantised: where the accumulators of Q·K start
+  float* row_scale;   // quantised K: what one unit of q·k is worth but for K's scale
+  int32_t* acc_init;  // quantised V: where the accumulators of Q·K start
   int32_t* limit;     // keys below it are visible
-  float* m;           // floats: running maximum of the scores; quantised: the reference near it
+  float* m;           // P in f32: running maximum of the scores; else a reference near it
   float* d;           // running denominator
   float* o;           // [PaddedVHeadDim][rows]: running numerator
   size_t first_row;
@@ -103,15 +173,16 @@ struct QueryTile {
   size_t max_limit;
 };
 
-// What one pair of tiles leaves between its steps, for floats. Scores are in octaves: units of
-// log2.
+// What one pair of tiles leaves between its steps, where V is in floats.
 struct TileScratch {
-  float* s;        // [kKvTile][rows]: scores, then P itself
+  float* s;        // [kKvTile][rows]: scores, then P itself; P of bf16: [kKvTile / 2][rows][2]
   float* tile_m;   // maximum of the tile's visible scores
   float* rescale;  // 2^(old m - new m): what O and d have to be multiplied by
+  float* start;    // P of bf16: where the accumulators of Q·K start
+  float* sum;      // and the tile's part of d
 };
 
-// The same for the quantised schemes. Lanes hold two keys of one row as 16-bit words: see
+// The same where V is quantised. Lanes hold two keys of one row as 16-bit words: see
 // fixed_point-inl.h for "words" and their order.
 struct FixedScratch {
   int16_t* s;           // [kKvTile / 2][rows] words: scores

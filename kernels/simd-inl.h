@@ -122,21 +122,42 @@ HWY_INLINE hn::VFromD<hn::Rebind<int8_t, DF>> FromF32(hn::Rebind<int8_t, DF> d, 
   return hn::DemoteTo(d, hn::NearestInt(v));
 }
 
-#if defined(__AVX512BF16__)
-// vcvtneps2bf16 flushes subnormals to zero.
+// The bf16 nearest to v is the upper half of each lane, or a quiet NaN. Not vcvtneps2bf16, which
+// flushes subnormals to zero.
+HWY_INLINE VI32 RoundToBF16(VF v) {
+  const VI32 bits = hn::BitCast(di32, v);
+  const VI32 odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(di32, 1));
+  const VI32 rounded = hn::Add(bits, hn::Add(odd, hn::Set(di32, 0x7fff)));
+  const VI32 quiet = hn::Or(bits, hn::Set(di32, 0x400000));
+  return hn::IfThenElse(hn::RebindMask(di32, hn::IsNaN(v)), quiet, rounded);
+}
 HWY_INLINE hn::VFromD<hn::Rebind<hwy::bfloat16_t, DF>> FromF32(hn::Rebind<hwy::bfloat16_t, DF> d,
                                                                VF v) {
   const hn::RebindToUnsigned<DF> du32;
-  const hn::Rebind<uint16_t, DF> du16;
-  const auto bits = hn::BitCast(du32, v);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du32, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du32, 0x7fff)));
-  const auto quiet = hn::Or(bits, hn::Set(du32, 0x400000));
-  const auto is_nan = hn::RebindMask(du32, hn::IsNaN(v));
-  const auto chosen = hn::IfThenElse(is_nan, quiet, rounded);
-  return hn::BitCast(d, hn::TruncateTo(du16, hn::ShiftRight<16>(chosen)));
+  const hn::Rebind<uint16_t, DF> du16_half;
+  const auto upper = hn::ShiftRight<16>(hn::BitCast(du32, RoundToBF16(v)));
+  return hn::BitCast(d, hn::TruncateTo(du16_half, upper));
 }
-#endif
+
+// Two bf16 share a lane of 32 bits. Their f32 values, and lanes from these: of two vectors, or of
+// neighbours in 2 * kLanes elements.
+constexpr int32_t kUpperHalf = -0x10000;
+HWY_INLINE VF LowerOfPairs(VI32 pairs) { return hn::BitCast(df, hn::ShiftLeft<16>(pairs)); }
+HWY_INLINE VF UpperOfPairs(VI32 pairs) {
+  return hn::BitCast(df, hn::And(pairs, hn::Set(di32, kUpperHalf)));
+}
+HWY_INLINE VI32 PairsOf(VF lower, VF upper) {
+  const hn::RebindToUnsigned<DF> du32;
+  const VI32 low = hn::BitCast(di32, hn::ShiftRight<16>(hn::BitCast(du32, RoundToBF16(lower))));
+  return hn::Or(low, hn::And(RoundToBF16(upper), hn::Set(di32, kUpperHalf)));
+}
+HWY_INLINE VI32 PairsOfNeighbors(VF first, VF second) {
+  const hn::RebindToUnsigned<DF> du32;
+  const auto upper_half = [&](VF v) HWY_ATTR {
+    return hn::ShiftRight<16>(hn::BitCast(du32, RoundToBF16(v)));
+  };
+  return hn::BitCast(di32, hn::OrderedTruncate2To(du16, upper_half(first), upper_half(second)));
+}
 
 }  // namespace
 }  // namespace SIGHTLINE_TIER

@@ -32,7 +32,7 @@ constexpr QuantizedScheme kSchemeNumbers = {I8Ops::kMaxQ, Scheme::PvOps::kMaxP, 
 
 template <class Scheme>
 constexpr const QuantizedScheme* NumbersOf() {
-  if constexpr (Scheme::kQuantized) return &kSchemeNumbers<Scheme>;
+  if constexpr (Scheme::kQuantizedV) return &kSchemeNumbers<Scheme>;
   return nullptr;
 }
 
@@ -42,6 +42,7 @@ constexpr PrecisionKernels KernelsOf(PackFunction center, PackFunction pack) {
   static_assert(PrefillScheme::kLayout == DecodeScheme::kLayout, "one packed form serves both");
   return {PrefillScheme::kLayout,
           NumbersOf<PrefillScheme>(),
+          {kHasBF16P<PrefillScheme>, kHasBF16P<DecodeScheme>},
           &ScratchBytes<PrefillScheme, DecodeScheme>,
           &Prefill<PrefillScheme>,
           &Decode<DecodeScheme>,
@@ -62,6 +63,8 @@ const internal::KernelTable& GetTable() {
           KernelsOf<F16Scheme, F16LoadScheme>(nullptr, &PackFloat<hwy::float16_t>),
           KernelsOf<I8Scheme, I8Scheme>(&CenterQuantized, &PackQuantized<I8Scheme>),
           KernelsOf<I8FineScheme, I8FineScheme>(&CenterQuantized, &PackQuantized<I8FineScheme>),
+          KernelsOf<BF16PrefillScheme, BF16Scheme>(nullptr, &PackBF16),
+          KernelsOf<Mixed16PrefillScheme, Mixed16Scheme>(&CenterKeys, &PackMixed),
       }};
   return kTable;
 }

@@ -5,7 +5,7 @@
 // I8Ops: products of bytes. kQueryVectors x kStep accumulators fill the register file; kMaxQ,
 // kMaxP: largest quantum of Q and P whose products are exact; kBiasedV: V is stored with a bias,
 // and K is not. ExactPvOps: P·V as I8Ops has it, but for P up to 255. I16Ops: products of 16-bit
-// integers.
+// integers. BF16Ops: products of bf16, kNative where one instruction makes them.
 #ifndef SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 #define SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 
@@ -19,6 +19,12 @@
 #include "kernels/ops/x86_maddubs-inl.h"
 #else
 #include "kernels/ops/portable-inl.h"
+#endif
+
+#if defined(__AVX512BF16__)
+#include "kernels/ops/x86_bf16-inl.h"
+#else
+#include "kernels/ops/widened_bf16-inl.h"
 #endif
 
 namespace sightline {

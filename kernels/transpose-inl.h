@@ -81,6 +81,28 @@ HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_
   }
 }
 
+// The same to lanes of two neighbouring elements in bf16; stride, of which all are used, is a
+// multiple of kChannelAlign.
+HWY_INLINE void RowsToPairPanel(const float* HWY_RESTRICT rows, size_t stride, size_t lanes,
+                                int32_t* HWY_RESTRICT panel, size_t panel_stride) {
+  for (size_t begin = 0; begin < lanes; begin += kLanes) {
+    const size_t second = 2 * begin + kLanes;
+    VI32 x[kLanes];
+    HWY_UNROLL(16)
+    for (size_t r = 0; r < kLanes; ++r) {
+      const float* row = rows + r * stride;
+      const VF upper = second < stride ? hn::Load(df, row + second) : hn::Zero(df);
+      x[r] = PairsOfNeighbors(hn::Load(df, row + 2 * begin), upper);
+    }
+    TransposeSquare(x);
+    const size_t count = MinOf(kLanes, lanes - begin);
+    HWY_UNROLL(16)
+    for (size_t i = 0; i < kLanes; ++i) {
+      if (i < count) hn::Store(x[i], di32, panel + (begin + i) * panel_stride);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace SIGHTLINE_TIER
 }  // namespace sightline

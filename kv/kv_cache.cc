@@ -1,13 +1,14 @@
 // The growing cache.
 //
-// Floats are packed where they belong, token by token. int8 shares a V scale among the 128 keys of
-// a tile, so the open tile is kept in f32 beside its packed form (the tail) and packed anew at each
-// append: at most 128 rows, and closed tiles never change. The centres of K and V, and the balance
-// of rotated K, have to be the same for all keys: they are the first tile's, settled when it
-// closes. All of this depends on the tokens alone, not on how they were grouped into appends.
+// Floats are packed where they belong, token by token. V in int8 shares a scale among the 128 keys
+// of a tile, so the open tile is kept in f32 beside its packed form (the tail) and packed anew at
+// each append: at most 128 rows, and closed tiles never change. The centres of quantised K and V,
+// and the balance of rotated K, have to be the same for all keys: they are the first tile's,
+// settled when it closes; until then K is packed anew as well. All of this depends on the tokens
+// alone, not on how they were grouped into appends.
 //
 // Cost of appending one token: floats store it; int8 quantises its K and up to 128 rows of V, and
-// in the first tile, whose centres still move, up to 128 rows of K as well.
+// in the first tile, whose centres still move, up to 128 rows of K as well; of mixed16 that is all.
 #include <algorithm>
 
 #include "dispatch/parallel.h"
@@ -52,8 +53,10 @@ void AppendQuantized(const PrecisionKernels& kernels, const PackedHead& head,
     task.v = Skip(v, done);
     task.key_begin = tile_begin;
     task.num_keys = count;
-    const bool whole_tile = count == kKvTile;
-    if (!whole_tile || tile_begin == 0) {
+    const bool is_settled = count == kKvTile || !HasQuantizedV(head.shape.layout);
+    if (is_settled && tile_begin != 0) {
+      task.key_begin += in_tile;
+    } else {
       CopyRowsToF32(task.k, count, head_dim, tail.k + in_tile * head_dim);
       CopyRowsToF32(task.v, count, v_head_dim, tail.v + in_tile * v_head_dim);
       task.k = DenseRows(tail.k, head_dim);
@@ -94,7 +97,7 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
   geometry.capacity = desc.capacity;
   const PrecisionKernels& kernels = table->kernels[static_cast<size_t>(desc.format.precision)];
   size_t tail_rows = 0;
-  if (internal::IsQuantized(kernels.layout)) {
+  if (internal::HasQuantizedK(kernels.layout)) {
     tail_rows = std::min(internal::kKvTile, internal::RoundUp(static_cast<size_t>(desc.capacity),
                                                               internal::kKeyBlock));
   }

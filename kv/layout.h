@@ -7,8 +7,9 @@
 //   V  [key / 1024][channel / 64][key / depth][width][depth]
 //
 // The last block of keys is padded; a panel of V has width 64, the last one what is left.
-// depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 2 for int16, 1 for
-// floats. 64-key blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key
+// depth is how many elements one 32-bit lane multiplies at once: 4 for int8, 2 for int16 and bf16,
+// 1 for f16 and f32. Where depth is 2 and the number of keys is odd, the last one's V has a 0
+// beside it. 64-key blocks and 1024-key tiles stream from DRAM at 27 GB/s on a Zen 4 core, 16-key
 // blocks and 256-key tiles at 10 to 15: the runs are long enough for the prefetchers, and prefill
 // does not care.
 //
@@ -26,19 +27,21 @@ namespace sightline {
 namespace internal {
 
 // Raised whenever the meaning of a layout id changes.
-constexpr uint32_t kLayoutVersion = 3;
+constexpr uint32_t kLayoutVersion = 4;
 
 enum class LayoutId : uint32_t {
   kNone = 0,
   kF32 = 1,
   kF16 = 2,
-  kI8BiasedK = 3,  // K as u8 = k + 128, V as i8: for dot products of u8 with i8 (x86, plain NEON)
-  kI8BiasedV = 4,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
-  kI8Fine = 5,     // K as i16, V as i8
-  kI8FineBiasedV = 6,  // K as i16, V as u8 = v + 128
+  kBF16 = 3,
+  kMixed16 = 4,    // K as i16, V as bf16
+  kI8BiasedK = 5,  // K as u8 = k + 128, V as i8: for dot products of u8 with i8 (x86, plain NEON)
+  kI8BiasedV = 6,  // K as i8, V as u8 = v + 128: for i8·i8 and u8·u8 (NEON dotprod)
+  kI8Fine = 7,     // K as i16, V as i8
+  kI8FineBiasedV = 8,  // K as i16, V as u8 = v + 128
   // The int8 layouts of quanta with K balanced and rotated; see "Rotated K" below.
-  kI8RotatedBiasedK = 7,
-  kI8RotatedBiasedV = 8,
+  kI8RotatedBiasedK = 9,
+  kI8RotatedBiasedV = 10,
 };
 
 constexpr size_t kKeyBlock = 64;      // keys interleaved in K
@@ -85,9 +88,12 @@ static inline size_t RoundUp(size_t x, size_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
-static constexpr bool IsQuantized(LayoutId layout) { return layout >= LayoutId::kI8BiasedK; }
+// K in integers, with a scale per token and a centre; V as well, with a scale per tile and channel.
+static constexpr bool HasQuantizedK(LayoutId layout) { return layout >= LayoutId::kMixed16; }
+static constexpr bool HasQuantizedV(LayoutId layout) { return layout >= LayoutId::kI8BiasedK; }
 static constexpr bool HasWideK(LayoutId layout) {
-  return layout == LayoutId::kI8Fine || layout == LayoutId::kI8FineBiasedV;
+  return layout == LayoutId::kMixed16 || layout == LayoutId::kI8Fine ||
+         layout == LayoutId::kI8FineBiasedV;
 }
 static inline bool IsRotated(LayoutId layout) { return layout >= LayoutId::kI8RotatedBiasedK; }
 // K in int8 as the caller's rows have it, but for means and scales.
@@ -101,15 +107,20 @@ static inline LayoutId RotatedLayout(LayoutId layout) {
 
 // Bytes of one stored K or V element, and how many of them one 32-bit lane multiplies.
 static inline size_t KElementBytes(LayoutId layout) {
-  return layout == LayoutId::kF32 ? 4 : layout == LayoutId::kF16 || HasWideK(layout) ? 2 : 1;
+  if (layout == LayoutId::kF32) return 4;
+  return HasWideK(layout) || !HasQuantizedK(layout) ? 2 : 1;
 }
 static inline size_t VElementBytes(LayoutId layout) {
-  return layout == LayoutId::kF32 ? 4 : layout == LayoutId::kF16 ? 2 : 1;
+  return layout == LayoutId::kF32 ? 4 : HasQuantizedV(layout) ? 1 : 2;
 }
 static inline size_t KDepth(LayoutId layout) {
-  return HasWideK(layout) ? 2 : IsQuantized(layout) ? 4 : 1;
+  if (layout == LayoutId::kF32 || layout == LayoutId::kF16) return 1;
+  return 4 / KElementBytes(layout);
 }
-static inline size_t VDepth(LayoutId layout) { return IsQuantized(layout) ? 4 : 1; }
+static inline size_t VDepth(LayoutId layout) {
+  if (layout == LayoutId::kF32 || layout == LayoutId::kF16) return 1;
+  return 4 / VElementBytes(layout);
+}
 
 // Largest quantum of int16 Q and K: head_dim products of two of them, and a rounding constant of
 // 2^15, stay below 2^31.
@@ -178,7 +189,7 @@ static inline size_t NumKvTiles(const PackedShape& s) {
   return (s.capacity + kKvTile - 1) / kKvTile;
 }
 
-// Byte offsets inside one head. Scales and centres exist for quantised layouts only and are f32.
+// Byte offsets inside one head. Scales and centres exist where K or V is quantised, and are f32.
 struct PackedOffsets {
   size_t k;
   size_t v;
@@ -194,25 +205,26 @@ struct PackedOffsets {
 
 static inline PackedOffsets OffsetsOf(const PackedShape& s) {
   PackedOffsets o = {};
-  const bool quantized = IsQuantized(s.layout);
+  const bool quantized_k = HasQuantizedK(s.layout);
+  const bool quantized_v = HasQuantizedV(s.layout);
   size_t end = 0;
   o.k = end;
   end = RoundUp(end + s.capacity * PaddedHeadDim(s) * KElementBytes(s.layout), kPackedAlignBytes);
   o.v = end;
   end = RoundUp(end + s.capacity * PaddedVHeadDim(s) * VElementBytes(s.layout), kPackedAlignBytes);
   o.k_scale = end;
-  end = RoundUp(end + (quantized ? s.capacity * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized_k ? s.capacity * 4 : 0), kPackedAlignBytes);
   o.v_scale = end;
-  end = RoundUp(end + (quantized ? NumKvTiles(s) * PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized_v ? NumKvTiles(s) * PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
   o.k_center = end;
-  end = RoundUp(end + (quantized ? s.head_dim * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized_k ? s.head_dim * 4 : 0), kPackedAlignBytes);
   o.v_center = end;
-  end = RoundUp(end + (quantized ? PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
+  end = RoundUp(end + (quantized_v ? PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
   o.q_factor = end;
   end = RoundUp(end + (IsRotated(s.layout) ? RoundUp(s.head_dim, kChannelAlign) * 4 : 0),
                 kPackedAlignBytes);
   o.v_special = end;
-  end = RoundUp(end + (quantized ? 0 : NumKvTiles(s)), kPackedAlignBytes);
+  end = RoundUp(end + (quantized_v ? 0 : NumKvTiles(s)), kPackedAlignBytes);
   o.bytes = end;
   return o;
 }

@@ -43,7 +43,7 @@ void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
 
   const LayoutId layout = heads.shape.layout;
   const bool keeps_k = HasPlainI8K(layout) && k.dtype == DType::kI8 && k.scale.dim_stride == 0;
-  const bool keeps_v = IsQuantized(layout) && v.dtype == DType::kI8 && v.scale.length_stride == 0;
+  const bool keeps_v = HasQuantizedV(layout) && v.dtype == DType::kI8 && v.scale.length_stride == 0;
   const auto task_for = [&](size_t head, size_t key_begin, size_t count) {
     const size_t batch = head / heads.num_kv_heads;
     const size_t kv_head = head % heads.num_kv_heads;

@@ -32,7 +32,7 @@ HWY_INLINE void PackKeys(const PackTask& task, size_t begin, Packer& packer) {
   for (i = end; i < task.num_keys; ++i) packer.PackOne(i);
 }
 
-// K in f32 or f16: lanes of 64 keys, a row of the block for each of head_dim.
+// K in f32, f16 or bf16: a row of 64 keys for each of head_dim, or for two neighbours in bf16.
 template <typename Stored>
 class FloatKeyPacker {
  public:
@@ -46,10 +46,14 @@ class FloatKeyPacker {
     const hn::Rebind<Stored, DF> d_stored;
     HWY_ALIGN Stored stored[kLanes];
     Stored* column = Column(i);
-    for (size_t begin = 0; begin < head_dim_; begin += kLanes) {
+    const size_t elements = RoundUp(head_dim_, kDepth);
+    for (size_t begin = 0; begin < elements; begin += kLanes) {
       hn::Store(FromF32(d_stored, hn::Load(df, rows_ + begin)), d_stored, stored);
-      const size_t count = MinOf(kLanes, head_dim_ - begin);
-      for (size_t j = 0; j < count; ++j) column[(begin + j) * kKeyBlock] = stored[j];
+      const size_t count = MinOf(kLanes, elements - begin);
+      for (size_t j = 0; j < count; ++j) {
+        const size_t row = (begin + j) / kDepth;
+        column[row * kKeyBlock * kDepth + j % kDepth] = stored[j];
+      }
     }
   }
 
@@ -57,15 +61,23 @@ class FloatKeyPacker {
     for (size_t i = begin; i < end; i += kLanes) {
       PrefetchRows(task_.k, i + kRowsAhead, i + kRowsAhead + kLanes, task_.num_keys, head_dim_);
       LoadRows(task_.k, i, kLanes, head_dim_, rows_);
-      RowsToPanel(rows_, RowBufferElements(head_dim_), head_dim_, Column(i), kKeyBlock);
+      const size_t elements = RowBufferElements(head_dim_);
+      if constexpr (kDepth == 2) {
+        RowsToPairPanel(rows_, elements, RoundUp(head_dim_, 2) / 2,
+                        reinterpret_cast<int32_t*>(Column(i)), kKeyBlock);
+      } else {
+        RowsToPanel(rows_, elements, head_dim_, Column(i), kKeyBlock);
+      }
     }
   }
 
  private:
+  static constexpr size_t kDepth = hwy::IsSame<Stored, hwy::bfloat16_t>() ? 2 : 1;
+
   HWY_INLINE Stored* Column(size_t i) const {
     const size_t key = task_.key_begin + i;
     Stored* k = reinterpret_cast<Stored*>(task_.head.base + task_.head.offsets.k);
-    return k + KBlockOffset(task_.head.shape, key) + key % kKeyBlock;
+    return k + KBlockOffset(task_.head.shape, key) + key % kKeyBlock * kDepth;
   }
 
   const PackTask& task_;
@@ -108,6 +120,72 @@ HWY_INLINE void PackFloatValuesFrom(const PackTask& task, Reader reader) {
   }
 }
 
+// One key of V in bf16, or two, to the lanes of their panels. An even key has a 0 beside it until
+// the odd one comes: Merge says what becomes of the row, or two, that are read and the lanes that
+// are there. Returns the largest magnitudes of what was stored.
+template <class Merge>
+HWY_INLINE VI32 PackValuePair(Merge merge, size_t n, size_t channels, const PackedShape& shape,
+                              size_t key, uint8_t* HWY_RESTRICT v_out) {
+  VI32 largest = hn::Zero(di32);
+  int32_t* HWY_RESTRICT lanes_out = reinterpret_cast<int32_t*>(v_out);
+  for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
+    const VPanel panel = VPanelAt(shape, key, begin);
+    const size_t row = key % kVTileKeys / 2;
+    int32_t* HWY_RESTRICT out = lanes_out + panel.offset / 2 + row * panel.width;
+    for (size_t c = 0; c < panel.width; c += kLanes) {
+      const VI32 lanes = merge(begin + c, begin + c < n, out + c);
+      hn::Store(lanes, di32, out + c);
+      largest =
+          hn::Max(largest, hn::Max(Magnitude(LowerOfPairs(lanes)), Magnitude(UpperOfPairs(lanes))));
+    }
+  }
+  return largest;
+}
+
+template <class Reader>
+HWY_INLINE void PackBF16ValuesFrom(const PackTask& task, Reader reader) {
+  const PackedShape& shape = task.head.shape;
+  const size_t n = reader.n;
+  const size_t channels = PaddedVHeadDim(shape);
+  uint8_t* v_out = task.head.base + task.head.offsets.v;
+  uint8_t* special = task.head.base + task.head.offsets.v_special;
+  for (size_t i = 0; i < task.num_keys;) {
+    const size_t key = task.key_begin + i;
+    const size_t ahead = i + kRowsAhead;
+    PrefetchRows(task.v, ahead, ahead + 2, task.num_keys, n);
+    const auto first = reader[i];
+    VI32 largest;
+    size_t count = 1;
+    if (key % 2 != 0) {
+      const auto beside = [=](size_t c, bool used, const int32_t* there) HWY_ATTR {
+        const VI32 lower = hn::AndNot(hn::Set(di32, kUpperHalf), hn::Load(di32, there));
+        return hn::Or(lower, used ? PairsOf(hn::Zero(df), first(c)) : hn::Zero(di32));
+      };
+      largest = PackValuePair(beside, n, channels, shape, key, v_out);
+    } else if (i + 1 < task.num_keys) {
+      const auto second = reader[i + 1];
+      const auto both = [=](size_t c, bool used, const int32_t*) HWY_ATTR {
+        return used ? PairsOf(first(c), second(c)) : hn::Zero(di32);
+      };
+      largest = PackValuePair(both, n, channels, shape, key, v_out);
+      count = 2;
+    } else {
+      const auto alone = [=](size_t c, bool used, const int32_t*) HWY_ATTR {
+        return used ? PairsOf(first(c), hn::Zero(df)) : hn::Zero(di32);
+      };
+      largest = PackValuePair(alone, n, channels, shape, key, v_out);
+    }
+    if (key % kKvTile == 0) special[key / kKvTile] = 0;
+    if (HWY_UNLIKELY(!AllBelow(largest, -kNegInf))) special[key / kKvTile] = 1;
+    i += count;
+  }
+}
+
+HWY_INLINE void PackBF16Values(const PackTask& task) {
+  ReadRows(task.v, task.head.shape.v_head_dim,
+           [&](auto reader) HWY_ATTR { PackBF16ValuesFrom(task, reader); });
+}
+
 // f32 and f16: rows are independent, any range of keys can be packed at any time.
 template <typename Stored>
 void PackFloat(const PackTask& task, unsigned char* scratch) {
@@ -115,6 +193,12 @@ void PackFloat(const PackTask& task, unsigned char* scratch) {
   PackKeys(task, 0, packer);
   ReadRows(task.v, task.head.shape.v_head_dim,
            [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
+}
+
+void PackBF16(const PackTask& task, unsigned char* scratch) {
+  FloatKeyPacker<hwy::bfloat16_t> packer(task, scratch);
+  PackKeys(task, 0, packer);
+  PackBF16Values(task);
 }
 
 // What is added up of each element: itself, or how far it is from a vector of means.
@@ -204,14 +288,13 @@ HWY_INLINE VF WholeSteps(VF mean, VF scale) {
   return hn::IfThenElseZero(hn::And(many, usable), hn::Mul(steps, step));
 }
 
-// Writes k_center, v_center and, where K is rotated, q_factor: all from the task's rows, of which
-// there is at least one.
-void CenterQuantized(const PackTask& task, unsigned char* scratch) {
+// Writes k_center and, where K is rotated, q_factor, from the task's rows, of which there is at
+// least one.
+void CenterKeys(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* mean = reinterpret_cast<float*>(scratch);
   float* size = mean + kMaxHeadDim;
   float* k_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.k_center);
-  float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
 
   MeanOfRows(task.k, task.num_keys, shape.head_dim, mean);
   if (task.keeps_k) {
@@ -226,7 +309,14 @@ void CenterQuantized(const PackTask& task, unsigned char* scratch) {
     SumSampledRows(task.k, task.num_keys, shape.head_dim, Distance{mean}, size);
     BalanceChannels(task.head, size);
   }
+}
 
+// The same, and v_center.
+void CenterQuantized(const PackTask& task, unsigned char* scratch) {
+  CenterKeys(task, scratch);
+  const PackedShape& shape = task.head.shape;
+  float* mean = reinterpret_cast<float*>(scratch);
+  float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
   MeanOfRows(task.v, task.num_keys, shape.v_head_dim, mean);
   for (size_t c = 0; task.keeps_v && c < shape.v_head_dim; c += kLanes) {
     const VF scale = LoadScales(task.v.first, c, shape.v_head_dim);
@@ -450,6 +540,13 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
       }
     }
   }
+}
+
+// K in int16, V in bf16: any range of keys.
+void PackMixed(const PackTask& task, unsigned char* scratch) {
+  QuantizedKeyPacker<Mixed16Scheme> packer(task, scratch);
+  PackKeys(task, 0, packer);
+  PackBF16Values(task);
 }
 
 // One tile of up to kKvTile keys, from its first.

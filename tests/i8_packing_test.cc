@@ -23,7 +23,7 @@ static_assert(kScaleTileKeys == internal::kKvTile, "the simulation's tile is the
 // Stored bytes, brought into the order of the simulation and freed of their bias.
 QuantHead Unpack(const internal::PackedHead& head, size_t kv_len) {
   const internal::PackedShape& shape = head.shape;
-  REQUIRE(internal::IsQuantized(shape.layout));
+  REQUIRE(internal::HasQuantizedV(shape.layout));
   const bool biased_v = shape.layout == internal::LayoutId::kI8BiasedV ||
                         shape.layout == internal::LayoutId::kI8RotatedBiasedV ||
                         shape.layout == internal::LayoutId::kI8FineBiasedV;

@@ -25,11 +25,11 @@ struct Format {
   Precision precision;
   bool rotate_k;
 };
-constexpr Format kFormats[] = {{"f32", Precision::kF32, false},
-                               {"f16", Precision::kF16, false},
-                               {"i8", Precision::kI8, false},
-                               {"i8, rotate_k", Precision::kI8, true},
-                               {"i8_fine", Precision::kI8Fine, false}};
+constexpr Format kFormats[] = {
+    {"f32", Precision::kF32, false},        {"f16", Precision::kF16, false},
+    {"i8", Precision::kI8, false},          {"i8, rotate_k", Precision::kI8, true},
+    {"i8_fine", Precision::kI8Fine, false}, {"bf16", Precision::kBF16, false},
+    {"mixed16", Precision::kMixed16, false}};
 
 // The same numbers for many rows and for one: 128 queries of one head, and one query of 32 heads.
 struct Problems {

@@ -94,11 +94,15 @@ TEST_CASE("Plan::Create refuses", "[status]") {
       {"scale NaN", kInvalid, "scale", [](auto& d) { d.scale = NAN; }},
       {"scale infinite", kInvalid, "scale", [](auto& d) { d.scale = -HUGE_VALF; }},
       {"no such precision", kInvalid, "precision", [](auto& d) { d.precision = kNoPrecision; }},
-      {"bf16 K/V", kUnsupported, "precision", [](auto& d) { d.precision = Precision::kBF16; }},
       {"rotated f32", kInvalid, "rotate_k", [](auto& d) { d.rotate_k = true; }},
       {"rotated i8_fine", kInvalid, "rotate_k",
        [](auto& d) {
          d.precision = Precision::kI8Fine;
+         d.rotate_k = true;
+       }},
+      {"rotated mixed16", kInvalid, "rotate_k",
+       [](auto& d) {
+         d.precision = Precision::kMixed16;
          d.rotate_k = true;
        }},
       {"no such tier", kInvalid, "tier", [](auto& d) { d.tier = "abacus"; }},
@@ -415,7 +419,7 @@ TEST_CASE("Run refuses arguments that contradict each other", "[status]") {
       {"workspace on out", kInvalid, "workspace",
        [](auto& c) { c.args.out.data = c.workspace.data; }},
   };
-  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
+  for (const Precision precision : kPrecisions) {
     CheckRunRefuses({BestTier(), precision}, mistakes);
   }
 }
@@ -467,7 +471,7 @@ TEST_CASE("tensors may share scales", "[status]") {
 // Of the bytes that the caller lends, workspace_bytes() are used; `out` may lie in the rest.
 TEST_CASE("out may lie in what the plan leaves of an arena", "[status]") {
   const Problem problem(ValidCase(), 5);
-  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
+  for (const Precision precision : kPrecisions) {
     const Setup setup = {BestTier(), precision};
     const Tensor expected = Attend(problem, setup);
     Plan plan;
@@ -603,7 +607,7 @@ TEST_CASE("Run refuses rotated K where the plan does not rotate, and the reverse
 // A layout is what counts, not the name of the tier that wrote it.
 TEST_CASE("tiers read each other's memories if the layout is theirs", "[status]") {
   const Problem problem(ValidCase(), 2);
-  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
+  for (const Precision precision : kPrecisions) {
     for (const char* reader : SupportedTiers()) {
       const Setup setup = {reader, precision, Source::kMemory};
       Plan plan;
@@ -666,7 +670,6 @@ TEST_CASE("CrossMemory::Create refuses", "[status]") {
       {"v beyond the address space", kInvalid, "v", [](auto& c) { c.v.length_stride = kHuge; }},
       {"no such precision", kInvalid, "precision",
        [](auto& c) { c.format.precision = kNoPrecision; }},
-      {"bf16", kUnsupported, "precision", [](auto& c) { c.format.precision = Precision::kBF16; }},
       {"rotated f16", kInvalid, "rotate_k",
        [](auto& c) { c.format = {Precision::kF16, BestTier(), true}; }},
       {"rotated i8_fine", kInvalid, "rotate_k",
@@ -732,7 +735,6 @@ TEST_CASE("KvCache::Create refuses", "[status]") {
       {"absurd capacity", kInvalid, "capacity", [](auto& d) { d.capacity = kHuge; }},
       {"no such precision", kInvalid, "precision",
        [](auto& d) { d.format.precision = kNoPrecision; }},
-      {"bf16", kUnsupported, "precision", [](auto& d) { d.format.precision = Precision::kBF16; }},
       {"rotated f16", kInvalid, "rotate_k",
        [](auto& d) { d.format = {Precision::kF16, BestTier(), true}; }},
       {"rotated i8_fine", kInvalid, "rotate_k",
@@ -832,7 +834,9 @@ TEST_CASE("names and sizes of element types", "[status]") {
   CHECK(std::string(Name(Precision::kF32)) == "f32");
   CHECK(std::string(Name(Precision::kF16)) == "f16");
   CHECK(std::string(Name(Precision::kI8)) == "i8");
+  CHECK(std::string(Name(Precision::kI8Fine)) == "i8_fine");
   CHECK(std::string(Name(Precision::kBF16)) == "bf16");
+  CHECK(std::string(Name(Precision::kMixed16)) == "mixed16");
   CHECK(std::string(Name(kNoPrecision)) == "?");
   CHECK(SizeBytes(DType::kF32) == 4);
   CHECK(SizeBytes(DType::kF16) == 2);

@@ -22,7 +22,8 @@ constexpr char kHelp[] =
   sightline_translate < sentences      one sentence a line; blank lines are skipped
   sightline_translate -                the same, waiting for the first line
 
-  --precision P          f32, f16 or i8; by default all three, which are compared
+  --precision P          f32, f16, bf16, mixed16, i8 or i8_fine; by default f32, f16 and i8, which are
+                         compared
   --quiet                translations only, one a line, without pictures
   --model FOLDER         of weights.safetensors, vocab.en.txt and vocab.fr.txt
   --evaluate FILE        count exact translations of a file of "english<TAB>french" lines
@@ -37,12 +38,14 @@ The model knows some hundred words. Exit status: 0, or 1 if anything failed, 2 f
 )";
 
 Status ParsePrecision(const std::string& text, std::vector<Precision>* precisions) {
-  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kI8}) {
+  for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kBF16,
+                                    Precision::kMixed16, Precision::kI8, Precision::kI8Fine}) {
     if (text != Name(precision)) continue;
     *precisions = {precision};
     return Status();
   }
-  return Status::Error(StatusCode::kInvalidArgument, "--precision is %.40s, must be f32, f16 or i8",
+  return Status::Error(StatusCode::kInvalidArgument,
+                       "--precision is %.40s, must be f32, f16, bf16, mixed16, i8 or i8_fine",
                        text.c_str());
 }
 

@@ -29,7 +29,8 @@ namespace {
 using sightline::Precision;
 
 const std::string kFolder = SIGHTLINE_TRANSLATE_FOLDER;
-constexpr Precision kPrecisions[] = {Precision::kF32, Precision::kF16, Precision::kI8};
+constexpr Precision kPrecisions[] = {Precision::kF32,     Precision::kF16, Precision::kBF16,
+                                     Precision::kMixed16, Precision::kI8,  Precision::kI8Fine};
 
 bool Contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -548,7 +549,7 @@ TEST_CASE("Command line: what goes wrong is said", "[command_line]") {
       {{"--evaluate", "/nowhere.tsv"}, kFailure, "/nowhere.tsv: cannot be opened"},
       {{"--evaluate", kFolder + "/vocab.en.txt"}, kFailure, "line 1 has no tab"},
       {{"--evaluate"}, kUsage, "--evaluate needs a value"},
-      {{"--precision", "f64"}, kUsage, "must be f32, f16 or i8"},
+      {{"--precision", "f64"}, kUsage, "must be f32, f16, bf16, mixed16"},
       {{"--limit", "0"}, kUsage, "--limit is 0"},
       {{"--min-exact=101"}, kUsage, "--min-exact is 101"},
       {{"--frobnicate"}, kUsage, "no option --frobnicate"},

@@ -87,7 +87,7 @@ struct KvCacheDesc {
 //
 // kI8 and kI8Fine also keep the tokens of the open tile, up to 128, in f32, and quantise their
 // values anew at each append: below a capacity of about 550 and 1150 tokens that is more memory
-// than kF16 takes.
+// than kF16 takes. kMixed16 keeps the first 128, until when the mean of K moves.
 class KvCache {
  public:
   // An empty cache, which Run and Append refuse. Caches are moved, not copied.

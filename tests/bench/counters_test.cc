@@ -206,6 +206,10 @@ TEST_CASE("Every tier has roofs", "[counters]") {
     CHECK(roofs.Arithmetic("no_such_unit") == 0.0);
     CHECK(roofs.UnitOf("f32") == "fp32_fma");
     CHECK(roofs.UnitOf("f16") == "fp32_fma");
+    CHECK(roofs.UnitOf("bf16") == (tier == "avx512_bf16" ? "bf16_dot" : "fp32_fma"));
+    CHECK(roofs.UnitOf("mixed16") == (tier == "avx512_bf16" ? "bf16_dot"
+                                      : tier == "scalar"    ? "fp32_fma"
+                                                            : "int16_dot"));
     CHECK(roofs.UnitOf("i8") == (tier == "scalar" ? "fp32_fma" : "int8_dot"));
     CHECK(roofs.ReadBandwidth(10e3) > 0.0);
   }

@@ -100,10 +100,6 @@ float RoundThrough(DType dtype, float x, float scale) {
   return NAN;
 }
 
-float RoundThrough(Precision precision, float x) {
-  return RoundThrough(precision == Precision::kF16 ? DType::kF16 : DType::kF32, x);
-}
-
 double StorageError(DType dtype, double magnitude, double scale) {
   switch (dtype) {
     case DType::kF32:

@@ -28,7 +28,6 @@ float F32FromI8(int8_t quantum, float scale);
 
 // What is left of x once stored as an element of that type.
 float RoundThrough(DType dtype, float x, float scale = 1.0f);
-float RoundThrough(Precision precision, float x);  // f32 and f16 only
 
 // |stored - exact| for an exact result of this magnitude stored as an element of that type. i8: for
 // results up to 127 quanta.

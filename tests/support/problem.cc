@@ -151,8 +151,57 @@ OracleInput OracleInputOf(const Problem& p) {
   return in;
 }
 
-// Tolerance of the f32 and f16 kernels, u = 2^-24. Their K and V are exact copies of the oracle's,
-// all arithmetic is f32:
+// Q, K and V as the precision leaves them; what kernels do with them exactly is part of the
+// oracle's input.
+OracleInput RoundedInputOf(const Problem& p, const Expectations::Method& method) {
+  OracleInput in = OracleInputOf(p);
+  const auto round = [](std::vector<double>* x, DType dtype, float gain = 1.0f) {
+    for (double& element : *x) {
+      element = static_cast<double>(RoundThrough(dtype, static_cast<float>(element) * gain));
+    }
+  };
+  switch (method.precision) {
+    case Precision::kF16:
+      round(&in.k, DType::kF16);
+      round(&in.v, DType::kF16);
+      break;
+    case Precision::kBF16:
+      round(&in.k, DType::kBF16);
+      round(&in.v, DType::kBF16);
+      if (method.bf16 != BF16Arithmetic::kNone) {
+        // Q has been multiplied by what makes octaves of scores; powers of two besides do not
+        // matter.
+        round(&in.q, DType::kBF16, static_cast<float>(in.scale * kLog2E));
+        in.scale = 1.0 / kLog2E;
+      }
+      break;
+    case Precision::kMixed16:
+      round(&in.v, DType::kBF16);
+      for (int64_t b = 0; b < p.c.kv_batch; ++b) {
+        for (int64_t g = 0; g < p.c.kv_heads; ++g) {
+          const QuantHead head = QuantizeHeadOf(p, b, g, method.quant, method.center_keys);
+          for (int64_t key = 0; key < p.c.kv_len; ++key) {
+            for (int64_t d = 0; d < p.c.head_dim; ++d) {
+              const size_t at = static_cast<size_t>(key * p.c.head_dim + d);
+              in.k[in.k_dims.Index(b, key, g, d)] =
+                  static_cast<double>(head.k[at]) *
+                  static_cast<double>(head.k_scale[static_cast<size_t>(key)]);
+            }
+          }
+        }
+      }
+      for (size_t row = 0; row < in.q.size(); row += static_cast<size_t>(p.c.head_dim)) {
+        QuantizeQuery(method.quant, static_cast<size_t>(p.c.head_dim), in.q.data() + row);
+      }
+      break;
+    default:
+      break;
+  }
+  return in;
+}
+
+// Tolerance where V is in floats, u = 2^-24. Q, K and V are exact copies of the oracle's,
+// arithmetic is f32 but for P where V is bf16:
 //
 //  - A score is a sum of head_dim products in any order, times the scale, minus a maximum:
 //    |ds| <= (head_dim + 4) u * sum |scale q k|, plus 2 u |s| for the subtraction and the change of
@@ -163,31 +212,38 @@ OracleInput OracleInputOf(const Problem& p) {
 //
 //  - P V and the sum of p run over n = visible keys in any order: n u each, on sums of magnitudes.
 //
+//  - P rounded to bf16: 2^-8, and d sums the same roundings. Straight from sums instead: each of
+//  the
+//    head_dim / 2 additions rounds to 1/2048 octave and so does the end, once to 1/128, and the
+//    mantissa by half a step of 1/128.
+//
 //  - Numerator and denominator each carry all of this: a factor 2, on sum_j p |v|. The division
 //    adds 4 u.
 //
 //  - What underflows: the kernels may take 2^x as 0 below 2^-100.
-Expected ExpectFloat(const Problem& p, Precision precision) {
-  OracleInput in = OracleInputOf(p);
-  for (std::vector<double>* x : {&in.k, &in.v}) {
-    for (double& element : *x) element = RoundThrough(precision, static_cast<float>(element));
-  }
-  const OracleOutput oracle = ComputeOracle(in);
+Expected ExpectFloat(const Problem& p, const Expectations::Method& method) {
+  const OracleOutput oracle = ComputeOracle(RoundedInputOf(p, method));
 
   Expected e;
   e.dims = oracle.dims;
   e.value = oracle.out;
   e.tolerance.resize(e.value.size());
   const double u = kF32Unit;
+  const double head_dim = static_cast<double>(p.c.head_dim);
+  double p_error = 0.0;
+  if (method.bf16 == BF16Arithmetic::kRounded) p_error = kBF16Unit;
+  if (method.bf16 == BF16Arithmetic::kDirect) {
+    const double octaves = (head_dim / 2.0 + 2.0) / 4096.0 + 1.0 / 256.0;
+    p_error = exp2(octaves) - 1.0 + kBF16Unit;
+  }
   for (size_t i = 0; i < e.value.size(); ++i) {
     const size_t row = i / static_cast<size_t>(e.dims.dim);
     const size_t query =
         row / static_cast<size_t>(e.dims.heads) % static_cast<size_t>(e.dims.length);
     const double n = static_cast<double>(oracle.visible[query]);
-    const double score_error =
-        expm1((static_cast<double>(p.c.head_dim) + 6.0) * u * oracle.score_bound[row]);
+    const double score_error = expm1((head_dim + 6.0) * u * oracle.score_bound[row]);
     const double exp_error = 4.0 * u * (1.0 + ceil(n / 128.0));
-    const double error = 2.0 * (score_error + exp_error + n * u) + 4.0 * u;
+    const double error = 2.0 * (score_error + exp_error + p_error + n * u) + 4.0 * u;
     e.tolerance[i] = error * oracle.abs_out[i] + n * ldexp(oracle.max_abs_v, -100);
   }
   return e;
@@ -396,19 +452,38 @@ QuantHead QuantizeHeadOf(const Problem& p, int64_t batch, int64_t head, const Qu
                       static_cast<size_t>(center_keys), kept);
 }
 
-QuantMethod QuantMethodOf(const Case& c, const Setup& setup) {
-  QuantMethod method;
+namespace {
+
+const internal::PrecisionKernels& KernelsOf(const Setup& setup) {
   const internal::KernelTable* table = nullptr;
   REQUIRE_THAT(internal::FindKernels(setup.tier, &table), IsOk());
-  const internal::PrecisionKernels& kernels = table->kernels[static_cast<size_t>(setup.precision)];
-  if (kernels.scheme == nullptr) return method;
+  return table->kernels[static_cast<size_t>(setup.precision)];
+}
+
+bool IsDecoded(const Case& c, const internal::PrecisionKernels& kernels) {
+  const int64_t num_rows = c.q_len * c.beams * (c.heads / c.kv_heads);
+  return num_rows <= static_cast<int64_t>(kernels.decode_rows);
+}
+
+BF16Arithmetic BF16ArithmeticOf(const Case& c, const Setup& setup) {
+  const internal::PrecisionKernels& kernels = KernelsOf(setup);
+  if (IsDecoded(c, kernels)) {
+    return kernels.bf16.decode ? BF16Arithmetic::kRounded : BF16Arithmetic::kNone;
+  }
+  return kernels.bf16.prefill ? BF16Arithmetic::kDirect : BF16Arithmetic::kNone;
+}
+
+}  // namespace
+
+QuantMethod QuantMethodOf(const Case& c, const Setup& setup) {
+  QuantMethod method;
+  const internal::PrecisionKernels& kernels = KernelsOf(setup);
   method.wide_k = internal::HasWideK(kernels.layout);
   method.rotate_k = setup.rotate_k;
+  if (kernels.scheme == nullptr) return method;
   method.max_q = kernels.scheme->max_q;
   method.max_p = kernels.scheme->max_p;
-  const int64_t num_rows = c.q_len * c.beams * (c.heads / c.kv_heads);
-  const bool few = num_rows <= static_cast<int64_t>(kernels.decode_rows);
-  if (few || kernels.scheme->exp2 == nullptr) return method;
+  if (IsDecoded(c, kernels) || kernels.scheme->exp2 == nullptr) return method;
   method.p_tile_keys = kernels.scheme->p_tile_keys;
   constexpr size_t kFractions = 64;
   method.exp2.assign(kernels.scheme->exp2, kernels.scheme->exp2 + kFractions);
@@ -416,23 +491,24 @@ QuantMethod QuantMethodOf(const Case& c, const Setup& setup) {
 }
 
 Expectations::Method Expectations::MethodOf(const Case& c, const Setup& setup) {
-  Method method = {setup.precision, QuantMethodOf(c, setup), 0};
-  if (!IsQuantized(setup.precision)) return method;
+  Method method = {setup.precision, QuantMethodOf(c, setup), 0, BF16ArithmeticOf(c, setup)};
+  if (!HasQuantizedK(setup.precision)) return method;
   method.quant.keeps_kv = setup.source != Source::kCache;
   method.center_keys = setup.source == Source::kCache ? CacheCenterKeys(c.kv_len) : c.kv_len;
   return method;
 }
 
 Expected Expectations::Compute(const Problem& problem, const Method& method) {
-  return IsQuantized(method.precision) ? ExpectQuantized(problem, method.quant, method.center_keys)
-                                       : ExpectFloat(problem, method.precision);
+  return HasQuantizedV(method.precision)
+             ? ExpectQuantized(problem, method.quant, method.center_keys)
+             : ExpectFloat(problem, method);
 }
 
 const Expected& Expectations::operator()(const Setup& setup) {
   const Method method = MethodOf(problem_.c, setup);
   for (const auto& [known, expected] : known_) {
     if (known.precision == method.precision && known.center_keys == method.center_keys &&
-        known.quant == method.quant) {
+        known.bf16 == method.bf16 && known.quant == method.quant) {
       return expected;
     }
   }
@@ -448,7 +524,11 @@ std::vector<double> ExactOutput(const Problem& problem) {
   return ComputeOracle(OracleInputOf(problem)).out;
 }
 
-bool IsQuantized(Precision precision) {
+bool HasQuantizedK(Precision precision) {
+  return HasQuantizedV(precision) || precision == Precision::kMixed16;
+}
+
+bool HasQuantizedV(Precision precision) {
   return precision == Precision::kI8 || precision == Precision::kI8Fine;
 }
 

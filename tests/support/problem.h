@@ -86,9 +86,12 @@ struct Problem {
   Tensor q, k, v;
 };
 
-constexpr std::array<Precision, 4> kPrecisions = {Precision::kF32, Precision::kF16, Precision::kI8,
-                                                  Precision::kI8Fine};
-bool IsQuantized(Precision precision);
+constexpr std::array<Precision, 6> kPrecisions = {Precision::kF32,  Precision::kF16,
+                                                  Precision::kI8,   Precision::kI8Fine,
+                                                  Precision::kBF16, Precision::kMixed16};
+// Where K, where V is integers, which know no NaN.
+bool HasQuantizedK(Precision precision);
+bool HasQuantizedV(Precision precision);
 
 // How the library is asked to solve it.
 enum class Source { kTensors, kMemory, kCache };
@@ -112,6 +115,10 @@ KvCache CacheOf(const Problem& problem, const Setup& setup);
 // gap.
 Tensor Attend(const Problem& problem, const Setup& setup);
 
+// How Q and P meet bf16: in f32, rounded to it, or P straight from sums
+// (kernels/softmax_bf16-inl.h).
+enum class BF16Arithmetic { kNone, kRounded, kDirect };
+
 // What a setup's tier does in a quantised precision with so many rows; of floats the default.
 QuantMethod QuantMethodOf(const Case& c, const Setup& setup);
 
@@ -123,8 +130,8 @@ struct Expected {
   FixedPointPaths paths;          // how the simulation got there
 };
 
-// f32, f16: the oracle, with tolerances derived in problem.cc. Quantised precisions: the simulation
-// of what the tier does with them.
+// V in floats: the oracle on what the precision leaves of Q, K and V, with tolerances derived in
+// problem.cc. i8, i8_fine: the simulation of what the tier does with them.
 Expected Expect(const Problem& problem, const Setup& setup);
 
 // The same for many setups: what tiers have in common is computed once. The problem has to outlive
@@ -134,14 +141,15 @@ class Expectations {
   explicit Expectations(const Problem& problem) : problem_(problem) {}
   const Expected& operator()(const Setup& setup);
 
- private:
   // On what an expectation depends beside the problem.
   struct Method {
     Precision precision;
     QuantMethod quant;
     int64_t center_keys;
+    BF16Arithmetic bf16;
   };
 
+ private:
   friend Expected Expect(const Problem& problem, const Setup& setup);
   static Method MethodOf(const Case& c, const Setup& setup);
   static Expected Compute(const Problem& problem, const Method& method);

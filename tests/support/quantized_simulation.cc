@@ -394,6 +394,17 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
   return head;
 }
 
+void QuantizeQuery(const QuantMethod& method, size_t head_dim, double* q) {
+  std::vector<float> finite(q, q + head_dim);
+  for (float& x : finite) x = Sanitize(x);
+  std::vector<int16_t> quanta(head_dim);
+  const float scale = QuantizeRun(finite.data(), head_dim, 1, LargestQuantaOf(method, head_dim).q,
+                                  0.0f, quanta.data());
+  for (size_t d = 0; d < head_dim; ++d) {
+    q[d] = static_cast<double>(quanta[d]) * static_cast<double>(scale);
+  }
+}
+
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
                             float kept_q_scale, const SeenKeys& seen, float scale_log2e) {
   QuantResult result;

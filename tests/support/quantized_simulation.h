@@ -83,6 +83,9 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
                        size_t head_dim, size_t v_head_dim, const QuantMethod& method,
                        size_t center_keys, const KeptScales& kept = {});
 
+// A query, [head_dim], becomes what its quanta are worth.
+void QuantizeQuery(const QuantMethod& method, size_t head_dim, double* q);
+
 // Which ways a simulation took through fixed point, in pairs of a row and a tile: a test that is
 // there for one of them requires that it was met.
 struct FixedPointPaths {
