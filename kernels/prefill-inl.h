@@ -47,6 +47,7 @@ HWY_INLINE TileScratch TakeTileScratch(size_t rows, ScratchArena& arena) {
   scratch.tile_m = arena.Take<float>(rows);
   scratch.rescale = arena.Take<float>(rows);
   scratch.start = arena.Take<float>(rows);
+  scratch.bits = arena.Take<int32_t>(rows);
   scratch.sum = arena.Take<float>(rows);
   return scratch;
 }
@@ -112,7 +113,7 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
   q.max_limit = KeyLimit(task, first_row + q.num_rows - 1);
   for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
     q.limit[r] = static_cast<int32_t>(KeyLimit(task, first_row + MinOf(r, q.num_rows - 1)));
-    q.m[r] = kHasBF16P<Scheme> ? kHeadroom : kNegInf;
+    q.m[r] = kHasBF16P<Scheme> ? kHeadroom<Scheme> : kNegInf;
     q.d[r] = 0.0f;
   }
   const size_t channels = PaddedVHeadDim(task.head.shape);

@@ -141,9 +141,11 @@ template <class Scheme>
 constexpr bool kHasBF16P = hwy::IsSame<typename Scheme::PvProduct, BF16Product>();
 
 // Scores of prefill are in octaves (units of log2, so that softmax is a power of two), or in such
-// parts of an octave: see softmax_bf16-inl.h.
+// parts of an octave: see softmax_bf16-inl.h, which wants so many fraction bits.
 template <class Scheme>
-constexpr float kOctave = kHasBF16P<Scheme> ? 2048.0f : 1.0f;
+constexpr int kDirectBits = Scheme::kQuantizedK ? 7 : 11;
+template <class Scheme>
+constexpr float kOctave = kHasBF16P<Scheme> ? float{1 << kDirectBits<Scheme>} : 1.0f;
 
 // Bytes in memory of what becomes one 32-bit lane, of K or V, in the tile that the products read:
 // f16 that is not widened yet has lanes of its own size.
@@ -179,6 +181,7 @@ struct TileScratch {
   float* tile_m;   // maximum of the tile's visible scores
   float* rescale;  // 2^(old m - new m): what O and d have to be multiplied by
   float* start;    // P of bf16: where the accumulators of Q·K start
+  int32_t* bits;   // the bits of all their sums
   float* sum;      // and the tile's part of d
 };
 

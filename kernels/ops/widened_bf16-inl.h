@@ -1,5 +1,5 @@
-// Products of bf16 without an instruction for them: both halves of a lane widened to f32, where they
-// are exact, and two multiply-adds.
+// Products of bf16 without an instruction for them: both halves of a lane widened to f32, where
+// they are exact, and two multiply-adds.
 #ifndef SIGHTLINE_KERNELS_OPS_WIDENED_BF16_INL_H_
 #define SIGHTLINE_KERNELS_OPS_WIDENED_BF16_INL_H_
 
