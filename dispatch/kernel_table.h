@@ -163,18 +163,12 @@ struct QuantizedScheme {
   const uint16_t* exp2;
 };
 
-// Where K or V is bf16: whether a driver rounds Q (unless it is quantised) and P to bf16 as well.
-// For tests.
-struct BF16Rounding {
-  bool prefill;
-  bool decode;
-};
-
 // What a tier offers for one precision.
 struct PrecisionKernels {
   LayoutId layout;  // i8: or its rotated form, which every step tells by the head it is given
   const QuantizedScheme* scheme;  // null where V is in floats
-  BF16Rounding bf16;
+  // Q, unless it is quantised, and P are rounded to bf16 before they meet K and V of it. For tests.
+  bool rounds_to_bf16;
   // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
   size_t (*scratch_bytes)(const PackedShape& shape);
   AttendFunction prefill;  // up to kTaskRows rows

@@ -27,12 +27,18 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // Rows that share one load: 6 x 4 accumulators, 4 vectors of K or V and a broadcast are 29 of 32
-// registers; 5 x 2, 2 and 1 leave three of 16 to products of several instructions.
-constexpr size_t kRowBlock = kNumRegisters == 32 ? 6 : 5;
+// registers; 5 x 4 leave room for 4 vectors before and after they are widened. 5 x 2, 2 and 1 leave
+// three of 16 to that, or to products of several instructions.
+constexpr size_t kMaxRowBlock = kNumRegisters == 32 ? 6 : 5;
+template <class Scheme>
+constexpr size_t kRowBlock =
+    kKLaneDepth<Scheme> != kQkDepth<Scheme> || kVLaneDepth<Scheme> != kPvDepth<Scheme>
+        ? 5
+        : kMaxRowBlock;
 
 // Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles
 // are at least half full.
-constexpr size_t kDecodeRows = MaxOf(kRowBlock, kLanes / 2 * F32Ops::kQueryVectors);
+constexpr size_t kDecodeRows = MaxOf(kMaxRowBlock, kLanes / 2 * F32Ops::kQueryVectors);
 
 // Vectors of keys or channels side by side: as many as fit beside the accumulators.
 constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || rows <= 2 ? 4 : 2; }
@@ -110,11 +116,13 @@ HWY_INLINE VI32 LoadPacked(const uint8_t* p) {
   }
 }
 
-// acc[r][v] += B[v] * A[r]: kVectors vectors of packed K or V times one broadcast lane of each row.
+// acc[r][v] += B[v] * A[r]: a row of kVectors vectors of packed K or V times one broadcast lane of
+// each row of Q or P, or two where bf16 has to be widened.
 template <class Product, typename Stored, size_t kVectors, size_t kRows>
 HWY_INLINE void VectorStep(const uint8_t* HWY_RESTRICT b, const uint8_t* const (&a_rows)[kRows],
                            size_t step, typename Product::Acc (&acc)[kRows][kVectors]) {
   constexpr size_t kBytes = kLanes * kStoredLaneBytes<Stored>;
+  constexpr size_t kParts = kLaneParts<Product, Stored>;
   VI32 bv[kVectors];
   HWY_UNROLL(4)
   for (size_t v = 0; v < kVectors; ++v) {
@@ -123,12 +131,21 @@ HWY_INLINE void VectorStep(const uint8_t* HWY_RESTRICT b, const uint8_t* const (
     }
     bv[v] = LoadPacked<Stored>(b + v * kBytes);
   }
-  HWY_UNROLL(8)
-  for (size_t r = 0; r < kRows; ++r) {
-    const VU8 a = hn::BitCast(du8, Broadcast32(a_rows[r] + step * kLaneBytes));
+  HWY_UNROLL(2)
+  for (size_t part = 0; part < kParts; ++part) {
+    VI32 operand[kVectors];
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      acc[r][v] = Product::MulAcc(acc[r][v], bv[v], a);
+      operand[v] = hn::BitCast(di32, FloatOfLane<kParts>(bv[v], part));
+    }
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < kRows; ++r) {
+      const size_t lane = step * kParts + part;
+      const VU8 a = hn::BitCast(du8, Broadcast32(a_rows[r] + lane * kLaneBytes));
+      HWY_UNROLL(4)
+      for (size_t v = 0; v < kVectors; ++v) {
+        acc[r][v] = Product::MulAcc(acc[r][v], operand[v], a);
+      }
     }
   }
 }
@@ -253,7 +270,6 @@ HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t num_scores, VF reference) 
 // The same in bf16, in order from the first score's place on; the sum is that of what was rounded.
 HWY_INLINE VF ExpScoresToBF16(float* HWY_RESTRICT s, size_t num_scores, VF reference) {
   int32_t* HWY_RESTRICT pairs = reinterpret_cast<int32_t*>(s);
-  const VI32 ones = hn::Set(di32, 0x3f803f80);
   VF sums[2] = {hn::Zero(df), hn::Zero(df)};
   for (size_t i = 0; i < num_scores; i += kSoftmaxKeys) {
     VF p[4];
@@ -264,7 +280,7 @@ HWY_INLINE VF ExpScoresToBF16(float* HWY_RESTRICT s, size_t num_scores, VF refer
     HWY_UNROLL(2)
     for (size_t v = 0; v < 2; ++v) {
       const VI32 pair = PairsOfNeighbors(p[2 * v], p[2 * v + 1]);
-      sums[v] = BF16Ops::Dot(sums[v], pair, ones);
+      sums[v] = BF16Ops::Dot(sums[v], pair, OnesOfPairs());
       hn::Store(pair, di32, pairs + i / 2 + v * kLanes);
     }
   }
@@ -349,7 +365,7 @@ HWY_NOINLINE void DecodeProbabilities(const PackedShape& shape, DecodeRow* rows,
                                       size_t num_keys) {
   constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
   static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
-  const size_t num_steps = PaddedHeadDim(shape) / kQkDepth<Scheme>;
+  const size_t num_steps = PaddedHeadDim(shape) / kKLaneDepth<Scheme>;
   const size_t channels = PaddedVHeadDim(shape);
   const size_t chunk_end = RoundUp(num_keys, kSoftmaxKeys);
   for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
@@ -393,7 +409,7 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
     }
   }
   VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
-      v.data, v.stride_bytes, p, RoundUp(num_keys, kPvDepth<Scheme>) / kPvDepth<Scheme>, acc);
+      v.data, v.stride_bytes, p, RoundUp(num_keys, kVLaneDepth<Scheme>) / kVLaneDepth<Scheme>, acc);
 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
@@ -418,15 +434,16 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
 template <class Scheme>
 HWY_NOINLINE void DecodeVisible(const DecodeRow& row, const VCursor& v, size_t t, size_t channel,
                                 size_t vector, size_t num_keys) {
-  constexpr size_t kDepth = kPvDepth<Scheme>;
+  constexpr size_t kPDepth = kPvDepth<Scheme>;
+  constexpr size_t kVDepth = kVLaneDepth<Scheme>;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(row, t));
   const uint8_t* data = v.data + vector * kLanes * kStoredLaneBytes<typename Scheme::VStored>;
   VF acc = hn::Zero(df);
   for (size_t key = 0; key < num_keys; ++key) {
-    const size_t step = key / kDepth;
-    const VI32 lanes = LoadPacked<typename Scheme::VStored>(data + step * v.stride_bytes);
-    const VF p_lane = FloatOfLane<kDepth>(Broadcast32(p + step * kLaneBytes), key % kDepth);
-    acc = hn::MulAdd(p_lane, FloatOfLane<kDepth>(lanes, key % kDepth), acc);
+    const VI32 values = LoadPacked<typename Scheme::VStored>(data + key / kVDepth * v.stride_bytes);
+    const VI32 weights = Broadcast32(p + key / kPDepth * kLaneBytes);
+    acc = hn::MulAdd(FloatOfLane<kPDepth>(weights, key % kPDepth),
+                     FloatOfLane<kVDepth>(values, key % kVDepth), acc);
   }
   float* o = row.o + channel + vector * kLanes;
   hn::Store(hn::MulAdd(acc, hn::Set(df, row.weight[t]), hn::Load(df, o)), df, o);
@@ -455,7 +472,7 @@ HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, siz
     } else {
       DecodeOutput<Scheme, kVectors, kRows>(rows, v, t, channel, num_keys);
     }
-    v.data += kKvTile / kPvDepth<Scheme> * v.stride_bytes;
+    v.data += kKvTile / kVLaneDepth<Scheme> * v.stride_bytes;
     if (Scheme::kQuantizedV) v.v_scale += channels;
   }
 }
@@ -541,7 +558,7 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
   }
 
   const size_t visible = scratch.rows[num_rows - 1].limit;  // limits never fall from row to row
-  const size_t num_blocks = (num_rows + kRowBlock - 1) / kRowBlock;
+  const size_t num_blocks = (num_rows + kRowBlock<Scheme> - 1) / kRowBlock<Scheme>;
   const size_t block_rows = (num_rows + num_blocks - 1) / num_blocks;  // 8 are 4 + 4, not 6 + 2
   // Blocks after the first find a shorter chunk in L2.
   const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Scheme> : kVTileKeys;
@@ -549,8 +566,8 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
     const size_t num_keys = MinOf(chunk_keys, visible - key);
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, num_keys, WideTile());
     for (size_t r = 0; r < num_rows; r += block_rows) {
-      DecodeChunk<Scheme, kRowBlock>(task.head, scratch.rows + r, MinOf(block_rows, num_rows - r),
-                                     kv, num_keys);
+      DecodeChunk<Scheme, kRowBlock<Scheme>>(task.head, scratch.rows + r,
+                                             MinOf(block_rows, num_rows - r), kv, num_keys);
     }
   }
 

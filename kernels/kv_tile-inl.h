@@ -47,7 +47,7 @@ HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t 
   const size_t panel = channel / kPanelWidth;
   const size_t width = MinOf(kPanelWidth, padded_channels - panel * kPanelWidth);
   const size_t stride_bytes = width * kTileLaneBytes<Scheme>;
-  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kPvDepth<Scheme> * stride_bytes +
+  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kVLaneDepth<Scheme> * stride_bytes +
               channel % kPanelWidth * kTileLaneBytes<Scheme>,
           stride_bytes};
 }
@@ -162,7 +162,7 @@ HWY_INLINE void PrefetchKvTile(const PackedShape& shape, const KvTile& kv, size_
   const size_t channels = PaddedVHeadDim(shape);
   for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
     const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
-    const size_t v_bytes = kKvTile / kPvDepth<Scheme> * columns.stride_bytes;
+    const size_t v_bytes = kKvTile / kVLaneDepth<Scheme> * columns.stride_bytes;
     PrefetchBytes(columns.data, part * v_bytes / parts, (part + 1) * v_bytes / parts);
   }
 }

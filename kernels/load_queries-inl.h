@@ -83,7 +83,7 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
   for (size_t i = count * elements; i < kLanes * elements; i += kLanes) {
     hn::Store(hn::Zero(df), df, rows + i);
   }
-  const VF scale = hn::Set(df, task.scale_log2e * kOctave<Scheme>);
+  const VF scale = hn::Set(df, task.scale_log2e);
   if constexpr (Scheme::kQuantizedK) {
     using Quantum = typename Scheme::KStored;
     VI32 maxima[kLanes];

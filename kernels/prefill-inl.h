@@ -41,14 +41,16 @@ struct TaskScratch {
   WideTile wide;
 };
 
+template <class Scheme>
 HWY_INLINE TileScratch TakeTileScratch(size_t rows, ScratchArena& arena) {
+  const size_t bf16_rows = kHasBF16P<Scheme> ? rows : 0;
   TileScratch scratch;
   scratch.s = arena.Take<float>(kKvTile * rows);
   scratch.tile_m = arena.Take<float>(rows);
   scratch.rescale = arena.Take<float>(rows);
-  scratch.start = arena.Take<float>(rows);
-  scratch.bits = arena.Take<int32_t>(rows);
-  scratch.sum = arena.Take<float>(rows);
+  scratch.start = arena.Take<float>(bf16_rows);
+  scratch.bits = arena.Take<int32_t>(bf16_rows);
+  scratch.sum = arena.Take<float>(bf16_rows);
   return scratch;
 }
 
@@ -89,7 +91,7 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
     task.fixed = TakeFixedScratch(kRows, arena);
     task.keys.words = arena.Take<uint32_t>(kKvTile / 2);
   } else {
-    task.floats = TakeTileScratch(kRows, arena);
+    task.floats = TakeTileScratch<Scheme>(kRows, arena);
   }
   task.rows = arena.Take<float>(kLanes * widest);
   task.wide = TakeWideTile<Scheme>(shape, arena);
@@ -113,7 +115,7 @@ HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
   q.max_limit = KeyLimit(task, first_row + q.num_rows - 1);
   for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
     q.limit[r] = static_cast<int32_t>(KeyLimit(task, first_row + MinOf(r, q.num_rows - 1)));
-    q.m[r] = kHasBF16P<Scheme> ? kHeadroom<Scheme> : kNegInf;
+    q.m[r] = kHasBF16P<Scheme> ? kHeadroom : kNegInf;
     q.d[r] = 0.0f;
   }
   const size_t channels = PaddedVHeadDim(task.head.shape);

@@ -78,6 +78,19 @@ HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, size_t
   }
 }
 
+// The parts of a broadcast lane of V that rows see, whose keys begin with `key`; 0 for the others.
+template <size_t kDepth>
+HWY_INLINE VI32 VisibleParts(VI32 lane, size_t key, VI32 limit) {
+  VI32 seen = hn::Zero(di32);
+  for (size_t i = 0; i < kDepth; ++i) {
+    const int32_t part = kDepth == 1 ? -1 : i == 0 ? ~kUpperHalf : kUpperHalf;
+    const VI32 index = hn::Set(di32, static_cast<int32_t>(key + i));
+    const auto visible = hn::RebindMask(di32, Visible(index, limit));
+    seen = hn::Or(seen, hn::IfThenElseZero(visible, hn::Set(di32, part)));
+  }
+  return hn::And(lane, seen);
+}
+
 // 0 * NaN is NaN, so a row must not even multiply by the value of a key that it does not see.
 // Floats only, for the rare tile that holds a NaN or an infinity and that some row sees in part.
 template <class Scheme, size_t kQV>
@@ -90,14 +103,11 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, size_t
       float* out = q.o + (channel * kQV + v) * kLanes;
       const VI32 limit = hn::Load(di32, q.limit + v * kLanes);
       VF acc = hn::Zero(df);
-      for (size_t key = 0; key < num_keys; ++key) {
-        const size_t step = key / kDepth;
-        const VF p_lane = hn::Load(df, scratch.s + (step * kQV + v) * kLanes);
-        const VF p = FloatOfLane<kDepth>(hn::BitCast(di32, p_lane), key % kDepth);
-        const VF value = FloatOfLane<kDepth>(
-            Broadcast32(columns.data + step * columns.stride_bytes), key % kDepth);
-        const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
-        acc = hn::IfThenElse(Visible(index, limit), hn::MulAdd(p, value, acc), acc);
+      for (size_t step = 0; step < RoundUp(num_keys, kDepth) / kDepth; ++step) {
+        const VU8 p = hn::BitCast(du8, hn::Load(df, scratch.s + (step * kQV + v) * kLanes));
+        const VI32 lane = Broadcast32(columns.data + step * columns.stride_bytes);
+        const size_t key = kv.key_begin + step * kDepth;
+        acc = Scheme::PvProduct::MulAcc(acc, VisibleParts<kDepth>(lane, key, limit), p);
       }
       const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
       hn::Store(hn::MulAdd(hn::Load(df, out), rescale, acc), df, out);

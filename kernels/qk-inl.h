@@ -14,47 +14,66 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// A vector of sums as scores. row_scale, k_scale: of integers, see QueryTile and KvTile.
+// Scales of integers, see QueryTile and KvTile, from row `row` and of key `key` of the tile.
+template <class Scheme>
+HWY_INLINE VF RowScale(const QueryTile& q, size_t row) {
+  return Scheme::kQuantizedK ? hn::Load(df, q.row_scale + row) : hn::Zero(df);
+}
+template <class Scheme>
+HWY_INLINE VF KeyScale(const KvTile& kv, size_t key) {
+  return Scheme::kQuantizedK ? hn::Set(df, kv.k_scale[key]) : hn::Zero(df);
+}
+
+// A vector of sums as scores.
 HWY_INLINE VF ScoreOf(VF sum, VF, VF) { return sum; }
 HWY_INLINE VF ScoreOf(VI32 sum, VF row_scale, VF k_scale) {
   return hn::Mul(hn::Mul(hn::ConvertTo(df, sum), k_scale), row_scale);
 }
 
-// Keys [key, key + kStep) of the tile, counted from its beginning.
+// The rows from `row` on that see key `key` of the tile.
+HWY_INLINE hn::Mask<DF> VisibleKey(const QueryTile& q, const KvTile& kv, size_t key, size_t row) {
+  const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
+  return Visible(index, hn::Load(di32, q.limit + row));
+}
+
+// Sums of the products of keys [key, key + kStep) of the tile, counted from its beginning.
+template <class Scheme, size_t kQV>
+HWY_INLINE void SumScores(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
+                          typename Scheme::QkProduct::Acc (&acc)[Scheme::kStep][kQV]) {
+  using Product = typename Scheme::QkProduct;
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kQV; ++v) {
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < Scheme::kStep; ++n) {
+      acc[n][v] = hn::Zero(hn::DFromV<typename Product::Acc>());
+    }
+  }
+  BlockProduct<Product, Scheme::kStep, kQV>(KeyColumns<Scheme>(kv, key), kKeyBlock * kLaneBytes,
+                                            q.panel, num_steps, acc);
+}
+
+// Scores of these keys.
 template <class Scheme, size_t kQV, bool kMasked>
 HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
                           const TileScratch& scratch) {
   constexpr size_t kStep = Scheme::kStep;
-  using Product = typename Scheme::QkProduct;
-  using Acc = typename Product::Acc;
-  Acc acc[kStep][kQV];
-  HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    HWY_UNROLL(8)
-    for (size_t n = 0; n < kStep; ++n) acc[n][v] = hn::Zero(hn::DFromV<Acc>());
-  }
-
-  BlockProduct<Product, kStep, kQV>(KeyColumns<Scheme>(kv, key), kKeyBlock * kLaneBytes, q.panel,
-                                    num_steps, acc);
+  typename Scheme::QkProduct::Acc acc[kStep][kQV];
+  SumScores<Scheme, kQV>(q, kv, num_steps, key, acc);
 
   float* HWY_RESTRICT s_out = scratch.s + key * kQV * kLanes;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
-    VF tile_m = hn::Load(df, scratch.tile_m + v * kLanes);
-    const VF row_scale =
-        Scheme::kQuantizedK ? hn::Load(df, q.row_scale + v * kLanes) : hn::Zero(df);
+    const size_t row = v * kLanes;
+    VF tile_m = hn::Load(df, scratch.tile_m + row);
+    const VF row_scale = RowScale<Scheme>(q, row);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
-      const VF k_scale = Scheme::kQuantizedK ? hn::Set(df, kv.k_scale[key + n]) : hn::Zero(df);
-      VF s = ScoreOf(acc[n][v], row_scale, k_scale);
-      if constexpr (kMasked) {
-        const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key + n));
-        s = Hide(s, index, hn::Load(di32, q.limit + v * kLanes));
-      }
+      VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Scheme>(kv, key + n));
+      if constexpr (kMasked) s = hn::IfThenElse(VisibleKey(q, kv, key + n, row), s, NegInf());
       tile_m = hn::Max(tile_m, s);
-      hn::Store(s, df, s_out + (n * kQV + v) * kLanes);
+      hn::Store(s, df, s_out + n * kQV * kLanes + row);
     }
-    hn::Store(tile_m, df, scratch.tile_m + v * kLanes);
+    hn::Store(tile_m, df, scratch.tile_m + row);
   }
 }
 

@@ -440,7 +440,7 @@ template <class Keys, class Values>
 constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackFunction pack) {
   return {layout,
           HasQuantizedV(layout) ? &kScheme : nullptr,
-          {false, false},
+          false,
           &ScratchBytes,
           &Attend<Keys, Values>,
           &Attend<Keys, Values>,

@@ -53,13 +53,17 @@ struct BF16Scheme : F32Scheme {
   using PvProduct = BF16Product;
 };
 
-// The same K and V as F32Scheme would have them: where there is no dot product of bf16.
+// Where there is no dot product of bf16: the same K and V, widened as those of f16.
 struct BF16WideScheme : F32Scheme {
   static constexpr LayoutId kLayout = LayoutId::kBF16;
   static constexpr bool kWidensK = true;
   static constexpr bool kWidensV = true;
   using KStored = hwy::bfloat16_t;
   using VStored = hwy::bfloat16_t;
+};
+struct BF16LoadScheme : BF16WideScheme {
+  static constexpr bool kWidensK = false;
+  static constexpr bool kWidensV = false;
 };
 
 // Q and K in int16, P and V in bf16.
@@ -82,16 +86,19 @@ struct Mixed16Scheme {
   static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
 };
 
-// The same with P and V in f32: where there is no dot product of bf16.
+// Where there is no dot product of bf16: P and V in f32, V widened as that of f16.
 struct Mixed16WideScheme : Mixed16Scheme {
   static constexpr bool kWidensV = true;
   using PvProduct = F32Product;
 };
+struct Mixed16LoadScheme : Mixed16WideScheme {
+  static constexpr bool kWidensV = false;
+};
 
-// What prefill takes. Decode takes the narrow ones anywhere: it is K and V's way from memory that
-// counts there.
 using BF16PrefillScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16WideScheme>;
+using BF16DecodeScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16LoadScheme>;
 using Mixed16PrefillScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16WideScheme>;
+using Mixed16DecodeScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16LoadScheme>;
 
 // Q per row, K per token, V per channel and tile in int8; P in u8 relative to the tile's maximum.
 struct I8Scheme {
@@ -130,22 +137,29 @@ struct I8FineScheme : I8Scheme {
   static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
 };
 
-// Elements of a 32-bit lane.
+// Elements of a 32-bit lane of Q and P,
 template <class Scheme>
 constexpr size_t kQkDepth = Scheme::QkProduct::kDepth;
 template <class Scheme>
 constexpr size_t kPvDepth = Scheme::PvProduct::kDepth;
 
+// and of one of K and V where products read them: the same, but for pairs of bf16 that become f32
+// as they are loaded.
+template <class Product, typename Stored>
+constexpr size_t kLaneParts =
+    hwy::IsSame<Product, F32Product>() && hwy::IsSame<Stored, hwy::bfloat16_t>() ? 2 : 1;
+template <class Scheme>
+constexpr size_t kKLaneDepth =
+    kQkDepth<Scheme> *
+    (Scheme::kWidensK ? 1 : kLaneParts<typename Scheme::QkProduct, typename Scheme::KStored>);
+template <class Scheme>
+constexpr size_t kVLaneDepth =
+    kPvDepth<Scheme> *
+    (Scheme::kWidensV ? 1 : kLaneParts<typename Scheme::PvProduct, typename Scheme::VStored>);
+
 // True if P is pairs of bf16.
 template <class Scheme>
 constexpr bool kHasBF16P = hwy::IsSame<typename Scheme::PvProduct, BF16Product>();
-
-// Scores of prefill are in octaves (units of log2, so that softmax is a power of two), or in such
-// parts of an octave: see softmax_bf16-inl.h, which wants so many fraction bits.
-template <class Scheme>
-constexpr int kDirectBits = Scheme::kQuantizedK ? 7 : 11;
-template <class Scheme>
-constexpr float kOctave = kHasBF16P<Scheme> ? float{1 << kDirectBits<Scheme>} : 1.0f;
 
 // Bytes in memory of what becomes one 32-bit lane, of K or V, in the tile that the products read:
 // f16 that is not widened yet has lanes of its own size.
@@ -175,14 +189,16 @@ struct QueryTile {
   size_t max_limit;
 };
 
-// What one pair of tiles leaves between its steps, where V is in floats.
+// What one pair of tiles leaves between its steps, where V is in floats. Scores are in octaves:
+// units of log2, so that softmax is a power of two.
 struct TileScratch {
   float* s;        // [kKvTile][rows]: scores, then P itself; P of bf16: [kKvTile / 2][rows][2]
   float* tile_m;   // maximum of the tile's visible scores
   float* rescale;  // 2^(old m - new m): what O and d have to be multiplied by
-  float* start;    // P of bf16: where the accumulators of Q·K start
-  int32_t* bits;   // the bits of all their sums
-  float* sum;      // and the tile's part of d
+  // Only where P is bf16:
+  float* start;   // what scores are added to, for their distances from the reference
+  int32_t* bits;  // of all these, or'ed
+  float* sum;     // of P
 };
 
 // The same where V is quantised. Lanes hold two keys of one row as 16-bit words: see

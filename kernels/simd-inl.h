@@ -151,6 +151,7 @@ HWY_INLINE VI32 PairsOf(VF lower, VF upper) {
   const VI32 low = hn::BitCast(di32, hn::ShiftRight<16>(hn::BitCast(du32, RoundToBF16(lower))));
   return hn::Or(low, hn::And(RoundToBF16(upper), hn::Set(di32, kUpperHalf)));
 }
+HWY_INLINE VI32 OnesOfPairs() { return hn::Set(di32, 0x3f803f80); }
 HWY_INLINE VI32 PairsOfNeighbors(VF first, VF second) {
   const hn::RebindToUnsigned<DF> du32;
   const auto upper_half = [&](VF v) HWY_ATTR {

@@ -1,21 +1,20 @@
 // Softmax of the schemes whose P is bf16, where one instruction multiplies it.
 //
 // Nearly always there is no tile of scores: P leaves as soon as the products of Q and K are summed.
-// A score is an integer in the low bits of a float (kMagic), in parts of an octave, counted from
-// the row's reference: floats start their sums at what makes it so, integers add it as they are
-// scaled. With seven fraction bits its low word is that of a bf16, 2^n (1 + f) for n + f octaves,
-// and a table of 128 bytes makes 2^f of 1 + f. d sums what P was rounded to, so that a row of one
-// large weight is exact.
+// A row has a reference m, and its score s becomes the integer 128 (s - m) in the low bits of a
+// float (kMagic). The low word of that is a bf16, 2^n (1 + f) for n + f octaves, and a table of 128
+// bytes makes 2^f of 1 + f. d sums what P was rounded to, so that a row of one large weight is
+// exact.
 //
-// The reference is not the maximum, which is not known yet, but near enough: P stays below 2, and
-// some P of the row above 2^-23; a bf16 is as precise in any octave. That is checked afterwards.
-// The bits of all sums or'ed together tell of scores above the reference, negative sums, infinities
-// and NaN. A tile that fails (often the first, seldom another) is done again in f32, and moves the
-// reference.
+// The reference is not the maximum, which is not known yet, but in its neighbourhood: P is less
+// than 2, and some P of the row was above 2^-56; a bf16 is as precise in any octave. That is
+// checked afterwards. The bits of all sums or'ed together tell of scores an octave above the
+// reference or more, of -inf and of NaN. If any row of the tile fails, its reference moves, and the
+// tile is done again: by the same arithmetic, so that rows do not depend on the rows beside them.
 //
-// Cost per 32 scores: two maxima, an or, a blend, a lookup, a selection, one product for d, one
-// store; of floats two shifts, of integers a shift, two conversions and four multiplications. That
-// is against 2 * (head_dim + v_head_dim) / 2 products.
+// Cost per 16 scores, in the pipes of multiplications a multiply-add and half a product for d, of
+// integers three multiplications; in others a subtraction, a maximum, and half of an or, a shift, a
+// blend, a lookup, a selection and a store.
 #ifndef SIGHTLINE_KERNELS_SOFTMAX_BF16_INL_H_
 #define SIGHTLINE_KERNELS_SOFTMAX_BF16_INL_H_
 
@@ -29,28 +28,23 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// A bf16 keeps seven fraction bits of an octave (kDirectBits). Integers are rounded to them once;
-// sums of floats are rounded with each of up to 256 additions, so that they have four more, which
-// costs 0.2 % of a weight. Octaves above the 127 that bf16 has below 1 are left for what is too
-// large.
-constexpr int kBF16FractionBits = 7;
-template <class Scheme>
-constexpr int kDirectShift = kDirectBits<Scheme> - kBF16FractionBits;
-
-// Bits of a sum whose P is 2^-127, which is 0, and those above a sum's whose P is less than 2.
+// A bf16 has seven fraction bits.
+constexpr int kBF16Steps = 128;
+// Bits of a distance from the reference whose P is 2^-127, which is 0, and what is common to all
+// those up to P = 2.
 constexpr int32_t kDirectZero = kMagicBits;
-template <class Scheme>
-constexpr int32_t kBeyondDirect = -(128 << kDirectBits<Scheme>);
-// The sum whose P is 1. Half of what the shift loses is added, so that it rounds.
-template <class Scheme>
-constexpr float kDirectOne =
-    kMagic + 127 * kOctave<Scheme> + float{(1 << kDirectShift<Scheme>) / 2};
+constexpr int32_t kDirectRange = -(128 * kBF16Steps);
+// The distance 0, whose P is 1.
+constexpr float kDirectOne = kMagic + float{127 * kBF16Steps};
 
-// The reference is so far above a new maximum; and a row's first sum of P is at least so large, so
-// that some P is a hundredth of that.
-template <class Scheme>
-constexpr float kHeadroom = 8 * kOctave<Scheme>;
-constexpr float kSmallestSum = 1.0f / (1 << 16);
+// At first the reference is so many octaves above 0, where most scores are, and later so far above
+// a new maximum: 17 in natural units, which the largest score of few rows is beyond. A row's first
+// sum of P is at least kSmallestSum, which is as far below; f32 then has 70 octaves left for what V
+// is smaller than 1.
+constexpr float kHeadroom = 24.0f;
+constexpr float kSmallestSum = 0x1p-48f;
+// Whole octaves of which this is true are exact, times 128 and beside kMagic.
+constexpr float kLargestReference = 0x1p15f;
 
 // 2^(i / 128) - 1 in 1/128.
 struct MantissaTable {
@@ -67,185 +61,164 @@ constexpr MantissaTable MakeMantissaTable() {
 }
 alignas(64) constexpr MantissaTable kMantissaTable = MakeMantissaTable();
 
-#if defined(__AVX512BF16__)
+// P of two keys, in a lane, from the bits of their distances. Exists where BF16Ops are native.
+template <bool kNative>
+struct DirectP;
 
-// P of two keys, in a lane, from the bits of their sums, none of which is below kDirectZero.
-template <int kShift>
-struct DirectP {
+#if defined(__AVX512BF16__)
+template <>
+struct DirectP<true> {
   VU8 low = hn::Load(du8, kMantissaTable.entry);
   VU8 high = hn::Load(du8, kMantissaTable.entry + 64);
 
   HWY_INLINE VI32 operator()(VI32 even, VI32 odd) const {
-    if constexpr (kShift != 0) even = hn::ShiftRight<kShift>(even);
-    odd = hn::ShiftLeft<16 - kShift>(odd);
-    const VI16 linear = hn::OddEven(hn::BitCast(di16, odd), hn::BitCast(di16, even));
+    const VI16 linear =
+        hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(odd)), hn::BitCast(di16, even));
     // The lookup takes the low seven bits of each byte; of the upper bytes nothing is used.
     const VU8 mantissa = hn::TwoTablesLookupLanes(low, high, hn::Indices512<uint8_t>{linear.raw});
     const VI16 mask = hn::Set(di16, 0x7f);
     return hn::BitCast(di32, hn::BitwiseIfThenElse(mask, hn::BitCast(di16, mantissa), linear));
   }
 };
-
-#else
-
-// Only named, never called: prefill has P in f32 where BF16Ops are not native.
-template <int kShift>
-struct DirectP {
-  HWY_INLINE VI32 operator()(VI32 even, VI32) const { return even; }
-};
-
 #endif
 
-HWY_INLINE VI32 OnesOfPairs() { return hn::Set(di32, 0x3f803f80); }
-
-// Bits of the sum that P is made of. start: what the sum of floats began at, and that of integers
-// did not.
-HWY_INLINE VI32 DirectSum(VF sum, VF, VF, VF) { return hn::BitCast(di32, sum); }
-HWY_INLINE VI32 DirectSum(VI32 sum, VF row_scale, VF k_scale, VF start) {
-  const VF scaled = hn::Mul(hn::ConvertTo(df, sum), k_scale);
-  return hn::BitCast(di32, hn::MulAdd(scaled, row_scale, start));
+// What makes 128 (s - m) + kDirectOne of 128 s: exact, as references are whole octaves; NaN for
+// those of which that is not true.
+HWY_INLINE VF StartOf(VF m) {
+  const auto is_exact = hn::Le(hn::Abs(m), hn::Set(df, kLargestReference));
+  const VF steps = hn::Set(df, float{kBF16Steps});
+  return hn::IfThenElse(is_exact, hn::NegMulAdd(m, steps, hn::Set(df, kDirectOne)), hn::NaN(df));
 }
 
-HWY_INLINE VF InitialDirectSum(VF, VF start) { return start; }
-HWY_INLINE VI32 InitialDirectSum(VI32 zero, VF) { return zero; }
+// Scores times 128, plus `start`.
+HWY_INLINE VF DistanceFrom(VF start, VF sum, VF row_steps, VF) {
+  return hn::MulAdd(sum, row_steps, start);
+}
+HWY_INLINE VF DistanceFrom(VF start, VI32 sum, VF row_steps, VF k_scale) {
+  return hn::MulAdd(hn::Mul(hn::ConvertTo(df, sum), k_scale), row_steps, start);
+}
+// The same for any reference.
+HWY_INLINE VF DistanceFromAny(VF m, VF s) {
+  return hn::MulAdd(hn::Sub(s, m), hn::Set(df, float{kBF16Steps}), hn::Set(df, kDirectOne));
+}
 
-// P of keys [key, key + kStep) of the tile, counted from its beginning.
-template <class Scheme, size_t kQV, bool kMasked>
+// P of keys [key, key + kStep) of the tile, counted from its beginning. kChecked: what has no P
+// with these references shall be found. Otherwise that is -inf, or part of a row that is lost
+// anyway.
+template <class Scheme, size_t kQV, bool kMasked, bool kChecked>
 HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
-                           const DirectP<kDirectShift<Scheme>>& direct_p,
-                           const TileScratch& scratch) {
+                           const DirectP<kHasBF16P<Scheme>>& direct_p, const TileScratch& scratch) {
   constexpr size_t kStep = Scheme::kStep;
   static_assert(kStep % 2 == 0, "P comes in pairs of keys");
-  using Product = typename Scheme::QkProduct;
-  using Acc = typename Product::Acc;
+  typename Scheme::QkProduct::Acc acc[kStep][kQV];
+  SumScores<Scheme, kQV>(q, kv, num_steps, key, acc);
+
+  const VF steps = hn::Set(df, float{kBF16Steps});
   const hn::RebindToUnsigned<DF> du32;
-  Acc acc[kStep][kQV];
-  HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    const VF start = hn::Load(df, scratch.start + v * kLanes);
-    HWY_UNROLL(8)
-    for (size_t n = 0; n < kStep; ++n) {
-      acc[n][v] = InitialDirectSum(hn::Zero(hn::DFromV<Acc>()), start);
-    }
-  }
-
-  BlockProduct<Product, kStep, kQV>(KeyColumns<Scheme>(kv, key), kKeyBlock * kLaneBytes, q.panel,
-                                    num_steps, acc);
-
   int32_t* HWY_RESTRICT p_out = reinterpret_cast<int32_t*>(scratch.s) + key / 2 * kQV * kLanes;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
-    const VF start = hn::Load(df, scratch.start + v * kLanes);
-    const VF row_scale =
-        Scheme::kQuantizedK ? hn::Load(df, q.row_scale + v * kLanes) : hn::Zero(df);
-    VI32 all_bits = hn::Load(di32, scratch.bits + v * kLanes);
-    VF sum = hn::Load(df, scratch.sum + v * kLanes);
+    const size_t row = v * kLanes;
+    const VF m = hn::Load(df, q.m + row);
+    const VF start = hn::Load(df, scratch.start + row);
+    const VF row_scale = RowScale<Scheme>(q, row);
+    const VF row_steps = Scheme::kQuantizedK ? hn::Mul(row_scale, steps) : steps;
+    VI32 all_bits = hn::Load(di32, scratch.bits + row);
+    VF sum = hn::Load(df, scratch.sum + row);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; n += 2) {
       VI32 bits[2];
       HWY_UNROLL(2)
       for (size_t i = 0; i < 2; ++i) {
         const size_t index = key + n + i;
-        const VF k_scale = Scheme::kQuantizedK ? hn::Set(df, kv.k_scale[index]) : hn::Zero(df);
-        bits[i] = DirectSum(acc[n + i][v], row_scale, k_scale, start);
+        const VF k_scale = KeyScale<Scheme>(kv, index);
+        VF distance = DistanceFrom(start, acc[n + i][v], row_steps, k_scale);
+        if constexpr (!kChecked) {
+          const VF any = DistanceFromAny(m, ScoreOf(acc[n + i][v], row_scale, k_scale));
+          distance = hn::IfThenElse(hn::IsNaN(start), any, distance);
+        }
+        bits[i] = hn::BitCast(di32, distance);
         if constexpr (kMasked) {
-          const VI32 position = hn::Set(di32, static_cast<int32_t>(kv.key_begin + index));
-          const auto visible = Visible(position, hn::Load(di32, q.limit + v * kLanes));
+          const auto visible = VisibleKey(q, kv, index, row);
           bits[i] = hn::IfThenElseZero(hn::RebindMask(di32, visible), bits[i]);
         }
-        // As unsigned, so that negative numbers stay and are found.
-        const auto at_least = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
-        bits[i] = hn::BitCast(di32, hn::Max(hn::BitCast(du32, bits[i]), at_least));
+        if constexpr (kChecked) {  // as unsigned, so that negative numbers stay and are found
+          const auto zero = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
+          bits[i] = hn::BitCast(di32, hn::Max(hn::BitCast(du32, bits[i]), zero));
+        } else {
+          bits[i] = hn::Max(bits[i], hn::Set(di32, kDirectZero));
+        }
       }
-      all_bits = hn::Or3(all_bits, bits[0], bits[1]);
+      if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
       const VI32 p = direct_p(bits[0], bits[1]);
       sum = BF16Ops::Dot(sum, p, OnesOfPairs());
-      hn::Store(p, di32, p_out + (n / 2 * kQV + v) * kLanes);
+      hn::Store(p, di32, p_out + n / 2 * kQV * kLanes + row);
     }
-    hn::Store(all_bits, di32, scratch.bits + v * kLanes);
-    hn::Store(sum, df, scratch.sum + v * kLanes);
+    hn::Store(all_bits, di32, scratch.bits + row);
+    hn::Store(sum, df, scratch.sum + row);
   }
 }
 
-// True if the references suit the tile: then it is done.
-template <class Scheme, size_t kQV>
-HWY_INLINE bool AcceptDirect(const QueryTile& q, const TileScratch& scratch) {
-  const VI32 beyond = hn::Set(di32, kBeyondDirect<Scheme>);
-  const VI32 usual = hn::Set(di32, kDirectZero & kBeyondDirect<Scheme>);
-  auto accepted = hn::FirstN(di32, kLanes);
-  HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    const VI32 all_bits = hn::Load(di32, scratch.bits + v * kLanes);
-    const auto not_above = hn::Eq(hn::And(all_bits, beyond), usual);
-    const VF d = hn::Load(df, q.d + v * kLanes);
-    const VF sum = hn::Load(df, scratch.sum + v * kLanes);
-    const auto not_below = hn::Or(hn::Gt(d, hn::Zero(df)), hn::Ge(sum, hn::Set(df, kSmallestSum)));
-    accepted = hn::And(accepted, hn::And(not_above, hn::RebindMask(di32, not_below)));
-  }
-  if (HWY_UNLIKELY(!hn::AllTrue(di32, accepted))) return false;
-  HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    float* d = q.d + v * kLanes;
-    hn::Store(hn::Add(hn::Load(df, d), hn::Load(df, scratch.sum + v * kLanes)), df, d);
-    hn::Store(hn::Set(df, 1.0f), df, scratch.rescale + v * kLanes);
-  }
-  return true;
-}
-
-// The tile's first num_keys keys, rounded up to kStep. Returns false, and has changed nothing but
-// scratch, if it has to be done by way of scores.
-template <class Scheme, size_t kQV>
-HWY_INLINE bool DirectTile(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
+// P of the tile's first num_keys keys, rounded up to kStep, and its sums.
+template <class Scheme, size_t kQV, bool kChecked>
+HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
                            const TileScratch& scratch) {
   const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
-  HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    const VF start = hn::Sub(hn::Set(df, kDirectOne<Scheme>), hn::Load(df, q.m + v * kLanes));
-    hn::Store(start, df, scratch.start + v * kLanes);
-    hn::Store(hn::Zero(di32), di32, scratch.bits + v * kLanes);
-    hn::Store(hn::Zero(df), df, scratch.sum + v * kLanes);
+  for (size_t row = 0; row < kQV * kLanes; row += kLanes) {
+    hn::Store(StartOf(hn::Load(df, q.m + row)), df, scratch.start + row);
+    hn::Store(hn::Zero(di32), di32, scratch.bits + row);
+    hn::Store(hn::Zero(df), df, scratch.sum + row);
   }
-  const DirectP<kDirectShift<Scheme>> direct_p;
+  const DirectP<kHasBF16P<Scheme>> direct_p;
   for (size_t key = 0; key < num_keys; key += Scheme::kStep) {
     if (kv.key_begin + key + Scheme::kStep <= q.min_limit) {
-      DirectStep<Scheme, kQV, false>(q, kv, num_steps, key, direct_p, scratch);
+      DirectStep<Scheme, kQV, false, kChecked>(q, kv, num_steps, key, direct_p, scratch);
     } else {
-      DirectStep<Scheme, kQV, true>(q, kv, num_steps, key, direct_p, scratch);
+      DirectStep<Scheme, kQV, true, kChecked>(q, kv, num_steps, key, direct_p, scratch);
     }
   }
-  return AcceptDirect<Scheme, kQV>(q, scratch);
 }
 
-// From scores to pairs of P in their place, with references that suit them. num_keys is a multiple
-// of kStep; hidden scores are -inf and become exactly 0.
+// Rows whose references suit the tile, as DirectTile has left it.
+HWY_INLINE hn::Mask<DF> SuitsTile(const QueryTile& q, size_t row, const TileScratch& scratch) {
+  const VI32 range = hn::Set(di32, kDirectRange);
+  const VI32 all_bits = hn::Load(di32, scratch.bits + row);
+  const auto not_above =
+      hn::Eq(hn::And(all_bits, range), hn::And(hn::Set(di32, kDirectZero), range));
+  const VF d = hn::Load(df, q.d + row);
+  const VF sum = hn::Load(df, scratch.sum + row);
+  const auto not_below = hn::Or(hn::Gt(d, hn::Zero(df)), hn::Ge(sum, hn::Set(df, kSmallestSum)));
+  return hn::And(hn::RebindMask(df, not_above), not_below);
+}
+
+// Moves the references of rows whose maximum is above them, or that have seen nothing before, by
+// way of the tile's scores. Moves of whole octaves change no bit of what is divided by d in the
+// end. A row that sees NaN or +inf is NaN for good.
 template <class Scheme, size_t kQV>
-HWY_NOINLINE void SoftmaxTileBF16(const QueryTile& q, size_t num_keys, const TileScratch& scratch) {
-  constexpr size_t kRowStride = kQV * kLanes;
-  const VF octaves = hn::Set(df, 1.0f / kOctave<Scheme>);
+HWY_NOINLINE void MoveReferences(const QueryTile& q, const KvTile& kv, size_t head_dim,
+                                 size_t num_keys, const TileScratch& scratch) {
+  ScoreTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch);
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
+    auto lost = hn::MaskFalse(df);
+    for (size_t key = 0; key < num_keys; ++key) {
+      const VF s = hn::Load(df, scratch.s + key * kQV * kLanes + row);
+      lost = hn::Or(lost, hn::Not(hn::Lt(s, hn::Inf(df))));
+    }
     const VF tile_m = hn::Load(df, scratch.tile_m + row);
     const VF old_m = hn::Load(df, q.m + row);
     const VF old_d = hn::Load(df, q.d + row);
-    const auto first = hn::Eq(old_d, hn::Zero(df));  // nothing to rescale: the reference may fall
-    const auto moves = hn::Or(hn::Gt(tile_m, old_m), hn::And(first, hn::Gt(tile_m, NegInf())));
-    const VF new_m = hn::IfThenElse(moves, hn::Add(tile_m, hn::Set(df, kHeadroom<Scheme>)), old_m);
-    const VF moved = Exp2(hn::Mul(hn::Sub(old_m, new_m), octaves));
-    const VF rescale = hn::IfThenElse(hn::And(moves, hn::Not(first)), moved, hn::Set(df, 1.0f));
+    // Where nothing was seen there is nothing to rescale, and the reference may fall.
+    const auto first = hn::Eq(old_d, hn::Zero(df));
+    const auto rises = hn::Or(hn::Gt(tile_m, old_m), first);
+    const auto moved = hn::AndNot(lost, hn::And(rises, hn::Gt(tile_m, NegInf())));
+    const VF new_m =
+        hn::IfThenElse(moved, hn::Add(hn::Round(tile_m), hn::Set(df, kHeadroom)), old_m);
+    const VF rescale =
+        hn::IfThenElse(hn::AndNot(first, moved), Exp2(hn::Sub(old_m, new_m)), hn::Set(df, 1.0f));
     hn::Store(new_m, df, q.m + row);
     hn::Store(rescale, df, scratch.rescale + row);
-
-    VF sum = hn::Mul(old_d, rescale);
-    float* HWY_RESTRICT s = scratch.s + row;
-    const auto p_of = [&](size_t key) HWY_ATTR {
-      return Exp2(hn::Mul(hn::Sub(hn::Load(df, s + key * kRowStride), new_m), octaves));
-    };
-    for (size_t key = 0; key < num_keys; key += 2) {
-      const VI32 p = PairsOf(p_of(key), p_of(key + 1));
-      sum = BF16Ops::Dot(sum, p, OnesOfPairs());
-      hn::Store(hn::BitCast(df, p), df, s + key / 2 * kRowStride);
-    }
-    hn::Store(sum, df, q.d + row);
+    hn::Store(hn::IfThenElse(lost, hn::NaN(df), hn::Mul(old_d, rescale)), df, q.d + row);
   }
 }
 
@@ -253,9 +226,22 @@ HWY_NOINLINE void SoftmaxTileBF16(const QueryTile& q, size_t num_keys, const Til
 template <class Scheme, size_t kQV>
 HWY_INLINE void ScoreToBF16(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
                             const TileScratch& scratch) {
-  if (HWY_LIKELY((DirectTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch)))) return;
-  ScoreTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch);
-  SoftmaxTileBF16<Scheme, kQV>(q, RoundUp(num_keys, Scheme::kStep), scratch);
+  DirectTile<Scheme, kQV, true>(q, kv, head_dim, num_keys, scratch);
+  auto suits = hn::FirstN(df, kLanes);
+  HWY_UNROLL(8)
+  for (size_t row = 0; row < kQV * kLanes; row += kLanes) {
+    suits = hn::And(suits, SuitsTile(q, row, scratch));
+    hn::Store(hn::Set(df, 1.0f), df, scratch.rescale + row);
+  }
+  if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
+    MoveReferences<Scheme, kQV>(q, kv, head_dim, num_keys, scratch);
+    DirectTile<Scheme, kQV, false>(q, kv, head_dim, num_keys, scratch);
+  }
+  HWY_UNROLL(8)
+  for (size_t row = 0; row < kQV * kLanes; row += kLanes) {
+    const VF sum = hn::Load(df, scratch.sum + row);
+    hn::Store(hn::Add(hn::Load(df, q.d + row), sum), df, q.d + row);
+  }
 }
 
 }  // namespace

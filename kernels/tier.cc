@@ -42,7 +42,7 @@ constexpr PrecisionKernels KernelsOf(PackFunction center, PackFunction pack) {
   static_assert(PrefillScheme::kLayout == DecodeScheme::kLayout, "one packed form serves both");
   return {PrefillScheme::kLayout,
           NumbersOf<PrefillScheme>(),
-          {kHasBF16P<PrefillScheme>, kHasBF16P<DecodeScheme>},
+          kHasBF16P<PrefillScheme>,
           &ScratchBytes<PrefillScheme, DecodeScheme>,
           &Prefill<PrefillScheme>,
           &Decode<DecodeScheme>,
@@ -63,8 +63,8 @@ const internal::KernelTable& GetTable() {
           KernelsOf<F16Scheme, F16LoadScheme>(nullptr, &PackFloat<hwy::float16_t>),
           KernelsOf<I8Scheme, I8Scheme>(&CenterQuantized, &PackQuantized<I8Scheme>),
           KernelsOf<I8FineScheme, I8FineScheme>(&CenterQuantized, &PackQuantized<I8FineScheme>),
-          KernelsOf<BF16PrefillScheme, BF16Scheme>(nullptr, &PackBF16),
-          KernelsOf<Mixed16PrefillScheme, Mixed16Scheme>(&CenterKeys, &PackMixed),
+          KernelsOf<BF16PrefillScheme, BF16DecodeScheme>(nullptr, &PackBF16),
+          KernelsOf<Mixed16PrefillScheme, Mixed16DecodeScheme>(&CenterKeys, &PackMixed),
       }};
   return kTable;
 }

@@ -37,9 +37,8 @@ SourceRows DenseRows(float* data, size_t dim) {
 }
 
 // Tokens for one quantised head that already holds `length`.
-void AppendQuantized(const PrecisionKernels& kernels, const PackedHead& head,
-                     const PackedTail& tail, size_t length, const SourceRows& k,
-                     const SourceRows& v, size_t num_tokens) {
+void AppendCentered(const PrecisionKernels& kernels, const PackedHead& head, const PackedTail& tail,
+                    size_t length, const SourceRows& k, const SourceRows& v, size_t num_tokens) {
   PackScratch scratch;
   const size_t head_dim = head.shape.head_dim;
   const size_t v_head_dim = head.shape.v_head_dim;
@@ -144,8 +143,8 @@ Status KvCache::Append(const ConstTensorView& k, const ConstTensorView& v,
         const internal::SourceRows k_rows = internal::SourceRowsOf(k, batch, kv_head);
         const internal::SourceRows v_rows = internal::SourceRowsOf(v, batch, kv_head);
         if (kernels.center != nullptr) {
-          internal::AppendQuantized(kernels, head, packed.tail(batch, kv_head), length, k_rows,
-                                    v_rows, num_tokens);
+          internal::AppendCentered(kernels, head, packed.tail(batch, kv_head), length, k_rows,
+                                   v_rows, num_tokens);
         } else {
           internal::PackScratch scratch;
           internal::PackTask task = {};

@@ -422,6 +422,13 @@ class QuantizedKeyPacker {
   Block blocks_[2];
 };
 
+// K in int16, V in bf16: any range of keys.
+void PackMixed(const PackTask& task, unsigned char* scratch) {
+  QuantizedKeyPacker<Mixed16Scheme> packer(task, scratch);
+  PackKeys(task, 0, packer);
+  PackBF16Values(task);
+}
+
 // The low bytes of four vectors, interleaved.
 HWY_INLINE VU8 InterleaveBytes(VI32 a, VI32 b, VI32 c, VI32 d) {
   const VI16 ac = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(c)), hn::BitCast(di16, a));
@@ -540,13 +547,6 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
       }
     }
   }
-}
-
-// K in int16, V in bf16: any range of keys.
-void PackMixed(const PackTask& task, unsigned char* scratch) {
-  QuantizedKeyPacker<Mixed16Scheme> packer(task, scratch);
-  PackKeys(task, 0, packer);
-  PackBF16Values(task);
 }
 
 // One tile of up to kKvTile keys, from its first.

@@ -33,8 +33,8 @@ enum class Precision : uint8_t {
                  // 2 % with rotate_k (sightline/kv.h); on every tier: docs/precision.md
   kBF16 = 4,     // stored as bf16: the memory of kF16, and twice its speed where CPUs have dot
                  // products of bf16; 0.4 % of error, 1 % with outliers in K
-  kMixed16 = 5,  // K (and Q) in int16 with per-token scales, V in bf16: the same memory, the same
-                 // speed, less than 0.35 % of error whatever the numbers
+  kMixed16 = 5,  // K (and Q) in int16 with per-token scales, V in bf16: the same memory and speed;
+                 // 0.3 % of error, with outliers too
 };
 
 // Lower-case names, "f32", "i8_fine"; "?" for a value that is none of the enumerators.

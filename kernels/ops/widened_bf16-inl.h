@@ -1,5 +1,6 @@
 // Products of bf16 without an instruction for them: both halves of a lane widened to f32, where
-// they are exact, and two multiply-adds.
+// they are exact, and two multiply-adds. No kernel multiplies by it where it is not kNative: they
+// widen K and V once, or as they are loaded.
 #ifndef SIGHTLINE_KERNELS_OPS_WIDENED_BF16_INL_H_
 #define SIGHTLINE_KERNELS_OPS_WIDENED_BF16_INL_H_
 

@@ -212,15 +212,14 @@ OracleInput RoundedInputOf(const Problem& p, const Expectations::Method& method)
 //
 //  - P V and the sum of p run over n = visible keys in any order: n u each, on sums of magnitudes.
 //
-//  - P rounded to bf16: 2^-8, and d sums the same roundings. Straight from sums instead: each of
-//  the
-//    head_dim / 2 additions rounds to 1/2048 octave and so does the end, once to 1/128, and the
-//    mantissa by half a step of 1/128.
+//  - P rounded to bf16: 2^-8, and d sums the same roundings. Straight from sums instead: the score
+//    rounded to 1/128 octave, and the mantissa by half a step of 1/128.
 //
 //  - Numerator and denominator each carry all of this: a factor 2, on sum_j p |v|. The division
 //    adds 4 u.
 //
-//  - What underflows: the kernels may take 2^x as 0 below 2^-100.
+//  - What underflows: the kernels may take 2^x as 0 below 2^-100, and P straight from sums below
+//    2^-70, since its reference may be 56 octaves above the maximum.
 Expected ExpectFloat(const Problem& p, const Expectations::Method& method) {
   const OracleOutput oracle = ComputeOracle(RoundedInputOf(p, method));
 
@@ -231,11 +230,9 @@ Expected ExpectFloat(const Problem& p, const Expectations::Method& method) {
   const double u = kF32Unit;
   const double head_dim = static_cast<double>(p.c.head_dim);
   double p_error = 0.0;
+  const int lowest = method.bf16 == BF16Arithmetic::kDirect ? -70 : -100;
   if (method.bf16 == BF16Arithmetic::kRounded) p_error = kBF16Unit;
-  if (method.bf16 == BF16Arithmetic::kDirect) {
-    const double octaves = (head_dim / 2.0 + 2.0) / 4096.0 + 1.0 / 256.0;
-    p_error = exp2(octaves) - 1.0 + kBF16Unit;
-  }
+  if (method.bf16 == BF16Arithmetic::kDirect) p_error = exp2(1.0 / 256.0) - 1.0 + kBF16Unit;
   for (size_t i = 0; i < e.value.size(); ++i) {
     const size_t row = i / static_cast<size_t>(e.dims.dim);
     const size_t query =
@@ -244,7 +241,7 @@ Expected ExpectFloat(const Problem& p, const Expectations::Method& method) {
     const double score_error = expm1((head_dim + 6.0) * u * oracle.score_bound[row]);
     const double exp_error = 4.0 * u * (1.0 + ceil(n / 128.0));
     const double error = 2.0 * (score_error + exp_error + p_error + n * u) + 4.0 * u;
-    e.tolerance[i] = error * oracle.abs_out[i] + n * ldexp(oracle.max_abs_v, -100);
+    e.tolerance[i] = error * oracle.abs_out[i] + n * ldexp(oracle.max_abs_v, lowest);
   }
   return e;
 }
@@ -467,10 +464,8 @@ bool IsDecoded(const Case& c, const internal::PrecisionKernels& kernels) {
 
 BF16Arithmetic BF16ArithmeticOf(const Case& c, const Setup& setup) {
   const internal::PrecisionKernels& kernels = KernelsOf(setup);
-  if (IsDecoded(c, kernels)) {
-    return kernels.bf16.decode ? BF16Arithmetic::kRounded : BF16Arithmetic::kNone;
-  }
-  return kernels.bf16.prefill ? BF16Arithmetic::kDirect : BF16Arithmetic::kNone;
+  if (!kernels.rounds_to_bf16) return BF16Arithmetic::kNone;
+  return IsDecoded(c, kernels) ? BF16Arithmetic::kRounded : BF16Arithmetic::kDirect;
 }
 
 }  // namespace
