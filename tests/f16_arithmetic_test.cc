@@ -46,7 +46,8 @@ double ErrorWith(const Problem& problem, const std::vector<double>& exact, size_
   std::vector<float> q, k, v;
   for (int64_t row = 0; row < int64_t{kKeys}; ++row) {
     for (int64_t d = 0; d < int64_t{kDim}; ++d) {
-      if (row < int64_t{kQueries}) q.push_back(ToF16(static_cast<double>(problem.q.Get(0, row, 0, d))));
+      if (row < int64_t{kQueries})
+        q.push_back(ToF16(static_cast<double>(problem.q.Get(0, row, 0, d))));
       k.push_back(ToF16(static_cast<double>(problem.k.Get(0, row, 0, d))));
       v.push_back(ToF16(static_cast<double>(problem.v.Get(0, row, 0, d))));
     }
@@ -67,8 +68,7 @@ double ErrorWith(const Problem& problem, const std::vector<double>& exact, size_
       sum += static_cast<double>(x);
     }
     for (size_t d = 0; d < kDim; ++d) {
-      const double out =
-          static_cast<double>(Dot(p.data(), 1, &v[d], kDim, kKeys, v_chain)) / sum;
+      const double out = static_cast<double>(Dot(p.data(), 1, &v[d], kDim, kKeys, v_chain)) / sum;
       const double expected = exact[i * kDim + d];
       difference += (out - expected) * (out - expected);
       norm += expected * expected;
@@ -89,8 +89,8 @@ TEST_CASE("error of f16 arithmetic", "[.f16_arithmetic]") {
     const std::vector<double> exact = ExactOutput(problem);
     printf("| %s |", Name(distribution));
     for (const size_t chain : kChains) {
-      printf(" %.1e · %.1e |", ErrorWith(problem, exact, chain, 0),
-             ErrorWith(problem, exact, chain, chain));
+      printf(" %.2g · %.2g |", 100.0 * ErrorWith(problem, exact, chain, 0),
+             100.0 * ErrorWith(problem, exact, chain, chain));
     }
     printf("\n");
   }
