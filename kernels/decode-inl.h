@@ -48,11 +48,12 @@ constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || ro
 constexpr size_t kMinSums = 8;
 
 // K and V are read by turns. Each turn costs the latency of memory, since the CPU's prefetchers
-// have lost the thread: so they are long, at 64 dimensions 256 KiB.
+// have lost the thread: so they are long, at 64 dimensions 256 KiB (of f32 512). The scores of a
+// turn of floats wait in L2.
 constexpr size_t kMaxChunkKeys = 4096;
 constexpr size_t kMaxChunkTiles = kMaxChunkKeys / kKvTile;
 template <class Scheme>
-constexpr size_t kChunkKeys = Scheme::kQuantizedV ? kMaxChunkKeys : kVTileKeys;
+constexpr size_t kChunkKeys = Scheme::kQuantizedV ? kMaxChunkKeys : kMaxChunkKeys / 2;
 
 // How far ahead of the products K and V are fetched: what is under way between memory and a core,
 // 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next.

@@ -74,17 +74,17 @@ TEST_CASE("a NaN reaches the rows that see it and no other", "[adversarial]") {
   }
 }
 
-// Few rows take 1024 keys at a time: what is hidden in the second chunk, by the mask of some rows
-// only. Where K or V is floats it does not reach those rows. Integers take NaN as 0 and bound
-// infinities, which then take part in means and scales, whoever sees them.
+// Few rows take up to 2048 keys at a time, of int8 4096: what is hidden in the second chunk, by the
+// mask of some rows only. Where K or V is floats it does not reach those rows. Integers take NaN as
+// 0 and bound infinities, which then take part in means and scales, whoever sees them.
 TEST_CASE("hidden keys of the second chunk", "[adversarial]") {
   const float poison = GENERATE(NAN, HUGE_VALF, -HUGE_VALF);
   for (const bool in_k : {true, false}) {
     for (const int64_t q_len : {3, 4, 70}) {
-      Case c = CausalCase(q_len, 1300);
+      Case c = CausalCase(q_len, 4400);
       const int64_t first_to_see = q_len / 2;
       const int64_t poisoned = c.kv_len - q_len + first_to_see;
-      REQUIRE(poisoned >= 1024 + 128);
+      REQUIRE(poisoned >= 4096 + 128);
       Problem problem(c, 13);
       (in_k ? problem.k : problem.v).Set(0, poisoned, 0, 7, poison);
       Expectations expectations(problem);
