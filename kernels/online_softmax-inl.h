@@ -5,9 +5,9 @@
 //
 // P in f32 is relative to m'; of bf16 see softmax_bf16-inl.h. Bytes are relative to the tile's own
 // maximum, so that all steps of a byte are used even when an earlier tile held a larger score, and
-// weigh the tile's product by 2^(tile m - m). There m need not be the maximum: it is a reference
-// that stays while no tile's maximum is more than kReferenceSlack octaves above it, so that O is
-// rescaled a few times in the life of a row and not with every tile.
+// the tile's product is weighed by 2^(tile m - m). There m need not be the maximum: it is a
+// reference that stays while no tile's maximum is more than kReferenceSlack octaves above it, so
+// that O is rescaled a few times in the life of a row and not with every tile.
 //
 // Cost per score: floats 10 instructions for 2^x, a subtraction, an addition; quantised: see
 // fixed_point-inl.h.

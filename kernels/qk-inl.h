@@ -30,10 +30,9 @@ HWY_INLINE VF ScoreOf(VI32 sum, VF row_scale, VF k_scale) {
   return hn::Mul(hn::Mul(hn::ConvertTo(df, sum), k_scale), row_scale);
 }
 
-// The rows from `row` on that see key `key` of the tile.
-HWY_INLINE hn::Mask<DF> VisibleKey(const QueryTile& q, const KvTile& kv, size_t key, size_t row) {
-  const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
-  return Visible(index, hn::Load(di32, q.limit + row));
+// Where key `key` of the tile is among all.
+HWY_INLINE VI32 KeyIndex(const KvTile& kv, size_t key) {
+  return hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
 }
 
 // Sums of the products of keys [key, key + kStep) of the tile, counted from its beginning.
@@ -69,7 +68,7 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
       VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Scheme>(kv, key + n));
-      if constexpr (kMasked) s = hn::IfThenElse(VisibleKey(q, kv, key + n, row), s, NegInf());
+      if constexpr (kMasked) s = Hide(s, KeyIndex(kv, key + n), hn::Load(di32, q.limit + row));
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, s_out + n * kQV * kLanes + row);
     }

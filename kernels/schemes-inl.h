@@ -54,10 +54,8 @@ struct BF16Scheme : F32Scheme {
 };
 
 // Where there is no dot product of bf16: the same K and V, widened as those of f16.
-struct BF16WideScheme : F32Scheme {
+struct BF16WideScheme : F16Scheme {
   static constexpr LayoutId kLayout = LayoutId::kBF16;
-  static constexpr bool kWidensK = true;
-  static constexpr bool kWidensV = true;
   using KStored = hwy::bfloat16_t;
   using VStored = hwy::bfloat16_t;
 };
@@ -65,40 +63,6 @@ struct BF16LoadScheme : BF16WideScheme {
   static constexpr bool kWidensK = false;
   static constexpr bool kWidensV = false;
 };
-
-// Q and K in int16, P and V in bf16.
-struct Mixed16Scheme {
-  static constexpr LayoutId kLayout = LayoutId::kMixed16;
-  static constexpr bool kQuantizedK = true;
-  static constexpr bool kQuantizedV = false;
-  static constexpr bool kWidensK = false;
-  static constexpr bool kWidensV = false;
-  static constexpr size_t kQueryVectors = I8Ops::kQueryVectors;
-  static constexpr size_t kStep = I8Ops::kStep;
-  static constexpr int kKBias = 0;
-  static constexpr size_t kPTileKeys = kKvTile;
-  using KStored = int16_t;
-  using VStored = hwy::bfloat16_t;
-  using QkProduct = I16QkProduct;
-  using PvProduct = BF16Product;
-
-  static HWY_INLINE int MaxQ(size_t head_dim) { return MaxWideQuantum(head_dim); }
-  static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
-};
-
-// Where there is no dot product of bf16: P and V in f32, V widened as that of f16.
-struct Mixed16WideScheme : Mixed16Scheme {
-  static constexpr bool kWidensV = true;
-  using PvProduct = F32Product;
-};
-struct Mixed16LoadScheme : Mixed16WideScheme {
-  static constexpr bool kWidensV = false;
-};
-
-using BF16PrefillScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16WideScheme>;
-using BF16DecodeScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16LoadScheme>;
-using Mixed16PrefillScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16WideScheme>;
-using Mixed16DecodeScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16LoadScheme>;
 
 // Q per row, K per token, V per channel and tile in int8; P in u8 relative to the tile's maximum.
 struct I8Scheme {
@@ -136,6 +100,29 @@ struct I8FineScheme : I8Scheme {
   static HWY_INLINE int MaxQ(size_t head_dim) { return MaxWideQuantum(head_dim); }
   static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
 };
+
+// Q and K as I8FineScheme has them, P and V in bf16.
+struct Mixed16Scheme : I8FineScheme {
+  static constexpr LayoutId kLayout = LayoutId::kMixed16;
+  static constexpr bool kQuantizedV = false;
+  static constexpr size_t kPTileKeys = kKvTile;
+  using VStored = hwy::bfloat16_t;
+  using PvProduct = BF16Product;
+};
+
+// Where there is no dot product of bf16: P and V in f32, V widened as that of f16.
+struct Mixed16WideScheme : Mixed16Scheme {
+  static constexpr bool kWidensV = true;
+  using PvProduct = F32Product;
+};
+struct Mixed16LoadScheme : Mixed16WideScheme {
+  static constexpr bool kWidensV = false;
+};
+
+using BF16PrefillScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16WideScheme>;
+using BF16DecodeScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16LoadScheme>;
+using Mixed16PrefillScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16WideScheme>;
+using Mixed16DecodeScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16LoadScheme>;
 
 // Elements of a 32-bit lane of Q and P,
 template <class Scheme>

@@ -13,8 +13,8 @@
 // tile is done again: by the same arithmetic, so that rows do not depend on the rows beside them.
 //
 // Cost per 16 scores, in the pipes of multiplications a multiply-add and half a product for d, of
-// integers three multiplications; in others a subtraction, a maximum, and half of an or, a shift, a
-// blend, a lookup, a selection and a store.
+// integers a multiplication more; in others a maximum, of integers a conversion, and half of an or,
+// a shift, a blend, a lookup, a selection and a store.
 #ifndef SIGHTLINE_KERNELS_SOFTMAX_BF16_INL_H_
 #define SIGHTLINE_KERNELS_SOFTMAX_BF16_INL_H_
 
@@ -139,7 +139,7 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, size_t num_step
         }
         bits[i] = hn::BitCast(di32, distance);
         if constexpr (kMasked) {
-          const auto visible = VisibleKey(q, kv, index, row);
+          const auto visible = Visible(KeyIndex(kv, index), hn::Load(di32, q.limit + row));
           bits[i] = hn::IfThenElseZero(hn::RebindMask(di32, visible), bits[i]);
         }
         if constexpr (kChecked) {  // as unsigned, so that negative numbers stay and are found

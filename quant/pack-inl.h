@@ -105,18 +105,24 @@ HWY_INLINE VI32 PackValueRow(const RowVectors& row, size_t n, size_t channels,
   return largest;
 }
 
+// Whether NaN or an infinity is among V of the key's tile: begins with its first key, and knows of
+// those before. largest: what packing the key returned.
+HWY_INLINE void NoteSpecial(const PackedHead& head, size_t key, VI32 largest) {
+  uint8_t* special = head.base + head.offsets.v_special + key / kKvTile;
+  if (key % kKvTile == 0) *special = 0;
+  if (HWY_UNLIKELY(!AllBelow(largest, -kNegInf))) *special = 1;
+}
+
 template <typename Stored, class Reader>
 HWY_INLINE void PackFloatValuesFrom(const PackTask& task, Reader reader) {
   const PackedShape& shape = task.head.shape;
   Stored* v_out = reinterpret_cast<Stored*>(task.head.base + task.head.offsets.v);
-  uint8_t* special = task.head.base + task.head.offsets.v_special;
   for (size_t i = 0; i < task.num_keys; ++i) {
     const size_t key = task.key_begin + i;
     PrefetchRows(task.v, i + kRowsAhead, i + kRowsAhead + 1, task.num_keys, reader.n);
     const VI32 largest =
         PackValueRow(reader[i], reader.n, PaddedVHeadDim(shape), shape, key, v_out);
-    if (key % kKvTile == 0) special[key / kKvTile] = 0;
-    if (HWY_UNLIKELY(!AllBelow(largest, -kNegInf))) special[key / kKvTile] = 1;
+    NoteSpecial(task.head, key, largest);
   }
 }
 
@@ -148,7 +154,6 @@ HWY_INLINE void PackBF16ValuesFrom(const PackTask& task, Reader reader) {
   const size_t n = reader.n;
   const size_t channels = PaddedVHeadDim(shape);
   uint8_t* v_out = task.head.base + task.head.offsets.v;
-  uint8_t* special = task.head.base + task.head.offsets.v_special;
   for (size_t i = 0; i < task.num_keys;) {
     const size_t key = task.key_begin + i;
     const size_t ahead = i + kRowsAhead;
@@ -175,8 +180,7 @@ HWY_INLINE void PackBF16ValuesFrom(const PackTask& task, Reader reader) {
       };
       largest = PackValuePair(alone, n, channels, shape, key, v_out);
     }
-    if (key % kKvTile == 0) special[key / kKvTile] = 0;
-    if (HWY_UNLIKELY(!AllBelow(largest, -kNegInf))) special[key / kKvTile] = 1;
+    NoteSpecial(task.head, key, largest);
     i += count;
   }
 }
