@@ -36,11 +36,10 @@ static inline const float* ScaleAt(const float* scale, int64_t offset_bytes) {
 // A row alone, for what takes rows.
 static inline Row RowAt(const Row& row, size_t) { return row; }
 
-// Rows of a caller's tensor that belong to one (batch, kv head): row r is query r / (beams *
-// group), beam r / group % beams, head r % group. Query-major, so that the causal limit never falls
-// with r.
+// Rows of a caller's tensor that belong to one (batch, kv head). Query-major, so that what a row
+// sees never moves back with r; see IndexOf.
 struct Rows {
-  unsigned char* data;  // row 0; const for inputs by convention
+  unsigned char* data;  // row 0; const for inputs by convention; null where there is no such tensor
   DType dtype;
   int64_t length_stride;
   int64_t beam_stride;
@@ -51,24 +50,32 @@ struct Rows {
   size_t group;
 };
 
+// What row r is: a query of one beam and one head of the group.
+struct RowIndex {
+  size_t query;
+  size_t beam;
+  size_t head;
+};
+static inline RowIndex IndexOf(size_t r, size_t beams, size_t group) {
+  const size_t sharing = beams * group;
+  if (sharing == 1) return {r, 0, 0};  // divisions that most rows do not need
+  return {r / sharing, r % sharing / group, r % group};
+}
+
+static inline int64_t OffsetOf(const RowIndex& index, int64_t length_stride, int64_t beam_stride,
+                               int64_t head_stride) {
+  return static_cast<int64_t>(index.query) * length_stride +
+         static_cast<int64_t>(index.beam) * beam_stride +
+         static_cast<int64_t>(index.head) * head_stride;
+}
+
 static inline Row RowAt(const Rows& rows, size_t r) {
-  size_t query = r;
-  size_t beam = 0;
-  size_t head = 0;
-  const size_t sharing = rows.beams * rows.group;
-  if (sharing != 1) {  // divisions that most rows do not need
-    query = r / sharing;
-    beam = r % sharing / rows.group;
-    head = r % rows.group;
-  }
-  const auto offset = [=](int64_t length_stride, int64_t beam_stride, int64_t head_stride) {
-    return static_cast<int64_t>(query) * length_stride + static_cast<int64_t>(beam) * beam_stride +
-           static_cast<int64_t>(head) * head_stride;
-  };
+  const RowIndex index = IndexOf(r, rows.beams, rows.group);
   const ScaleView& scale = rows.scale;
-  return {rows.data + offset(rows.length_stride, rows.beam_stride, rows.head_stride), rows.dtype,
-          rows.dim_stride,
-          ScaleAt(scale.data, offset(scale.length_stride, scale.batch_stride, scale.head_stride)),
+  return {rows.data + OffsetOf(index, rows.length_stride, rows.beam_stride, rows.head_stride),
+          rows.dtype, rows.dim_stride,
+          ScaleAt(scale.data,
+                  OffsetOf(index, scale.length_stride, scale.batch_stride, scale.head_stride)),
           scale.dim_stride};
 }
 
@@ -115,17 +122,74 @@ struct PackTask {
   bool keeps_v;
 };
 
+// Booleans of the caller's by query and key, each for a block of q_block x kv_block of them.
+struct MaskRows {
+  const unsigned char* data;  // of row 0; null where there is no such mask
+  int64_t query_stride;       // from block to block
+  int64_t beam_stride;
+  int64_t head_stride;
+  int64_t key_stride;  // from block to block
+  size_t q_block;
+  size_t kv_block;
+};
+
+// Places that a table of biases by distance has beyond either end, which are all the same: as many
+// as the distances in a pair of tiles.
+constexpr size_t kBiasPadding = kKvTile + 64;
+
+// What is added to scores by the distance d of a key from a query, and all in octaves but what the
+// caller gives: table[bucket[d]] of the head, and -slope * |d|.
+struct DistanceBias {
+  const float* table;      // [buckets][table_stride], of the group's first head; null: none
+  size_t table_stride;     // heads
+  const uint16_t* bucket;  // of distances -max_distance to max_distance, which stand for all beyond
+  int64_t max_distance;
+  // The table by distance, of the group's first head and in octaves: place i is that of distance
+  // max_distance + kBiasPadding - i, of 2 * (max_distance + kBiasPadding) + 1. Prefill has it.
+  const float* octaves;
+  const float* slopes;  // [group]; null: none
+};
+
+// The other side of a window that has none: beyond any position.
+constexpr int64_t kUnbounded = int64_t{1} << 40;
+
+// What becomes of a second pass's weights exp(s - lse).
+struct WeightsTask {
+  Rows out;          // optional: rows of weights
+  size_t first_row;  // of the task, whose weights are row 0 of `out`
+  bool adds;         // adds to what is there, which is f32
+  Row mass;          // optional, f32: sums over all rows, which are added
+  size_t num_keys;   // of out and mass; hidden keys, and those that do not exist, get 0
+  float factor;      // weights are multiplied by it
+};
+
 // Attention of rows [row_begin, row_end) with one packed head.
 struct AttendTask {
   PackedHead head;
   size_t kv_len;  // keys in use, <= head.shape.capacity
   Rows q;
   Rows out;
+  Rows lse;      // f32; optional
   size_t q_len;  // queries; rows are q_len * q.beams * q.group
   size_t row_begin;
   size_t row_end;
-  bool causal;
   float scale_log2e;  // softmax scale * log2(e): kernels work with powers of two
+
+  // Masks. Query i stands at q_start + i and sees so many keys to the left and to the right of
+  // that, and the first prefix_len in any case; of all these, those that `masks` show.
+  int64_t q_start;
+  int64_t window_left;
+  int64_t window_right;
+  size_t prefix_len;  // <= kv_len
+  MaskRows masks[2];
+
+  // Score modifications.
+  float softcap_log2e;  // 0: none
+  Rows bias;            // optional
+  DistanceBias distance_bias;
+  const float* sinks;  // [group]; null: none
+
+  WeightsTask weights;  // only for second passes, which read lse
 };
 
 // Rows of all tasks of the head together.
@@ -133,14 +197,63 @@ static inline size_t NumRows(const AttendTask& task) {
   return task.q_len * task.q.beams * task.q.group;
 }
 
-// Keys that row r may see: [0, limit). Causal is aligned bottom-right: the last query sees all
-// keys.
-static inline size_t KeyLimit(const AttendTask& task, size_t r) {
-  if (!task.causal) return task.kv_len;
-  const size_t sharing = task.q.beams * task.q.group;
-  const size_t query = sharing == 1 ? r : r / sharing;
-  const size_t hidden = task.q_len - 1 - query;  // keys that only later queries see
-  return task.kv_len > hidden ? task.kv_len - hidden : 0;
+// Keys [begin, limit) that a row may see by position, begin <= limit <= kv_len. Neither falls from
+// row to row. What prefix_len and masks say comes on top.
+struct KeyRange {
+  size_t begin;
+  size_t limit;
+};
+static inline KeyRange RangeOf(const AttendTask& task, size_t r) {
+  const int64_t position =
+      task.q_start + static_cast<int64_t>(IndexOf(r, task.q.beams, task.q.group).query);
+  const int64_t end = static_cast<int64_t>(task.kv_len);
+  const int64_t begin = position - task.window_left;
+  const int64_t limit = position + task.window_right + 1;
+  return {static_cast<size_t>(begin < 0     ? 0
+                              : begin < end ? begin
+                                            : end),
+          static_cast<size_t>(limit < 0     ? 0
+                              : limit < end ? limit
+                                            : end)};
+}
+
+static inline bool HasMasks(const AttendTask& task) {
+  return task.masks[0].data != nullptr || task.masks[1].data != nullptr;
+}
+static inline bool HasDistanceBias(const AttendTask& task) {
+  return task.distance_bias.table != nullptr || task.distance_bias.slopes != nullptr;
+}
+// True if scores are more than products of Q and K times scales.
+static inline bool ModifiesScores(const AttendTask& task) {
+  return task.softcap_log2e != 0.0f || task.bias.data != nullptr || HasDistanceBias(task);
+}
+
+// True if the scores themselves matter, and not only how they differ within a row: quantised K has
+// lost its mean, so that all of a row's scores lack the same.
+static inline bool NeedsScores(const AttendTask& task) {
+  return task.softcap_log2e != 0.0f || task.lse.data != nullptr || task.sinks != nullptr;
+}
+
+// What a mask says of key `key` for a row.
+static inline const unsigned char* MaskOf(const MaskRows& mask, const RowIndex& index, size_t key) {
+  const RowIndex block = {index.query / mask.q_block, index.beam, index.head};
+  return mask.data + OffsetOf(block, mask.query_stride, mask.beam_stride, mask.head_stride) +
+         static_cast<int64_t>(key / mask.kv_block) * mask.key_stride;
+}
+
+// The bias of a row of head `head` of the group for a key at distance `d`.
+static inline float BiasAt(const DistanceBias& bias, size_t head, int64_t d) {
+  constexpr float kLog2E = 1.44269504f;
+  float sum = 0.0f;
+  if (bias.table != nullptr) {
+    const int64_t max = bias.max_distance;
+    const int64_t at = d < -max ? 0 : d > max ? 2 * max : d + max;
+    sum = bias.table[bias.bucket[at] * bias.table_stride + head] * kLog2E;
+  }
+  if (bias.slopes != nullptr) {
+    sum -= bias.slopes[head] * kLog2E * static_cast<float>(d < 0 ? -d : d);
+  }
+  return sum;
 }
 
 // Rows one task covers: the K/V tile that f16 converts serves this many rows, and the state of all
@@ -174,6 +287,9 @@ struct PrecisionKernels {
   AttendFunction prefill;  // up to kTaskRows rows
   AttendFunction decode;   // up to decode_rows rows
   size_t decode_rows;
+  // Second passes over the same rows, by drivers of the same kind, with the same scratch.
+  AttendFunction weigh_many;
+  AttendFunction weigh_few;
   // What rows of k and v have in common: k_center, v_center, q_factor; null where there is nothing.
   PackFunction center;
   PackFunction pack;

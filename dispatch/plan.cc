@@ -5,6 +5,7 @@
 #include <new>
 
 #include "dispatch/memory.h"
+#include "dispatch/relative_buckets.h"
 #include "dispatch/tiers.h"
 #include "dispatch/validate.h"
 
@@ -12,7 +13,15 @@ namespace sightline {
 
 namespace internal {
 
-PlanImpl::~PlanImpl() { FreeAligned(own_workspace); }
+PlanImpl::~PlanImpl() {
+  FreeAligned(own_workspace);
+  FreeAligned(reinterpret_cast<unsigned char*>(buckets));
+}
+
+size_t PlanImpl::BiasPlaces() const {
+  if (desc.relative_buckets.num_buckets == 0) return 0;
+  return 2 * (static_cast<size_t>(desc.relative_buckets.max_distance) + kBiasPadding) + 1;
+}
 
 PackedHeads PlanImpl::PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const {
   PackedHeads heads = {};
@@ -28,6 +37,21 @@ PackedHeads PlanImpl::PackedHeadsIn(unsigned char* workspace, int64_t kv_len) co
 
 using internal::PackedHeads;
 using internal::PlanImpl;
+
+namespace {
+
+// The bucket of each distance from -max_distance to max_distance; null if there is no memory.
+uint16_t* NewBuckets(const RelativeBuckets& relative) {
+  const int64_t max = relative.max_distance;
+  const size_t count = static_cast<size_t>(2 * max + 1);
+  auto* buckets = reinterpret_cast<uint16_t*>(internal::AllocateAligned(count * sizeof(uint16_t)));
+  for (int64_t d = -max; buckets != nullptr && d <= max; ++d) {
+    buckets[d + max] = static_cast<uint16_t>(internal::BucketOf(relative, d));
+  }
+  return buckets;
+}
+
+}  // namespace
 
 Status Plan::Create(const AttentionDesc& given, Plan* plan) {
   if (plan == nullptr) return Status::Error(StatusCode::kInvalidArgument, "plan is null");
@@ -55,16 +79,29 @@ Status Plan::Create(const AttentionDesc& given, Plan* plan) {
   impl->scratch_bytes = impl->kernels->scratch_bytes(heads.shape);
   const size_t num_workers = static_cast<size_t>(desc.max_workers);
   size_t all_scratch_bytes = 0;
+  size_t bias_bytes = 0;
   const size_t batch = desc.max_kv_len == 0 ? 0 : static_cast<size_t>(desc.max_batch);
   if (__builtin_mul_overflow(batch * heads.num_kv_heads, heads.offsets.bytes,
                              &impl->packed_bytes) ||
+      __builtin_mul_overflow(static_cast<size_t>(desc.num_heads),
+                             impl->BiasPlaces() * sizeof(float), &bias_bytes) ||
       __builtin_mul_overflow(num_workers, impl->scratch_bytes, &all_scratch_bytes) ||
-      __builtin_add_overflow(impl->packed_bytes, all_scratch_bytes, &impl->workspace_bytes)) {
+      __builtin_add_overflow(impl->packed_bytes, all_scratch_bytes, &impl->workspace_bytes) ||
+      __builtin_add_overflow(impl->workspace_bytes,
+                             internal::RoundUp(bias_bytes, internal::kPackedAlignBytes),
+                             &impl->workspace_bytes)) {
     return Status::Error(
         StatusCode::kInvalidArgument,
         "max_batch %lld, num_kv_heads %lld and max_kv_len %lld overflow the address space",
         static_cast<long long>(desc.max_batch), static_cast<long long>(desc.num_kv_heads),
         static_cast<long long>(desc.max_kv_len));
+  }
+  impl->bias_bytes = internal::RoundUp(bias_bytes, internal::kPackedAlignBytes);
+  if (desc.relative_buckets.num_buckets > 0) {
+    impl->buckets = NewBuckets(desc.relative_buckets);
+    if (impl->buckets == nullptr) {
+      return Status::Error(StatusCode::kOutOfMemory, "the plan's relative_buckets");
+    }
   }
   if (desc.owns_workspace && impl->workspace_bytes > 0) {
     impl->own_workspace = internal::AllocateAligned(impl->workspace_bytes);

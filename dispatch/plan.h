@@ -19,9 +19,12 @@ struct PlanImpl {
   const KernelTable* table;
   const PrecisionKernels* kernels;
   LayoutId layout;
+  uint16_t* buckets = nullptr;  // of distances; see DistanceBias. Null without relative_buckets
 
-  // The workspace: packed heads of k and v, then each worker's scratch.
+  // The workspace: packed heads of k and v, biases by distance of all heads, then each worker's
+  // scratch.
   size_t packed_bytes;
+  size_t bias_bytes;
   size_t scratch_bytes;  // per worker
   size_t workspace_bytes;
 
@@ -32,6 +35,9 @@ struct PlanImpl {
   PlanImpl(const PlanImpl&) = delete;
   PlanImpl& operator=(const PlanImpl&) = delete;
   ~PlanImpl();
+
+  // Biases by distance of one head; see DistanceBias::octaves. 0 without relative_buckets.
+  size_t BiasPlaces() const;
 
   // Packed form of k and v tensors of this length inside a workspace.
   PackedHeads PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const;

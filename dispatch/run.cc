@@ -1,4 +1,7 @@
-// Run: validate, pack K and V if they are not yet, then tasks of up to kTaskRows rows each.
+// Run: validate, pack K and V if they are not yet, then tasks of up to kTaskRows rows of a sequence
+// and kv head each.
+#include <string.h>
+
 #include <algorithm>
 #include <atomic>
 
@@ -42,52 +45,265 @@ class OwnWorkspace {
   bool taken_ = false;
 };
 
-// The rows of q or out that share one (batch, kv head) of K/V.
+constexpr float kLog2E = 1.44269504f;
+
+// Rows of q, or of a tensor with the same batch, length and heads: those of one sequence and kv
+// head.
+struct RowSet {
+  size_t batch;
+  size_t query;
+  size_t head;
+  size_t beams;
+  size_t group;
+};
+
 template <class View>
-Rows RowsOf(const View& view, size_t kv_batch, size_t kv_head, size_t beams, size_t group) {
+int64_t OffsetIn(const View& view, const RowSet& set) {
+  return static_cast<int64_t>(set.batch) * view.batch_stride +
+         static_cast<int64_t>(set.query) * view.length_stride +
+         static_cast<int64_t>(set.head) * view.head_stride;
+}
+
+template <class View>
+Rows RowsOf(const View& view, const RowSet& set) {
   Rows rows = {};
+  if (view.data == nullptr) return rows;
   // Inputs are only read: kernels take both through one type.
   rows.data = const_cast<unsigned char*>(static_cast<const unsigned char*>(view.data)) +
-              static_cast<int64_t>(kv_batch * beams) * view.batch_stride +
-              static_cast<int64_t>(kv_head * group) * view.head_stride;
+              OffsetIn(view, set);
   rows.dtype = view.dtype;
-  rows.scale = HeadScales(view, kv_batch * beams, kv_head * group);
+  rows.scale = HeadScales(view, set.batch, set.head);
+  rows.scale.data =
+      ScaleAt(rows.scale.data, static_cast<int64_t>(set.query) * rows.scale.length_stride);
   rows.length_stride = view.length_stride;
   rows.beam_stride = view.batch_stride;
   rows.head_stride = view.head_stride;
   rows.dim_stride = view.dim_stride;
-  rows.beams = beams;
-  rows.group = group;
+  rows.beams = set.beams;
+  rows.group = set.group;
   return rows;
 }
 
-void Attend(const PlanImpl& plan, const AttentionArgs& args, const PackedHeads& heads,
-            size_t kv_batch, size_t kv_len, unsigned char* scratch, const ParallelFor& parallel) {
-  const size_t beams = static_cast<size_t>(args.q.batch) / kv_batch;
-  const size_t group = static_cast<size_t>(plan.desc.num_heads / plan.desc.num_kv_heads);
-  const size_t num_rows = static_cast<size_t>(args.q.length) * beams * group;
-  const size_t tasks_per_head = (num_rows + kTaskRows - 1) / kTaskRows;
-  const bool few = num_rows <= plan.kernels->decode_rows;
-  const auto attend = few ? plan.kernels->decode : plan.kernels->prefill;
+// A block of block_mask begins with query 0 of its sequence: set.query is 0 there.
+MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, int64_t kv_block) {
+  if (view.data == nullptr) return {};
+  return {static_cast<const unsigned char*>(view.data) + OffsetIn(view, set),
+          view.length_stride,
+          view.batch_stride,
+          view.head_stride,
+          view.dim_stride,
+          static_cast<size_t>(q_block),
+          static_cast<size_t>(kv_block)};
+}
+
+// A call as kernels see it: sequences, whose queries may come from several beams and groups of
+// heads.
+struct Call {
+  const PlanImpl& plan;
+  const AttentionArgs& args;
+  PackedHeads heads;
+  SequenceSpans queries;
+  SequenceSpans keys;
+  size_t beams;
+  size_t group;
+  float* biases;  // [num_heads][BiasPlaces]: biases by distance in octaves
+};
+
+// Rows of one sequence that read one kv head: its queries in `beams` beams and `group` heads.
+struct Selection {
+  size_t sequence;
+  size_t beam;
+  size_t beams;
+  size_t head;
+  size_t group;
+};
+
+size_t NumRowsOf(const Call& call, const Selection& rows) {
+  return call.queries.at(rows.sequence).count * rows.beams * rows.group;
+}
+
+DistanceBias DistanceBiasOf(const Call& call, size_t head) {
+  const AttentionArgs& args = call.args;
+  DistanceBias bias = {};
+  if (args.relative_bias != nullptr) {
+    bias.table = args.relative_bias + head;
+    bias.table_stride = static_cast<size_t>(call.plan.desc.num_heads);
+    bias.bucket = call.plan.buckets;
+    bias.max_distance = call.plan.desc.relative_buckets.max_distance;
+    bias.octaves = call.biases + head * call.plan.BiasPlaces();
+  }
+  if (args.alibi_slopes != nullptr) bias.slopes = args.alibi_slopes + head;
+  return bias;
+}
+
+AttendTask TaskOf(const Call& call, const Selection& rows) {
+  const AttentionDesc& desc = call.plan.desc;
+  const AttentionArgs& args = call.args;
+  const TokenSpan queries = call.queries.at(rows.sequence);
+  const RowSet set = {queries.batch * call.beams + rows.beam, queries.begin, rows.head, rows.beams,
+                      rows.group};
+  AttendTask task = {};
+  task.head = call.heads.at(rows.sequence, rows.head / call.group);
+  task.kv_len = call.keys.at(rows.sequence).count;
+  task.q = RowsOf(args.q, set);
+  task.out = RowsOf(args.out, set);
+  task.lse = RowsOf(args.lse, set);
+  task.q_len = queries.count;
+  task.row_end = NumRowsOf(call, rows);
+  task.scale_log2e = call.plan.scale_log2e;
+
+  const int64_t bottom_right = static_cast<int64_t>(task.kv_len) - static_cast<int64_t>(task.q_len);
+  task.q_start = args.q_start == AttentionArgs::kBottomRight ? bottom_right : args.q_start;
+  task.window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
+  task.window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
+  if (args.prefix_lens != nullptr) {
+    task.prefix_len = std::min(static_cast<size_t>(args.prefix_lens[rows.sequence]), task.kv_len);
+  }
+  task.masks[0] = MaskRowsOf(args.mask, set, 1, 1);
+  task.masks[1] =
+      MaskRowsOf(args.block_mask.blocks, set, args.block_mask.q_block, args.block_mask.kv_block);
+
+  task.softcap_log2e = desc.softcap * kLog2E;
+  task.bias = RowsOf(args.bias, set);
+  task.distance_bias = DistanceBiasOf(call, rows.head);
+  if (args.sinks != nullptr) task.sinks = args.sinks + rows.head;
+  return task;
+}
+
+void Attend(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
+  const size_t longest = call.queries.longest() * call.beams * call.group;
+  const size_t tasks_per_head = (longest + kTaskRows - 1) / kTaskRows;
   // Split and driver depend on shapes alone, so that results do not depend on the number of
   // workers.
-  ForEachTask(parallel, kv_batch * heads.num_kv_heads * tasks_per_head,
+  ForEachTask(parallel, call.keys.num_sequences * call.heads.num_kv_heads * tasks_per_head,
               [&](size_t index, size_t worker) {
-                const size_t head = index / tasks_per_head;
-                const size_t batch = head / heads.num_kv_heads;
-                const size_t kv_head = head % heads.num_kv_heads;
-                AttendTask task = {};
-                task.head = heads.at(batch, kv_head);
-                task.kv_len = kv_len;
-                task.q = RowsOf(args.q, batch, kv_head, beams, group);
-                task.out = RowsOf(args.out, batch, kv_head, beams, group);
-                task.q_len = static_cast<size_t>(args.q.length);
-                task.row_begin = index % tasks_per_head * kTaskRows;
-                task.row_end = std::min(task.row_begin + kTaskRows, num_rows);
-                task.causal = plan.desc.mask == Mask::kCausal;
-                task.scale_log2e = plan.scale_log2e;
-                attend(task, scratch + worker * plan.scratch_bytes);
+                const size_t sequence = index / tasks_per_head / call.heads.num_kv_heads;
+                const size_t kv_head = index / tasks_per_head % call.heads.num_kv_heads;
+                const Selection rows = {sequence, 0, call.beams, kv_head * call.group, call.group};
+                const size_t row_begin = index % tasks_per_head * kTaskRows;
+                const size_t num_rows = NumRowsOf(call, rows);
+                if (row_begin >= num_rows) return;  // a shorter sequence than others
+                AttendTask task = TaskOf(call, rows);
+                task.row_begin = row_begin;
+                task.row_end = std::min(row_begin + kTaskRows, num_rows);
+                const bool few = num_rows <= call.plan.kernels->decode_rows;
+                const auto attend = few ? call.plan.kernels->decode : call.plan.kernels->prefill;
+                attend(task, scratch + worker * call.plan.scratch_bytes);
               });
+}
+
+// Fills call.biases, which decoding few rows can do without.
+void SpreadBuckets(const Call& call, const ParallelFor& parallel) {
+  const PlanImpl& plan = call.plan;
+  const size_t num_heads = static_cast<size_t>(plan.desc.num_heads);
+  const size_t most_rows = call.queries.longest() * call.beams * call.group;
+  if (call.args.relative_bias == nullptr || most_rows <= plan.kernels->decode_rows) return;
+  const size_t num_places = plan.BiasPlaces();
+  const size_t last = num_places - 2 * kBiasPadding - 1;  // bucket of the largest distance
+  ForEachTask(parallel, num_heads, [&](size_t head, size_t) {
+    float* places = call.biases + head * num_places;
+    for (size_t i = 0; i < num_places; ++i) {
+      const size_t padded = std::max(i, kBiasPadding) - kBiasPadding;
+      const size_t bucket = plan.buckets[last - std::min(padded, last)];
+      places[i] = call.args.relative_bias[bucket * num_heads + head] * kLog2E;
+    }
+  });
+}
+
+// The query heads of `weights`, one after the other.
+int64_t ListedHead(const WeightsOutput& weights, int64_t i) {
+  return weights.heads != nullptr ? weights.heads[i] : i;
+}
+
+void RunSecondPass(const Call& call, const AttendTask& task, unsigned char* scratch) {
+  const bool few = task.row_end - task.row_begin <= call.plan.kernels->decode_rows;
+  (few ? call.plan.kernels->weigh_few : call.plan.kernels->weigh_many)(task, scratch);
+}
+
+// Weights of queries [begin, end) of those listed, for one head; runs of neighbours together.
+void WeighQueries(const Call& call, AttendTask task, size_t begin, size_t end,
+                  unsigned char* scratch) {
+  const int32_t* queries = call.args.weights.queries;
+  while (begin < end) {
+    const size_t first = queries != nullptr ? static_cast<size_t>(queries[begin]) : begin;
+    size_t count = 1;
+    while (begin + count < end &&
+           (queries == nullptr ||
+            queries[begin + count] == queries[begin] + static_cast<int32_t>(count))) {
+      ++count;
+    }
+    task.row_begin = first * call.beams;
+    task.row_end = (first + count) * call.beams;
+    task.weights.first_row = (first - begin) * call.beams;
+    RunSecondPass(call, task, scratch);
+    begin += count;
+  }
+}
+
+void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
+  const WeightsOutput& weights = call.args.weights;
+  const size_t num_heads =
+      static_cast<size_t>(weights.heads != nullptr ? weights.num_heads : call.plan.desc.num_heads);
+  // Heads that are averaged take turns in one task.
+  const size_t heads_per_task = weights.average_heads ? num_heads : 1;
+  const size_t tasks_per_chunk = num_heads / heads_per_task;
+  const bool all = weights.queries == nullptr;
+  const size_t longest = all ? call.queries.longest() : static_cast<size_t>(weights.num_queries);
+  const size_t chunk = std::max<size_t>(kTaskRows / call.beams, 1);
+  const size_t num_chunks = (longest + chunk - 1) / chunk;
+  ForEachTask(parallel, call.keys.num_sequences * num_chunks * tasks_per_chunk,
+              [&](size_t index, size_t worker) {
+                const size_t sequence = index / (num_chunks * tasks_per_chunk);
+                const size_t begin = index / tasks_per_chunk % num_chunks * chunk;
+                const TokenSpan span = call.queries.at(sequence);
+                const size_t end = std::min(begin + chunk, all ? span.count : longest);
+                for (size_t i = 0; i < heads_per_task; ++i) {
+                  const size_t listed = index % tasks_per_chunk + i;
+                  const size_t head =
+                      static_cast<size_t>(ListedHead(weights, static_cast<int64_t>(listed)));
+                  AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1});
+                  const size_t out_head = weights.average_heads ? 0 : listed;
+                  task.weights.out = RowsOf(
+                      weights.out, {span.batch * call.beams, span.begin, out_head, call.beams, 1});
+                  task.weights.num_keys = static_cast<size_t>(weights.out.dim);
+                  task.weights.adds = i > 0;
+                  task.weights.factor =
+                      weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;
+                  WeighQueries(call, task, begin, end, scratch + worker * call.plan.scratch_bytes);
+                }
+              });
+}
+
+// One task for each row of mass, so that sums are in the order of queries.
+void SumWeights(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
+  const TensorView& mass = call.args.mass;
+  const size_t num_heads = static_cast<size_t>(mass.heads);
+  const bool by_beam = static_cast<size_t>(mass.batch) != call.keys.num_sequences;
+  const bool by_head = num_heads != call.heads.num_kv_heads;
+  const auto sum = [&](size_t index, size_t worker) {
+    const size_t batch = index / num_heads;
+    const size_t head = index % num_heads;
+    Selection rows = {batch, 0, call.beams, head * call.group, call.group};
+    if (by_beam) rows = {batch / call.beams, batch % call.beams, 1, rows.head, rows.group};
+    if (by_head) rows.head = head;
+    if (by_head) rows.group = 1;
+    AttendTask task = TaskOf(call, rows);
+    task.weights.mass = RowAt(RowsOf(mass, {batch, 0, head, 1, 1}), 0);
+    task.weights.num_keys = static_cast<size_t>(mass.dim);
+    task.weights.factor = 1.0f;
+    for (size_t key = 0; key < task.weights.num_keys; ++key) {
+      unsigned char* at =
+          task.weights.mass.data + static_cast<int64_t>(key) * task.weights.mass.dim_stride;
+      memset(at, 0, sizeof(float));
+    }
+    const size_t num_rows = NumRowsOf(call, rows);
+    for (size_t row = 0; row < num_rows; row += kTaskRows) {
+      task.row_begin = row;
+      task.row_end = std::min(row + kTaskRows, num_rows);
+      RunSecondPass(call, task, scratch + worker * call.plan.scratch_bytes);
+    }
+  };
+  ForEachTask(parallel, static_cast<size_t>(mass.batch) * num_heads, sum);
 }
 
 }  // namespace
@@ -100,7 +316,8 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
   }
   const internal::PlanImpl& impl = *PlanAccess::Get(plan);
   const internal::PackedKv* packed = nullptr;
-  Status status = internal::ValidateArgs(impl.desc, impl.layout, args, &packed);
+  internal::ArgMemory memory;
+  Status status = internal::ValidateArgs(impl.desc, impl.layout, args, &packed, &memory);
   if (status.ok()) status = internal::ValidateParallel(parallel);
   if (!status.ok()) return status;
   if (parallel.num_workers > static_cast<size_t>(impl.desc.max_workers)) {
@@ -115,22 +332,31 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
   if (none_given && impl.workspace_bytes > 0) {
     status = own.Take(&workspace);
   } else {
-    status = internal::ValidateWorkspace(given, impl.workspace_bytes, args);
+    status = internal::ValidateWorkspace(given, impl.workspace_bytes, memory);
   }
   if (!status.ok()) return status;
   if (args.q.batch == 0 || args.q.length == 0) return Status();
 
   unsigned char* base = static_cast<unsigned char*>(workspace.data);
-  unsigned char* scratch = base + impl.packed_bytes;
-  if (packed != nullptr) {
-    internal::Attend(impl, args, packed->heads(), static_cast<size_t>(packed->header().batch),
-                     static_cast<size_t>(packed->header().length), scratch, parallel);
-  } else {
-    const internal::PackedHeads heads = impl.PackedHeadsIn(base, args.k.length);
-    internal::PackTensors(*impl.kernels, heads, args.k, args.v, parallel);
-    internal::Attend(impl, args, heads, static_cast<size_t>(args.k.batch),
-                     static_cast<size_t>(args.k.length), scratch, parallel);
+  internal::Call call = {impl, args, {}, {}, {}, 1, 0, nullptr};
+  call.group = static_cast<size_t>(impl.desc.num_heads / impl.desc.num_kv_heads);
+  call.keys = internal::KeySequences(args, packed);
+  call.queries = {call.keys.num_sequences, args.q.length, args.q_indptr, nullptr};
+  if (args.num_sequences == 0) {
+    call.beams = static_cast<size_t>(args.q.batch) / call.keys.num_sequences;
   }
+  if (packed != nullptr) {
+    call.heads = packed->heads();
+  } else {
+    call.heads = impl.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
+    internal::PackTensors(*impl.kernels, call.heads, args.k, args.v, call.keys, parallel);
+  }
+  call.biases = reinterpret_cast<float*>(base + impl.packed_bytes);
+  internal::SpreadBuckets(call, parallel);
+  unsigned char* scratch = base + impl.packed_bytes + impl.bias_bytes;
+  internal::Attend(call, scratch, parallel);
+  if (args.weights.out.data != nullptr) internal::Weigh(call, scratch, parallel);
+  if (args.mass.data != nullptr) internal::SumWeights(call, scratch, parallel);
   return Status();
 }
 

@@ -4,6 +4,9 @@
 #include <stddef.h>
 
 #include <algorithm>
+#include <iterator>
+
+#include "dispatch/relative_buckets.h"
 
 namespace sightline {
 namespace internal {
@@ -15,6 +18,10 @@ constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
 
 // Times log2(e) it is still an f32.
 constexpr float kMaxScale = 1e38f;
+
+// Times log2(e), and one over it, they are still f32 of full precision.
+constexpr float kMinSoftcap = 1e-30f;
+constexpr float kMaxSoftcap = 1e30f;
 
 // Extents are checked in 64 bits; on a 32-bit machine they would have to fit 32.
 static_assert(sizeof(size_t) == 8, "32-bit address spaces are not supported yet");
@@ -34,27 +41,33 @@ struct Axis {
   int64_t stride;
 };
 
-// Bytes of memory: [begin, end).
-struct Span {
-  uintptr_t begin = 0;
-  uintptr_t end = 0;
-
-  bool Overlaps(const Span& other) const {
-    return begin < end && other.begin < other.end && begin < other.end && other.begin < end;
-  }
-};
+// Of `count` elements, cut off where the address space ends; empty for a null pointer.
+template <typename T>
+MemorySpan SpanOf(const T* data, int64_t count) {
+  if (data == nullptr) return {};
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t room = (UINTPTR_MAX - begin) / sizeof(T);
+  return {begin, begin + std::min(static_cast<uintptr_t>(count), room) * sizeof(T)};
+}
 
 // What a view touches; empty if it has no elements or no scales.
 struct ViewSpans {
-  Span elements;
-  Span scales;
+  MemorySpan elements;
+  MemorySpan scales;
 };
 
 class ViewCheck {
  public:
+  // Q, K, V and O: channels are up to kMaxHeadDim.
   template <typename Void>
   ViewCheck(const char* name, const BasicTensorView<Void>& view)
+      : ViewCheck(name, view, 1, kMaxHeadDim) {}
+  // Others: `dim` is min_dim to max_dim.
+  template <typename Void>
+  ViewCheck(const char* name, const BasicTensorView<Void>& view, int64_t min_dim, int64_t max_dim)
       : name_(name),
+        min_dim_(min_dim),
+        max_dim_(max_dim),
         dtype_(view.dtype),
         address_(reinterpret_cast<uintptr_t>(view.data)),
         axes_{{"batch", view.batch, view.batch_stride},
@@ -66,25 +79,42 @@ class ViewCheck {
                     {"length", view.length, view.scale.length_stride},
                     {"heads", view.heads, view.scale.head_stride},
                     {"dim", view.dim, view.scale.dim_stride}} {}
+  ViewCheck(const char* name, const MaskView& view)
+      : name_(name),
+        min_dim_(0),
+        max_dim_(kMaxCount),
+        is_mask_(true),
+        address_(reinterpret_cast<uintptr_t>(view.data)),
+        axes_{{"batch", view.batch, view.batch_stride},
+              {"length", view.length, view.length_stride},
+              {"heads", view.heads, view.head_stride},
+              {"dim", view.dim, view.dim_stride}} {}
 
-  // Shape, strides and addresses, which give the spans.
-  Status Validate(ViewSpans* spans) const {
-    *spans = ViewSpans();
-    if (SizeBytes(dtype_) == 0) {
+  Status ValidateShape() const {
+    if (ElementBytes() == 0) {
       return Status::Error(kInvalid, "%s.dtype is %d, must be f32, f16, bf16 or i8", name_,
                            static_cast<int>(dtype_));
     }
     for (const Axis& axis : axes_) {
       const bool may_be_empty = &axis == &axes_[0] || &axis == &axes_[1];
-      const int64_t min = may_be_empty ? 0 : 1;
-      const int64_t max = &axis == &axes_[3] ? int64_t{kMaxHeadDim} : kMaxCount;
+      const bool is_dim = &axis == &axes_[3];
+      const int64_t min = is_dim ? min_dim_ : may_be_empty ? 0 : 1;
+      const int64_t max = is_dim ? max_dim_ : kMaxCount;
       if (axis.count < min || axis.count > max) {
         return Status::Error(kInvalid, "%s.%s is %lld, must be %lld to %lld", name_, axis.name,
                              LL{axis.count}, LL{min}, LL{max});
       }
     }
-    Status status = ValidateMemory("", address_, SizeBytes(dtype_), axes_, &spans->elements);
+    return Status();
+  }
+
+  // Shape, strides and addresses, which give the spans.
+  Status Validate(ViewSpans* spans) const {
+    *spans = ViewSpans();
+    Status status = ValidateShape();
     if (!status.ok()) return status;
+    status = ValidateMemory("", address_, ElementBytes(), axes_, &spans->elements);
+    if (!status.ok() || is_mask_) return status;
     if (dtype_ == DType::kI8) {
       return ValidateMemory(".scale", scale_address_, sizeof(float), scale_axes_, &spans->scales);
     }
@@ -101,7 +131,7 @@ class ViewCheck {
     std::sort(sorted, sorted + 4, [](const Axis& a, const Axis& b) {
       return Magnitude(a.stride) < Magnitude(b.stride);
     });
-    uint64_t inner_bytes = static_cast<uint64_t>(SizeBytes(dtype_));
+    uint64_t inner_bytes = static_cast<uint64_t>(ElementBytes());
     for (const Axis& axis : sorted) {
       if (axis.count <= 1) continue;
       if (Magnitude(axis.stride) < inner_bytes) {
@@ -119,12 +149,14 @@ class ViewCheck {
     return stride < 0 ? uint64_t{0} - static_cast<uint64_t>(stride) : static_cast<uint64_t>(stride);
   }
 
-  bool IsEmpty() const { return axes_[0].count == 0 || axes_[1].count == 0; }
+  int64_t ElementBytes() const { return is_mask_ ? 1 : SizeBytes(dtype_); }
+  const char* TypeName() const { return is_mask_ ? "a mask" : Name(dtype_); }
+  bool IsEmpty() const { return axes_[0].count == 0 || axes_[1].count == 0 || axes_[3].count == 0; }
 
   // Strides and address of the elements or of the scales (`part` is what their name ends in), which
   // give the span.
   Status ValidateMemory(const char* part, uintptr_t address, int64_t element, const Axis (&axes)[4],
-                        Span* span) const {
+                        MemorySpan* span) const {
     for (const Axis& axis : axes) {
       if (axis.stride % element != 0) {
         return Status::Error(
@@ -135,7 +167,7 @@ class ViewCheck {
     if (IsEmpty()) return Status();
     if (address == 0) {
       return Status::Error(kInvalid, "%s%s.data is null, must not be: %s is %s and not empty",
-                           name_, part, name_, Name(dtype_));
+                           name_, part, name_, TypeName());
     }
     if (address % static_cast<uintptr_t>(element) != 0) {
       return Status::Error(kInvalid, "%s%s.data is not aligned to its element's %lld bytes", name_,
@@ -165,11 +197,14 @@ class ViewCheck {
   }
 
   const char* name_;
-  DType dtype_;
+  int64_t min_dim_;
+  int64_t max_dim_;
+  bool is_mask_ = false;
+  DType dtype_ = DType::kI8;
   uintptr_t address_;
   Axis axes_[4];
-  uintptr_t scale_address_;
-  Axis scale_axes_[4];
+  uintptr_t scale_address_ = 0;
+  Axis scale_axes_[4] = {};
 };
 
 Status ValidateEqual(const char* name, int64_t value, const char* other_name, int64_t other) {
@@ -188,6 +223,25 @@ Status ValidateKvSpans(const ConstTensorView& k, const ConstTensorView& v, ViewS
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("v.batch", v.batch, "k.batch", k.batch));
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("v.length", v.length, "k.length", k.length));
   return ValidateEqual("v.heads", v.heads, "k.heads", k.heads);
+}
+
+// Address and size for `user`, and the span of what it needs: the rest of a large arena is not used
+// and may hold anything.
+Status ValidateWorkspaceBlock(const Workspace& workspace, size_t needed_bytes, const char* user,
+                              MemorySpan* span) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(workspace.data);
+  if (workspace.data == nullptr && needed_bytes > 0)
+    return Status::Error(kInvalid, "workspace.data is null");
+  if (address % Workspace::kAlignmentBytes != 0) {
+    return Status::Error(kInvalid, "workspace.data is not aligned to %zu bytes",
+                         Workspace::kAlignmentBytes);
+  }
+  if (workspace.bytes < needed_bytes) {
+    return Status::Error(kInvalid, "workspace.bytes is %zu, %s needs %zu", workspace.bytes, user,
+                         needed_bytes);
+  }
+  *span = {address, address + needed_bytes};
+  return Status();
 }
 
 // Geometry and format of a memory or cache against the plan.
@@ -224,6 +278,367 @@ Status ValidatePacked(const char* name, const AttentionDesc& desc, LayoutId layo
   return Status();
 }
 
+// An optional tensor or mask counts as given if anything of it is.
+template <class View>
+bool IsGiven(const View& view) {
+  return view.data != nullptr || view.heads != 0;
+}
+
+// A mask's or bias's axes against q's; `dim` are keys, or blocks of them.
+template <class View>
+Status ValidatePerScore(const char* name, const View& view, const AttentionDesc& desc,
+                        const ConstTensorView& q, int64_t length, int64_t min_dim) {
+  const struct {
+    const char* axis;
+    int64_t given;
+    int64_t wanted;
+    const char* what;
+  } checks[] = {{"batch", view.batch, q.batch, "q's batch"},
+                {"length", view.length, length, "the number of queries, or of blocks of them"},
+                {"heads", view.heads, desc.num_heads, "num_heads"}};
+  for (const auto& check : checks) {
+    if (check.given != check.wanted) {
+      return Status::Error(kInvalid, "%s.%s is %lld, must be %lld: %s", name, check.axis,
+                           LL{check.given}, LL{check.wanted}, check.what);
+    }
+  }
+  if (view.dim < min_dim) {
+    return Status::Error(kInvalid,
+                         "%s.dim is %lld, must be at least %lld: the keys, or blocks of them", name,
+                         LL{view.dim}, LL{min_dim});
+  }
+  return Status();
+}
+
+// An optional array of 4-byte elements; its span goes to *memory.
+template <typename T>
+Status ValidateArray(const char* name, const T* data, int64_t count, ArgMemory* memory) {
+  static_assert(sizeof(T) == 4, "f32 or int32");
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  if (address % sizeof(T) != 0) {
+    return Status::Error(kInvalid, "%s is not aligned to its element's %zu bytes", name, sizeof(T));
+  }
+  memory->Add(name, SpanOf(data, count));
+  return Status();
+}
+
+// n + 1 offsets from 0 to `total` that never fall, with at most max_count between two of them.
+Status ValidateIndptr(const char* name, const int32_t* indptr, int64_t n, const char* total_name,
+                      int64_t total, const char* max_name, int64_t max_count) {
+  if (indptr[0] != 0)
+    return Status::Error(kInvalid, "%s[0] is %d, must be 0", name, static_cast<int>(indptr[0]));
+  for (int64_t s = 0; s < n; ++s) {
+    const int64_t count = int64_t{indptr[s + 1]} - indptr[s];
+    if (count < 0) {
+      return Status::Error(kInvalid, "%s[%lld] is %d, must not be below the %d before it", name,
+                           LL{s + 1}, static_cast<int>(indptr[s + 1]), static_cast<int>(indptr[s]));
+    }
+    if (count > max_count) {
+      return Status::Error(StatusCode::kCapacityExceeded,
+                           "%s gives sequence %lld a length of %lld, the plan's %s is %lld", name,
+                           LL{s}, LL{count}, max_name, LL{max_count});
+    }
+  }
+  if (indptr[n] != total) {
+    return Status::Error(kInvalid, "%s[%lld] is %d, must be %s, which is %lld", name, LL{n},
+                         static_cast<int>(indptr[n]), total_name, LL{total});
+  }
+  return Status();
+}
+
+// q, out and lse, among themselves and against the plan.
+Status ValidateQueries(const AttentionDesc& desc, const AttentionArgs& args, ViewSpans* q,
+                       ViewSpans* out, ViewSpans* lse) {
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("q", args.q).Validate(q));
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("out", args.out).Validate(out));
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("out", args.out).ValidateDistinct());
+  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("q.heads", args.q.heads, "num_heads", desc.num_heads));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("q.dim", args.q.dim, "head_dim", desc.head_dim));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("out.batch", args.out.batch, "q.batch", args.q.batch));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateEqual("out.length", args.out.length, "q.length", args.q.length));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateEqual("out.heads", args.out.heads, "num_heads", desc.num_heads));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("out.dim", args.out.dim, "v_head_dim", desc.v_head_dim));
+  if (!IsGiven(args.lse)) return Status();
+  if (args.lse.dtype != DType::kF32)
+    return Status::Error(kInvalid, "lse.dtype is %s, must be f32", Name(args.lse.dtype));
+  const ViewCheck check("lse", args.lse, 1, 1);
+  SIGHTLINE_RETURN_IF_ERROR(check.Validate(lse));
+  SIGHTLINE_RETURN_IF_ERROR(check.ValidateDistinct());
+  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("lse.batch", args.lse.batch, "q.batch", args.q.batch));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateEqual("lse.length", args.lse.length, "q.length", args.q.length));
+  return ValidateEqual("lse.heads", args.lse.heads, "num_heads", desc.num_heads);
+}
+
+// K and V by whichever of their sources is given.
+Status ValidateSource(const AttentionDesc& desc, LayoutId layout, const AttentionArgs& args,
+                      const PackedKv** packed, ArgMemory* memory) {
+  const bool has_tensors =
+      args.k.data != nullptr || args.v.data != nullptr || args.k.heads != 0 || args.v.heads != 0;
+  const int sources =
+      (has_tensors ? 1 : 0) + (args.memory != nullptr ? 1 : 0) + (args.cache != nullptr ? 1 : 0);
+  if (sources != 1) {
+    return Status::Error(kInvalid, "%d of {k and v}, memory, cache are given, must be exactly one",
+                         sources);
+  }
+  *packed = nullptr;
+  if (has_tensors) {
+    ViewSpans k, v;
+    SIGHTLINE_RETURN_IF_ERROR(ValidateKvSpans(args.k, args.v, &k, &v));
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidateKvShape(args.k, args.v, desc.num_kv_heads, desc.head_dim, desc.v_head_dim, "plan"));
+    if (args.kv_indptr == nullptr && args.k.length > desc.max_kv_len) {
+      return Status::Error(StatusCode::kCapacityExceeded,
+                           "k.length is %lld, the plan's max_kv_len %lld", LL{args.k.length},
+                           LL{desc.max_kv_len});
+    }
+    memory->Add("k", k.elements);
+    memory->Add("k.scale", k.scales);
+    memory->Add("v", v.elements);
+    memory->Add("v.scale", v.scales);
+    return Status();
+  }
+  const char* name = args.memory != nullptr ? "memory" : "cache";
+  *packed = args.memory != nullptr ? KvAccess::Get(*args.memory) : KvAccess::Get(*args.cache);
+  if (*packed == nullptr) return Status::Error(kInvalid, "%s is empty: create it first", name);
+  SIGHTLINE_RETURN_IF_ERROR(ValidatePacked(name, desc, layout, **packed));
+  const uintptr_t block = reinterpret_cast<uintptr_t>((*packed)->block());
+  memory->Add("the memory or cache", {block, block + (*packed)->bytes()});
+  return Status();
+}
+
+// A padded batch: q's batch is a multiple of K's and V's. kv_batch: theirs.
+Status ValidatePadded(const AttentionDesc& desc, const AttentionArgs& args, int64_t kv_batch) {
+  if (args.q_indptr != nullptr || args.kv_indptr != nullptr) {
+    return Status::Error(kInvalid, "%s is given, must be null: num_sequences is 0",
+                         args.q_indptr != nullptr ? "q_indptr" : "kv_indptr");
+  }
+  if (args.q.batch > desc.max_batch) {
+    return Status::Error(StatusCode::kCapacityExceeded,
+                         "q.batch is %lld, the plan's max_batch %lld", LL{args.q.batch},
+                         LL{desc.max_batch});
+  }
+  if (args.q.length > desc.max_q_len) {
+    return Status::Error(StatusCode::kCapacityExceeded,
+                         "q.length is %lld, the plan's max_q_len %lld", LL{args.q.length},
+                         LL{desc.max_q_len});
+  }
+  if (kv_batch == 0 ? args.q.batch != 0 : args.q.batch % kv_batch != 0) {
+    return Status::Error(kInvalid,
+                         "q.batch is %lld, must be a multiple of the K/V batch, which is %lld",
+                         LL{args.q.batch}, LL{kv_batch});
+  }
+  return Status();
+}
+
+Status ValidateRagged(const AttentionDesc& desc, const AttentionArgs& args, int64_t kv_batch,
+                      ArgMemory* memory) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_sequences", args.num_sequences, 0, kMaxCount));
+  if (args.num_sequences > desc.max_batch) {
+    return Status::Error(StatusCode::kCapacityExceeded,
+                         "num_sequences is %lld, the plan's max_batch %lld", LL{args.num_sequences},
+                         LL{desc.max_batch});
+  }
+  if (args.q_indptr == nullptr) {
+    return Status::Error(kInvalid, "q_indptr is null, must not be: num_sequences is %lld",
+                         LL{args.num_sequences});
+  }
+  if (args.q.batch != 1) {
+    return Status::Error(kInvalid, "q.batch is %lld, must be 1: num_sequences is %lld",
+                         LL{args.q.batch}, LL{args.num_sequences});
+  }
+  const int64_t n = args.num_sequences;
+  SIGHTLINE_RETURN_IF_ERROR(ValidateArray("q_indptr", args.q_indptr, n + 1, memory));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateArray("kv_indptr", args.kv_indptr, n + 1, memory));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateIndptr("q_indptr", args.q_indptr, n, "q.length", args.q.length,
+                                           "max_q_len", desc.max_q_len));
+  if (IsGiven(args.block_mask.blocks))
+    return Status::Error(kInvalid, "block_mask is given, must not be: the batch is ragged");
+  if (args.kv_indptr == nullptr) {
+    return ValidateEqual("num_sequences", n, "the batch of K and V", kv_batch);
+  }
+  if (args.memory != nullptr || args.cache != nullptr) {
+    return Status::Error(kInvalid,
+                         "kv_indptr is given, must be null: %s has a batch entry for each sequence",
+                         args.memory != nullptr ? "memory" : "cache");
+  }
+  if (kv_batch != 1)
+    return Status::Error(kInvalid, "k.batch is %lld, must be 1: kv_indptr is given", LL{kv_batch});
+  return ValidateIndptr("kv_indptr", args.kv_indptr, n, "k.length", args.k.length, "max_kv_len",
+                        desc.max_kv_len);
+}
+
+// Lengths and masks; `keys` are what they are for.
+Status ValidateMasks(const AttentionDesc& desc, const AttentionArgs& args, SequenceSpans keys,
+                     ArgMemory* memory) {
+  if (args.q_start != AttentionArgs::kBottomRight)
+    SIGHTLINE_RETURN_IF_ERROR(ValidateRange("q_start", args.q_start, -kMaxCount, kMaxCount));
+  const int64_t n = static_cast<int64_t>(keys.num_sequences);
+  SIGHTLINE_RETURN_IF_ERROR(ValidateArray("kv_lens", args.kv_lens, n, memory));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateArray("prefix_lens", args.prefix_lens, n, memory));
+  const int64_t longest = static_cast<int64_t>(keys.longest());
+  keys.lens = nullptr;
+  for (int64_t s = 0; s < n; ++s) {
+    const int64_t kv_len = static_cast<int64_t>(keys.at(static_cast<size_t>(s)).count);
+    const struct {
+      const char* name;
+      const int32_t* lens;
+      int64_t max;
+    } arrays[] = {{"kv_lens", args.kv_lens, kv_len}, {"prefix_lens", args.prefix_lens, kMaxCount}};
+    for (const auto& array : arrays) {
+      if (array.lens != nullptr && (array.lens[s] < 0 || array.lens[s] > array.max)) {
+        return Status::Error(kInvalid, "%s[%lld] is %d, must be 0 to %lld", array.name, LL{s},
+                             static_cast<int>(array.lens[s]), LL{array.max});
+      }
+    }
+  }
+  ViewSpans spans;
+  if (IsGiven(args.mask)) {
+    SIGHTLINE_RETURN_IF_ERROR(ViewCheck("mask", args.mask).Validate(&spans));
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidatePerScore("mask", args.mask, desc, args.q, args.q.length, longest));
+    memory->Add("mask", spans.elements);
+  }
+  const BlockMask& block_mask = args.block_mask;
+  if (IsGiven(block_mask.blocks)) {
+    const char* name = "block_mask.blocks";
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidateRange("block_mask.q_block", block_mask.q_block, 1, kMaxCount));
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidateRange("block_mask.kv_block", block_mask.kv_block, 1, kMaxCount));
+    SIGHTLINE_RETURN_IF_ERROR(ViewCheck(name, block_mask.blocks).Validate(&spans));
+    const auto blocks = [](int64_t count, int64_t size) { return (count + size - 1) / size; };
+    SIGHTLINE_RETURN_IF_ERROR(ValidatePerScore(name, block_mask.blocks, desc, args.q,
+                                               blocks(args.q.length, block_mask.q_block),
+                                               blocks(longest, block_mask.kv_block)));
+    memory->Add("block_mask", spans.elements);
+  }
+  return Status();
+}
+
+Status ValidateBiases(const AttentionDesc& desc, const AttentionArgs& args, int64_t longest,
+                      ArgMemory* memory) {
+  if (IsGiven(args.bias)) {
+    ViewSpans spans;
+    if (args.bias.dtype == DType::kI8)
+      return Status::Error(kInvalid, "bias.dtype is i8, must be f32, f16 or bf16");
+    SIGHTLINE_RETURN_IF_ERROR(ViewCheck("bias", args.bias, 0, kMaxCount).Validate(&spans));
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidatePerScore("bias", args.bias, desc, args.q, args.q.length, longest));
+    memory->Add("bias", spans.elements);
+  }
+  const int64_t num_buckets = desc.relative_buckets.num_buckets;
+  if ((args.relative_bias != nullptr) != (num_buckets != 0)) {
+    return Status::Error(kInvalid, "relative_bias is %s, but the plan's relative_buckets has %lld",
+                         args.relative_bias != nullptr ? "given" : "null", LL{num_buckets});
+  }
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateArray("relative_bias", args.relative_bias, num_buckets * desc.num_heads, memory));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateArray("alibi_slopes", args.alibi_slopes, desc.num_heads, memory));
+  return ValidateArray("sinks", args.sinks, desc.num_heads, memory);
+}
+
+// An optional output of f32, or of any floats, with a dim of its own; its span goes to *output.
+Status ValidateOutput(const char* name, const TensorView& view, bool f32_only, int64_t min_dim,
+                      MemorySpan* output) {
+  if (view.dtype != DType::kF32 &&
+      (f32_only || (view.dtype != DType::kF16 && view.dtype != DType::kBF16))) {
+    return Status::Error(kInvalid, "%s.dtype is %s, must be %s", name, Name(view.dtype),
+                         f32_only ? "f32" : "f32, f16 or bf16");
+  }
+  const ViewCheck check(name, view, 0, kMaxCount);
+  ViewSpans spans;
+  SIGHTLINE_RETURN_IF_ERROR(check.Validate(&spans));
+  SIGHTLINE_RETURN_IF_ERROR(check.ValidateDistinct());
+  if (view.dim < min_dim) {
+    return Status::Error(kInvalid, "%s.dim is %lld, must be at least %lld: the keys", name,
+                         LL{view.dim}, LL{min_dim});
+  }
+  *output = spans.elements;
+  return Status();
+}
+
+// Indices of [0, end), in ascending order or in any.
+Status ValidateIndices(const char* name, const int32_t* indices, int64_t count, int64_t end,
+                       bool ascending) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t min = ascending && i > 0 ? int64_t{indices[i - 1]} + 1 : 0;
+    if (indices[i] < min || indices[i] >= end) {
+      return Status::Error(kInvalid, "%s[%lld] is %d, must be %lld to %lld%s", name, LL{i},
+                           static_cast<int>(indices[i]), LL{min}, LL{end - 1},
+                           ascending ? ", in ascending order" : "");
+    }
+  }
+  return Status();
+}
+
+// Outputs of the second pass.
+Status ValidateWeights(const AttentionDesc& desc, const AttentionArgs& args, int64_t longest,
+                       ArgMemory* memory, MemorySpan* output) {
+  const WeightsOutput& weights = args.weights;
+  if (!IsGiven(weights.out)) return Status();
+  if (!IsGiven(args.lse))
+    return Status::Error(kInvalid, "lse is null, must not be: weights.out is computed from it");
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateOutput("weights.out", weights.out, weights.average_heads, longest, output));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateArray("weights.heads", weights.heads, weights.num_heads, memory));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateArray("weights.queries", weights.queries, weights.num_queries, memory));
+  int64_t num_heads = desc.num_heads;
+  if (weights.heads != nullptr) {
+    num_heads = weights.num_heads;
+    SIGHTLINE_RETURN_IF_ERROR(ValidateRange("weights.num_heads", num_heads, 1, kMaxCount));
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidateIndices("weights.heads", weights.heads, num_heads, desc.num_heads, false));
+  }
+  int64_t num_queries = args.q.length;
+  if (weights.queries != nullptr) {
+    if (args.num_sequences != 0) {
+      return Status::Error(kInvalid, "weights.queries is given, must be null: the batch is ragged");
+    }
+    num_queries = weights.num_queries;
+    SIGHTLINE_RETURN_IF_ERROR(ValidateRange("weights.num_queries", num_queries, 0, kMaxCount));
+    SIGHTLINE_RETURN_IF_ERROR(
+        ValidateIndices("weights.queries", weights.queries, num_queries, args.q.length, true));
+  }
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateEqual("weights.out.batch", weights.out.batch, "q.batch", args.q.batch));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("weights.out.length", weights.out.length,
+                                          "the number of its queries", num_queries));
+  return ValidateEqual("weights.out.heads", weights.out.heads, "the number of its heads",
+                       weights.average_heads ? 1 : num_heads);
+}
+
+Status ValidateMass(const AttentionDesc& desc, const AttentionArgs& args, const SequenceSpans& keys,
+                    MemorySpan* output) {
+  const TensorView& mass = args.mass;
+  if (!IsGiven(mass)) return Status();
+  if (!IsGiven(args.lse))
+    return Status::Error(kInvalid, "lse is null, must not be: mass is computed from it");
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateOutput("mass", mass, true, static_cast<int64_t>(keys.longest()), output));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("mass.length", mass.length, "the sum over queries", 1));
+  const struct {
+    const char* axis;
+    int64_t given;
+    int64_t one;
+    int64_t other;
+  } checks[] = {{"batch", mass.batch, args.num_sequences == 0 ? args.q.batch : args.num_sequences,
+                 static_cast<int64_t>(keys.num_sequences)},
+                {"heads", mass.heads, desc.num_heads, desc.num_kv_heads}};
+  for (const auto& check : checks) {
+    if (check.given != check.one && check.given != check.other) {
+      return Status::Error(kInvalid, "mass.%s is %lld, must be %lld or, summed, %lld", check.axis,
+                           LL{check.given}, LL{check.one}, LL{check.other});
+    }
+  }
+  return Status();
+}
+
 }  // namespace
 
 Status ValidatePrecision(const char* prefix, Precision precision, bool rotate_k) {
@@ -250,6 +665,23 @@ Status ValidateParallel(const ParallelFor& parallel) {
   return Status();
 }
 
+Status ValidateBuckets(const RelativeBuckets& buckets) {
+  if (buckets.num_buckets == 0) return Status();
+  const int64_t step = buckets.bidirectional ? 2 : 1;
+  const int64_t min = 2 * step;  // at least one of a side holds a single distance, and one the rest
+  constexpr int64_t kMaxBuckets = 4096;
+  if (buckets.num_buckets < min || buckets.num_buckets > kMaxBuckets ||
+      buckets.num_buckets % step != 0) {
+    return Status::Error(kInvalid,
+                         "relative_buckets.num_buckets is %lld, must be 0 or %lld to %lld%s",
+                         LL{buckets.num_buckets}, LL{min}, LL{kMaxBuckets},
+                         buckets.bidirectional ? " and even" : "");
+  }
+  constexpr int64_t kMaxDistance = 65536;
+  return ValidateRange("relative_buckets.max_distance", buckets.max_distance,
+                       ExactBuckets(buckets) + 1, kMaxDistance);
+}
+
 Status ValidateDesc(const AttentionDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_heads", desc.num_heads, 1, kMaxCount));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_kv_heads", desc.num_kv_heads, 1, kMaxCount));
@@ -263,9 +695,12 @@ Status ValidateDesc(const AttentionDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_q_len", desc.max_q_len, 0, kMaxCount));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_kv_len", desc.max_kv_len, 0, kMaxCount));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_workers", desc.max_workers, 1, 1 << 16));
-  if (desc.mask != Mask::kNone && desc.mask != Mask::kCausal) {
-    return Status::Error(kInvalid, "mask is %d, must be kNone or kCausal",
-                         static_cast<int>(desc.mask));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("window_left", desc.window_left, -1, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("window_right", desc.window_right, -1, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateBuckets(desc.relative_buckets));
+  if (desc.softcap != 0.0f && !(desc.softcap >= kMinSoftcap && desc.softcap <= kMaxSoftcap)) {
+    return Status::Error(kInvalid, "softcap is %g, must be 0 or %g to %g", double{desc.softcap},
+                         double{kMinSoftcap}, double{kMaxSoftcap});
   }
   if (!(fabsf(desc.scale) <= kMaxScale)) {
     return Status::Error(kInvalid, "scale is %g, its magnitude must be at most %g",
@@ -305,111 +740,109 @@ Status ValidateKvShape(const ConstTensorView& k, const ConstTensorView& v, int64
   return Status();
 }
 
+SequenceSpans KeySequences(const AttentionArgs& args, const PackedKv* packed) {
+  if (packed != nullptr) {
+    return {static_cast<size_t>(packed->header().batch), packed->header().length, nullptr,
+            args.kv_lens};
+  }
+  const int64_t batch = args.kv_indptr != nullptr ? args.num_sequences : args.k.batch;
+  return {static_cast<size_t>(batch), args.k.length, args.kv_indptr, args.kv_lens};
+}
+
 Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionArgs& args,
-                    const PackedKv** packed) {
-  ViewSpans q, out, k, v;
-  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("q", args.q).Validate(&q));
-  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("out", args.out).Validate(&out));
-  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("out", args.out).ValidateDistinct());
-  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("q.heads", args.q.heads, "num_heads", desc.num_heads));
-  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("q.dim", args.q.dim, "head_dim", desc.head_dim));
-  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("out.batch", args.out.batch, "q.batch", args.q.batch));
+                    const PackedKv** packed, ArgMemory* memory) {
+  ViewSpans q, out, lse;
+  SIGHTLINE_RETURN_IF_ERROR(ValidateQueries(desc, args, &q, &out, &lse));
+  memory->Add("q", q.elements);
+  memory->Add("q.scale", q.scales);
+  memory->Add("out.scale", out.scales);
+  SIGHTLINE_RETURN_IF_ERROR(ValidateSource(desc, layout, args, packed, memory));
+  const int64_t kv_batch = *packed != nullptr ? (*packed)->header().batch : args.k.batch;
+  SIGHTLINE_RETURN_IF_ERROR(args.num_sequences == 0 ? ValidatePadded(desc, args, kv_batch)
+                                                    : ValidateRagged(desc, args, kv_batch, memory));
+  const SequenceSpans keys = KeySequences(args, *packed);
+  SIGHTLINE_RETURN_IF_ERROR(ValidateMasks(desc, args, keys, memory));
   SIGHTLINE_RETURN_IF_ERROR(
-      ValidateEqual("out.length", args.out.length, "q.length", args.q.length));
+      ValidateBiases(desc, args, static_cast<int64_t>(keys.longest()), memory));
+
+  MemorySpan weights, mass;
   SIGHTLINE_RETURN_IF_ERROR(
-      ValidateEqual("out.heads", args.out.heads, "num_heads", desc.num_heads));
-  SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("out.dim", args.out.dim, "v_head_dim", desc.v_head_dim));
-  if (args.q.batch > desc.max_batch) {
-    return Status::Error(StatusCode::kCapacityExceeded,
-                         "q.batch is %lld, the plan's max_batch %lld", LL{args.q.batch},
-                         LL{desc.max_batch});
-  }
-  if (args.q.length > desc.max_q_len) {
-    return Status::Error(StatusCode::kCapacityExceeded,
-                         "q.length is %lld, the plan's max_q_len %lld", LL{args.q.length},
-                         LL{desc.max_q_len});
-  }
+      ValidateWeights(desc, args, static_cast<int64_t>(keys.longest()), memory, &weights));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateMass(desc, args, keys, &mass));
 
-  const bool has_tensors =
-      args.k.data != nullptr || args.v.data != nullptr || args.k.heads != 0 || args.v.heads != 0;
-  const int sources =
-      (has_tensors ? 1 : 0) + (args.memory != nullptr ? 1 : 0) + (args.cache != nullptr ? 1 : 0);
-  if (sources != 1) {
-    return Status::Error(kInvalid, "%d of {k and v}, memory, cache are given, must be exactly one",
-                         sources);
-  }
-
-  int64_t kv_batch = 0;
-  *packed = nullptr;
-  if (has_tensors) {
-    SIGHTLINE_RETURN_IF_ERROR(ValidateKvSpans(args.k, args.v, &k, &v));
-    SIGHTLINE_RETURN_IF_ERROR(
-        ValidateKvShape(args.k, args.v, desc.num_kv_heads, desc.head_dim, desc.v_head_dim, "plan"));
-    if (args.k.length > desc.max_kv_len) {
-      return Status::Error(StatusCode::kCapacityExceeded,
-                           "k.length is %lld, the plan's max_kv_len %lld", LL{args.k.length},
-                           LL{desc.max_kv_len});
-    }
-    kv_batch = args.k.batch;
-  } else {
-    const char* name = args.memory != nullptr ? "memory" : "cache";
-    *packed = args.memory != nullptr ? KvAccess::Get(*args.memory) : KvAccess::Get(*args.cache);
-    if (*packed == nullptr) return Status::Error(kInvalid, "%s is empty: create it first", name);
-    SIGHTLINE_RETURN_IF_ERROR(ValidatePacked(name, desc, layout, **packed));
-    const uintptr_t block = reinterpret_cast<uintptr_t>((*packed)->block());
-    k.elements = {block, block + (*packed)->bytes()};
-    kv_batch = (*packed)->header().batch;
-  }
-  if (kv_batch == 0 ? args.q.batch != 0 : args.q.batch % kv_batch != 0) {
-    return Status::Error(kInvalid,
-                         "q.batch is %lld, must be a multiple of the K/V batch, which is %lld",
-                         LL{args.q.batch}, LL{kv_batch});
-  }
   // Scales are only read, those of `out` too.
   const struct {
     const char* name;
-    const Span& span;
-  } inputs[] = {{"q", q.elements},
-                {"q.scale", q.scales},
-                {*packed != nullptr ? "the memory or cache" : "k", k.elements},
-                {"k.scale", k.scales},
-                {"v", v.elements},
-                {"v.scale", v.scales},
-                {"out.scale", out.scales}};
-  for (const auto& input : inputs) {
-    if (out.elements.Overlaps(input.span))
-      return Status::Error(kInvalid, "out overlaps %s", input.name);
+    const MemorySpan& span;
+  } outputs[] = {
+      {"out", out.elements}, {"lse", lse.elements}, {"weights.out", weights}, {"mass", mass}};
+  for (const auto& output : outputs) {
+    const char* overlapping = memory->Overlapping(output.span);
+    if (overlapping != nullptr)
+      return Status::Error(kInvalid, "%s overlaps %s", output.name, overlapping);
+    memory->Add(output.name, output.span);
   }
   return Status();
 }
 
-Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes,
-                         const AttentionArgs& args) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(workspace.data);
-  if (workspace.data == nullptr && needed_bytes > 0)
-    return Status::Error(kInvalid, "workspace.data is null");
-  if (address % Workspace::kAlignmentBytes != 0) {
-    return Status::Error(kInvalid, "workspace.data is not aligned to %zu bytes",
-                         Workspace::kAlignmentBytes);
+Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes, const ArgMemory& memory) {
+  MemorySpan span;
+  SIGHTLINE_RETURN_IF_ERROR(ValidateWorkspaceBlock(workspace, needed_bytes, "the plan", &span));
+  const char* overlapping = memory.Overlapping(span);
+  if (overlapping != nullptr) return Status::Error(kInvalid, "workspace overlaps %s", overlapping);
+  return Status();
+}
+
+Status ValidateAlignmentShape(const AlignmentArgs& args) {
+  const ConstTensorView& weights = args.weights;
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("weights", weights, 1, kMaxCount).ValidateShape());
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("skip_first", args.skip_first, 0, weights.length));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateRange("skip_last", args.skip_last, 0, weights.length - args.skip_first));
+  constexpr int64_t kMaxWidth = AlignmentArgs::kMaxMedianWidth;
+  if (args.median_width < 1 || args.median_width > kMaxWidth || args.median_width % 2 == 0) {
+    return Status::Error(kInvalid, "median_width is %lld, must be odd and 1 to %lld",
+                         LL{args.median_width}, LL{kMaxWidth});
   }
-  if (workspace.bytes < needed_bytes) {
-    return Status::Error(kInvalid, "workspace.bytes is %zu, the plan needs %zu", workspace.bytes,
-                         needed_bytes);
+  return Status();
+}
+
+Status ValidateAlignment(const AlignmentArgs& args, const Workspace& workspace,
+                         size_t needed_bytes) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateAlignmentShape(args));
+  const ConstTensorView& view = args.weights;
+  ViewSpans weights;
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck("weights", view, 1, kMaxCount).Validate(&weights));
+  const int64_t num_aligned = view.length - args.skip_first - args.skip_last;
+  if (args.first_frame == nullptr && view.batch > 0 && num_aligned > 0) {
+    return Status::Error(kInvalid, "first_frame is null, must not be: there are tokens to align");
   }
-  // Only what is needed is used: the rest of a large arena may hold anything.
-  const Span span = {address, address + needed_bytes};
+  if ((args.path == nullptr) != (args.path_lens == nullptr)) {
+    const bool has_path = args.path != nullptr;
+    return Status::Error(kInvalid, "%s is null, but %s is given: both or none must be",
+                         has_path ? "path_lens" : "path", has_path ? "path" : "path_lens");
+  }
+  MemorySpan scratch;
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateWorkspaceBlock(workspace, needed_bytes, "this alignment", &scratch));
+
+  // Nothing that is written may meet anything else.
+  const int64_t num_steps = num_aligned == 0 ? 0 : num_aligned + view.dim - 1;
   const struct {
     const char* name;
-    const ConstTensorView view;
-  } tensors[] = {{"q", args.q}, {"k", args.k}, {"v", args.v}, {"out", args.out}};
-  for (const auto& tensor : tensors) {
-    ViewSpans used;
-    if (tensor.view.data == nullptr) continue;
-    SIGHTLINE_RETURN_IF_ERROR(ViewCheck(tensor.name, tensor.view).Validate(&used));
-    if (span.Overlaps(used.elements))
-      return Status::Error(kInvalid, "workspace overlaps %s", tensor.name);
-    if (span.Overlaps(used.scales))
-      return Status::Error(kInvalid, "workspace overlaps %s.scale", tensor.name);
+    MemorySpan span;
+    bool is_written;
+  } blocks[] = {{"weights", weights.elements, false},
+                {"weights.scale", weights.scales, false},
+                {"first_frame", SpanOf(args.first_frame, view.batch * num_aligned), true},
+                {"path", SpanOf(args.path, view.batch * num_steps), true},
+                {"path_lens", SpanOf(args.path_lens, view.batch), true},
+                {"workspace", scratch, true}};
+  for (const auto* block = std::begin(blocks); block != std::end(blocks); ++block) {
+    for (const auto* other = std::begin(blocks); other != block; ++other) {
+      if (block->is_written && block->span.Overlaps(other->span))
+        return Status::Error(kInvalid, "%s overlaps %s", block->name, other->name);
+    }
   }
   return Status();
 }

@@ -5,7 +5,9 @@
 
 #include <stdint.h>
 
+#include "dispatch/sequences.h"
 #include "kv/packed_kv.h"
+#include "sightline/alignment.h"
 #include "sightline/attention.h"
 #include "sightline/kv.h"
 #include "sightline/parallel.h"
@@ -30,11 +32,54 @@ Status ValidateKv(const ConstTensorView& k, const ConstTensorView& v);
 Status ValidateKvShape(const ConstTensorView& k, const ConstTensorView& v, int64_t num_kv_heads,
                        int64_t head_dim, int64_t v_head_dim, const char* what);
 
-// Tensors of a Run. On success *packed is the memory's or cache's storage, null for k and v.
+// Bytes of memory: [begin, end).
+struct MemorySpan {
+  uintptr_t begin = 0;
+  uintptr_t end = 0;
+
+  bool Overlaps(const MemorySpan& other) const {
+    return begin < end && other.begin < other.end && begin < other.end && other.begin < end;
+  }
+};
+
+// The memory that the arguments of a Run touch, by name.
+class ArgMemory {
+ public:
+  void Add(const char* name, const MemorySpan& span) {
+    if (span.begin < span.end) entries_[count_++] = {name, span};
+  }
+  // Name of the first that overlaps, or null.
+  const char* Overlapping(const MemorySpan& span) const {
+    for (size_t i = 0; i < count_; ++i) {
+      if (entries_[i].span.Overlaps(span)) return entries_[i].name;
+    }
+    return nullptr;
+  }
+
+ private:
+  struct Entry {
+    const char* name;
+    MemorySpan span;
+  };
+  // q, k, v, out and their scales, the memory or cache, lse, and ten arrays and tensors of masks
+  // and biases.
+  Entry entries_[20];
+  size_t count_ = 0;
+};
+
+// Arguments of a Run. On success *packed is the memory's or cache's storage, null for k and v, and
+// *memory all that is read or written.
 Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionArgs& args,
-                    const PackedKv** packed);
-Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes,
-                         const AttentionArgs& args);
+                    const PackedKv** packed, ArgMemory* memory);
+Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes, const ArgMemory& memory);
+
+// The keys of each sequence of valid arguments; packed: the memory's or cache's storage, or null.
+SequenceSpans KeySequences(const AttentionArgs& args, const PackedKv* packed);
+
+// What AlignmentWorkspaceBytes asks for, and everything.
+Status ValidateAlignmentShape(const AlignmentArgs& args);
+Status ValidateAlignment(const AlignmentArgs& args, const Workspace& workspace,
+                         size_t needed_bytes);
 
 }  // namespace internal
 }  // namespace sightline

@@ -23,7 +23,7 @@ int main() {
   desc.num_heads = desc.num_kv_heads = 8;
   desc.head_dim = 64;
   desc.max_q_len = desc.max_kv_len = 512;
-  desc.mask = Mask::kCausal;
+  desc.causal = true;
   desc.precision = Precision::kI8;  // how K and V are held
   Plan plan;
   Status status = Plan::Create(desc, &plan);

@@ -16,11 +16,13 @@
 
 #include "kernels/kv_tile-inl.h"
 #include "kernels/load_queries-inl.h"
+#include "kernels/mask-inl.h"
 #include "kernels/online_softmax-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "kernels/score_mods-inl.h"
 #include "kernels/scratch-inl.h"
+#include "kernels/store_output-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -73,7 +75,9 @@ struct DecodeRow {
   float* weight;     // [kMaxChunkTiles]: of the chunk's tiles, what one unit of P is worth
   float row_scale;   // quantised K, as in QueryTile
   int32_t acc_init;  // int8
-  size_t limit;      // keys below it are visible
+  float lack;        // as in QueryTile
+  size_t index;      // in the task
+  KeyRange range;    // keys that it may see by position
   float m;           // reference: near the running maximum
   float tile_m;      // of the tile whose P is due: maximum of the visible scores
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
@@ -81,7 +85,8 @@ struct DecodeRow {
 
 struct DecodeScratch {
   DecodeRow rows[kDecodeRows];
-  float* query;  // one row of Q at a time
+  float* query;   // one row of Q at a time
+  float* biases;  // of a row for a tile
 };
 
 template <class Scheme>
@@ -99,6 +104,7 @@ HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
     row.weight = arena.Take<float>(kMaxChunkTiles);
   }
   scratch.query = arena.Take<float>(dims);
+  scratch.biases = arena.Take<float>(kKvTile);
   return arena.used();
 }
 
@@ -217,7 +223,6 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
   VectorProduct<typename Scheme::QkProduct, typename Scheme::KStored, kVectors, kRows>(
       KeyColumns<Scheme>(kv, key), kKeyBlock * kTileLaneBytes<Scheme>, q, num_steps, acc);
 
-  const size_t first = kv.key_begin + key;
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
     float* HWY_RESTRICT s = ScoresOf<Scheme>(rows[r], t) + key % kKvTile;
@@ -231,13 +236,24 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
         hn::Store(acc[r][v], df, s + v * kLanes);
       }
     }
-    if (HWY_UNLIKELY(first + kVectors * kLanes > rows[r].limit)) {
-      const VI32 limit = hn::Set(di32, static_cast<int32_t>(rows[r].limit));
-      for (size_t i = 0; i < kVectors * kLanes; i += kLanes) {
-        const VI32 index = hn::Iota(di32, static_cast<int32_t>(first + i));
-        hn::Store(Hide(hn::Load(df, s + i), index, limit), df, s + i);
-      }
-    }
+  }
+}
+
+// Modifications and masks of a row's scores of keys [key, key + n), which are followed by what has
+// no key, up to num_scores; n and num_scores are at most kKvTile. What is hidden becomes -inf.
+HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
+                             size_t num_scores, float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
+  if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
+  const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
+  if (HWY_LIKELY(!HasMasks(task) && SeesAll(task, bounds, key, key + num_scores))) return;
+  const RowMask mask = MaskOfRow(task, row.index, row.range, key, n);
+  HWY_ALIGN uint8_t bits[kKvTile / 8 + 8] = {};  // a mask of lanes is loaded as eight bytes
+  __builtin_memcpy(bits, mask.words, sizeof(mask.words));
+  for (size_t i = 0; i < num_scores; i += kLanes) {
+    // kLanes may be 4, whose bits begin within a byte.
+    const uint8_t lanes[8] = {static_cast<uint8_t>(bits[i / 8] >> i % 8), bits[i / 8 + 1]};
+    const auto seen = hn::LoadMaskBits(df, lanes);
+    hn::Store(hn::IfThenElse(seen, hn::Load(df, s + i), NegInf()), df, s + i);
   }
 }
 
@@ -362,10 +378,11 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_
 // P of all rows and tiles of the chunk. It follows a tile behind the scores: then their maximum is
 // known, and K goes on streaming.
 template <class Scheme, size_t kRows>
-HWY_NOINLINE void DecodeProbabilities(const PackedShape& shape, DecodeRow* rows, const KvTile& kv,
-                                      size_t num_keys) {
+HWY_NOINLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, const KvTile& kv,
+                                      size_t num_keys, float* HWY_RESTRICT biases) {
   constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
   static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
+  const PackedShape& shape = task.head.shape;
   const size_t num_steps = PaddedHeadDim(shape) / kKLaneDepth<Scheme>;
   const size_t channels = PaddedVHeadDim(shape);
   const size_t chunk_end = RoundUp(num_keys, kSoftmaxKeys);
@@ -375,7 +392,10 @@ HWY_NOINLINE void DecodeProbabilities(const PackedShape& shape, DecodeRow* rows,
       DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, t, key);
     }
     for (size_t r = 0; r < kRows; ++r) {
-      const float tile_m = LargestScore(ScoresOf<Scheme>(rows[r], t), end - begin);
+      float* s = ScoresOf<Scheme>(rows[r], t);
+      FinishScores(task, rows[r], kv.key_begin + begin, MinOf(kKvTile, num_keys - begin),
+                   end - begin, s, biases);
+      const float tile_m = LargestScore(s, end - begin);
       if (t > 0) DecodeSoftmax<Scheme>(rows[r], channels, t - 1, kKvTile);
       rows[r].tile_m = tile_m;
     }
@@ -430,17 +450,18 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
   }
 }
 
-// The same of one row and the vector of channels `vector`, key by key. Floats only, for the rare
-// tile that holds a NaN or an infinity.
+// The same of one row and the vector of channels `vector`, key by key, as far as it sees them: 0 *
+// NaN is NaN. Floats only, for the rare tile that holds a NaN or an infinity.
 template <class Scheme>
-HWY_NOINLINE void DecodeVisible(const DecodeRow& row, const VCursor& v, size_t t, size_t channel,
-                                size_t vector, size_t num_keys) {
+HWY_NOINLINE void DecodeVisible(const DecodeRow& row, const RowMask& mask, const VCursor& v,
+                                size_t t, size_t channel, size_t vector) {
   constexpr size_t kPDepth = kPvDepth<Scheme>;
   constexpr size_t kVDepth = kVLaneDepth<Scheme>;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(row, t));
   const uint8_t* data = v.data + vector * kLanes * kStoredLaneBytes<typename Scheme::VStored>;
   VF acc = hn::Zero(df);
-  for (size_t key = 0; key < num_keys; ++key) {
+  for (size_t key = 0; key < kKvTile; ++key) {
+    if ((mask.words[key / kMaskBits] >> key % kMaskBits & 1) == 0) continue;
     const VI32 values = LoadPacked<typename Scheme::VStored>(data + key / kVDepth * v.stride_bytes);
     const VI32 weights = Broadcast32(p + key / kPDepth * kLaneBytes);
     acc = hn::MulAdd(FloatOfLane<kPDepth>(weights, key % kPDepth),
@@ -452,8 +473,9 @@ HWY_NOINLINE void DecodeVisible(const DecodeRow& row, const VCursor& v, size_t t
 
 // The same by keys [key, key_end) of the chunk, all of one V tile; the chunk begins at key_begin.
 template <class Scheme, size_t kVectors, size_t kRows>
-HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, size_t key_begin,
+HWY_INLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, size_t key_begin,
                               size_t key, size_t key_end, size_t channel) {
+  const PackedHead& head = task.head;
   const size_t channels = PaddedVHeadDim(head.shape);
   const KvTile kv = BeginKvTile<Scheme>(head, key_begin + key, 0, WideTile());
   const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
@@ -463,11 +485,11 @@ HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, siz
     const size_t t = key / kKvTile;
     const size_t num_keys = MinOf(kKvTile, key_end - key);
     if (HWY_UNLIKELY(HasSpecialV<Scheme>(head, key_begin + key))) {
-      // 0 * NaN is NaN: each row stops at the last key it sees.
       for (size_t r = 0; r < kRows; ++r) {
-        const size_t seen = rows[r].limit - MinOf(rows[r].limit, key_begin + key);
+        const RowMask mask =
+            MaskOfRow(task, rows[r].index, rows[r].range, key_begin + key, num_keys);
         for (size_t i = 0; i < kVectors; ++i) {
-          DecodeVisible<Scheme>(rows[r], v, t, channel, i, MinOf(num_keys, seen));
+          DecodeVisible<Scheme>(rows[r], mask, v, t, channel, i);
         }
       }
     } else {
@@ -480,36 +502,80 @@ HWY_INLINE void DecodeOutputs(const PackedHead& head, const DecodeRow* rows, siz
 
 // O of all channels, in the order in which V lies in memory.
 template <class Scheme, size_t kRows>
-HWY_NOINLINE void DecodeChunkOutputs(const PackedHead& head, const DecodeRow* rows,
+HWY_NOINLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows,
                                      size_t key_begin, size_t num_keys) {
   constexpr size_t kVectors = VectorsPerBlock(kRows);
-  const size_t channels = PaddedVHeadDim(head.shape);
-  for (size_t key = 0; key < num_keys; key += kVTileKeys) {
-    const size_t end = MinOf(key + kVTileKeys, num_keys);
+  const size_t channels = PaddedVHeadDim(task.head.shape);
+  for (size_t key = 0, end = 0; key < num_keys; key = end) {
+    end = MinOf(RoundUp(key_begin + key + 1, kVTileKeys) - key_begin, num_keys);
     for (size_t channel = 0; channel < channels;) {
       const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
       if (channel + kVectors * kLanes <= panel_end) {
-        DecodeOutputs<Scheme, kVectors, kRows>(head, rows, key_begin, key, end, channel);
+        DecodeOutputs<Scheme, kVectors, kRows>(task, rows, key_begin, key, end, channel);
         channel += kVectors * kLanes;
       } else {
-        DecodeOutputs<Scheme, 1, kRows>(head, rows, key_begin, key, end, channel);
+        DecodeOutputs<Scheme, 1, kRows>(task, rows, key_begin, key, end, channel);
         channel += kLanes;
       }
     }
   }
 }
 
-// One chunk for num_rows <= kRows rows, whose keys from num_keys on are hidden from all of them.
+// One chunk for num_rows <= kRows rows.
 template <class Scheme, size_t kRows>
-HWY_INLINE void DecodeChunk(const PackedHead& head, DecodeRow* rows, size_t num_rows,
-                            const KvTile& kv, size_t num_keys) {
+HWY_INLINE void DecodeChunk(const AttendTask& task, DecodeRow* rows, size_t num_rows,
+                            const KvTile& kv, size_t num_keys, float* HWY_RESTRICT biases) {
   if (num_rows == kRows) {
-    DecodeProbabilities<Scheme, kRows>(head.shape, rows, kv, num_keys);
-    DecodeChunkOutputs<Scheme, kRows>(head, rows, kv.key_begin, num_keys);
+    DecodeProbabilities<Scheme, kRows>(task, rows, kv, num_keys, biases);
+    DecodeChunkOutputs<Scheme, kRows>(task, rows, kv.key_begin, num_keys);
   } else if constexpr (kRows > 1) {
-    DecodeChunk<Scheme, kRows - 1>(head, rows, num_rows, kv, num_keys);
+    DecodeChunk<Scheme, kRows - 1>(task, rows, num_rows, kv, num_keys, biases);
   }
 }
+
+// What rows see of keys, in runs: whole tiles, at most max_keys and none beyond what anybody sees.
+class SeenRuns {
+ public:
+  SeenRuns(const AttendTask& task, const DecodeRow* rows, size_t num_rows)
+      : task_(task), rows_(rows), num_rows_(num_rows) {
+    const KeyRange& first = rows[0].range;  // ranges never fall from row to row
+    const KeyRange& last = rows[num_rows - 1].range;
+    bounds_ = {first.begin, last.begin, first.limit, last.limit};
+    end_ = MaxOf(last.limit, task.prefix_len);
+  }
+
+  // The next run from *key on; false if there is none.
+  HWY_INLINE bool Next(size_t max_keys, size_t* key, size_t* num_keys) const {
+    if (*key >= task_.prefix_len) *key = MaxOf(*key, bounds_.min_begin / kKvTile * kKvTile);
+    while (*key < end_ && !IsSeen(*key)) *key += kKvTile;
+    if (*key >= end_) return false;
+    size_t end = *key + kKvTile;
+    while (end < end_ && end - *key < max_keys && IsSeen(end)) end += kKvTile;
+    *num_keys = MinOf(end, end_) - *key;
+    return true;
+  }
+
+ private:
+  // Whether any row sees some of the tile.
+  HWY_INLINE bool IsSeen(size_t key) const {
+    const size_t n = MinOf(kKvTile, end_ - key);
+    if (SeesNone(task_, bounds_, key, key + n)) return false;
+    if (!HasMasks(task_)) return true;
+    for (size_t r = 0; r < num_rows_; ++r) {
+      const RowMask mask = MaskOfRow(task_, rows_[r].index, rows_[r].range, key, n);
+      for (const uint32_t word : mask.words) {
+        if (word != 0) return true;
+      }
+    }
+    return false;
+  }
+
+  const AttendTask& task_;
+  const DecodeRow* rows_;
+  size_t num_rows_;
+  RangeBounds bounds_;
+  size_t end_;
+};
 
 template <class Scheme>
 HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
@@ -519,7 +585,9 @@ HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_REST
   __builtin_memcpy(row.q, scratch_row, lanes * kLaneBytes);
   row.row_scale = scale.row_scale;
   row.acc_init = scale.acc_init;
-  row.limit = KeyLimit(task, r);
+  row.lack = scale.lack;
+  row.index = r;
+  row.range = RangeOf(task, r);
   row.m = kNegInf;
   hn::Store(hn::Zero(df), df, row.d);
   for (size_t t = 0; t < kMaxChunkTiles; t += kLanes) hn::Store(hn::Zero(df), df, row.weight + t);
@@ -529,17 +597,17 @@ HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_REST
 }
 
 // O / d and V's centre, to the caller's row; see StoreOutput.
-HWY_INLINE void EndDecodeRow(const AttendTask& task, size_t r, const float* v_center,
-                             const DecodeRow& row) {
+HWY_INLINE void EndDecodeRow(const AttendTask& task, const float* v_center, const DecodeRow& row) {
   const float d = hn::ReduceSum(df, hn::Load(df, row.d));
-  const bool empty = d == 0.0f;
-  const VF inverse = hn::Set(df, empty ? 0.0f : 1.0f / d);
+  const RowEnd end = EndOfRow(task, row.index, row.m, d, LackAtEnd(task, row.lack));
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
-    VF y = hn::Mul(hn::Load(df, row.o + c), inverse);
-    if (v_center != nullptr && !empty) y = hn::Add(y, hn::Load(df, v_center + c));
-    hn::Store(y, df, row.o + c);
+    VF y = hn::Mul(hn::Load(df, row.o + c), hn::Set(df, end.o_factor));
+    if (v_center != nullptr) {
+      y = hn::MulAdd(hn::Load(df, v_center + c), hn::Set(df, end.center_factor), y);
+    }
+    hn::Store(end.o_factor == 0.0f ? hn::Zero(df) : y, df, row.o + c);
   }
-  StoreRow(row.o, task.head.shape.v_head_dim, RowAt(task.out, r));
+  StoreRow(row.o, task.head.shape.v_head_dim, RowAt(task.out, row.index));
 }
 
 template <class Scheme>
@@ -558,23 +626,23 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
     BeginDecodeRow<Scheme>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
   }
 
-  const size_t visible = scratch.rows[num_rows - 1].limit;  // limits never fall from row to row
   const size_t num_blocks = (num_rows + kRowBlock<Scheme> - 1) / kRowBlock<Scheme>;
   const size_t block_rows = (num_rows + num_blocks - 1) / num_blocks;  // 8 are 4 + 4, not 6 + 2
   // Blocks after the first find a shorter chunk in L2.
   const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Scheme> : kVTileKeys;
-  for (size_t key = 0; key < visible; key += chunk_keys) {
-    const size_t num_keys = MinOf(chunk_keys, visible - key);
+  const SeenRuns runs(task, scratch.rows, num_rows);
+  size_t num_keys = 0;
+  for (size_t key = 0; runs.Next(chunk_keys, &key, &num_keys); key += RoundUp(num_keys, kKvTile)) {
     const KvTile kv = BeginKvTile<Scheme>(task.head, key, num_keys, WideTile());
     for (size_t r = 0; r < num_rows; r += block_rows) {
-      DecodeChunk<Scheme, kRowBlock<Scheme>>(task.head, scratch.rows + r,
-                                             MinOf(block_rows, num_rows - r), kv, num_keys);
+      DecodeChunk<Scheme, kRowBlock<Scheme>>(
+          task, scratch.rows + r, MinOf(block_rows, num_rows - r), kv, num_keys, scratch.biases);
     }
   }
 
   const float* v_center = VCenter<Scheme>(task);
   for (size_t r = 0; r < num_rows; ++r) {
-    EndDecodeRow(task, task.row_begin + r, v_center, scratch.rows[r]);
+    EndDecodeRow(task, v_center, scratch.rows[r]);
   }
 }
 

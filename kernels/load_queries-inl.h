@@ -26,7 +26,24 @@ HWY_INLINE size_t QueryLanes(size_t head_dim) {
 struct QueryScale {
   float row_scale;
   int32_t acc_init;
+  float lack;
 };
+
+// What the scores of a row of Q lack, in octaves: its product with the mean that K has lost.
+template <class Scheme>
+HWY_INLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT row) {
+  if (!Scheme::kQuantizedK || task.kv_len == 0 || !NeedsScores(task)) return 0.0f;
+  const float* HWY_RESTRICT center =
+      reinterpret_cast<const float*>(task.head.base + task.head.offsets.k_center);
+  const size_t head_dim = task.head.shape.head_dim;
+  VF sum = hn::Zero(df);
+  for (size_t d = 0; d < head_dim; d += kLanes) {  // a center ends where it ends
+    const VF c =
+        d + kLanes <= head_dim ? hn::Load(df, center + d) : hn::LoadN(df, center + d, head_dim - d);
+    sum = hn::MulAdd(c, hn::Load(df, row + d), sum);
+  }
+  return hn::ReduceSum(df, sum) * task.scale_log2e;
+}
 
 // True if rows of Q are int8 with one scale each, and quanta that the scheme can take as they are.
 template <class Scheme>
@@ -45,13 +62,14 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   if constexpr (Scheme::kQuantizedK) {
     VI32 maxima;
     LoadFinite(task.q, r, 1, head_dim, NoCenter(), row, &maxima);
+    const float lack = ScoreLack<Scheme>(task, row);
     RotateQueries(task, row, 1);
     // In place: vector after vector is read before fewer bytes are written.
     auto* quanta = reinterpret_cast<typename Scheme::KStored*>(row);
     const VF kept = KeepsQueries<Scheme>(task) ? KeptRanges(task.q, r, 1) : hn::Zero(df);
     const float scale = QuantizeRow(row, elements, Scheme::MaxQ(head_dim), kept, 0, quanta);
     const int32_t sum = Scheme::kKBias != 0 ? SumOfQuanta(quanta, elements) : 0;
-    return {scale * task.scale_log2e, -Scheme::kKBias * sum};
+    return {scale * task.scale_log2e, -Scheme::kKBias * sum, lack};
   } else {
     // Floats or bf16, the latter in place as well.
     using Lane = hwy::If<kQkDepth<Scheme> == 2, hwy::bfloat16_t, float>;
@@ -89,6 +107,7 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     VI32 maxima[kLanes];
     for (size_t i = count; i < kLanes; ++i) maxima[i] = hn::Zero(di32);
     LoadFinite(task.q, first, count, head_dim, NoCenter(), rows, maxima);
+    for (size_t i = 0; i < count; ++i) q.lack[r + i] = ScoreLack<Scheme>(task, rows + i * elements);
     if (IsRotated(task.head.shape.layout)) {
       RotateQueries(task, rows, count);
       MaximaOfRows(rows, elements, maxima);

@@ -28,9 +28,10 @@ constexpr float kReferenceSlack = 8.0f;
 // -inf - (-inf) away.
 HWY_INLINE VF FiniteReference(VF m) { return hn::IfThenZeroElse(hn::Eq(m, NegInf()), m); }
 
-// num_keys is a multiple of kStep; hidden scores are -inf and become exactly 0.
+// Keys [begin, end) of the tile; hidden scores are -inf and become exactly 0.
 template <size_t kQV>
-HWY_INLINE void SoftmaxTile(const QueryTile& q, size_t num_keys, const TileScratch& scratch) {
+HWY_INLINE void SoftmaxTile(const QueryTile& q, size_t begin, size_t end,
+                            const TileScratch& scratch) {
   constexpr size_t kRowStride = kQV * kLanes;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
@@ -46,7 +47,7 @@ HWY_INLINE void SoftmaxTile(const QueryTile& q, size_t num_keys, const TileScrat
 
     VF sum = hn::Zero(df);
     float* HWY_RESTRICT s = scratch.s + row;
-    for (size_t key = 0; key < num_keys; ++key) {
+    for (size_t key = begin; key < end; ++key) {
       const VF p = Exp2(hn::Sub(hn::Load(df, s + key * kRowStride), reference));
       sum = hn::Add(sum, p);
       hn::Store(p, df, s + key * kRowStride);
@@ -78,10 +79,10 @@ HWY_INLINE void RaiseReferences(const QueryTile& q, size_t padded_channels,
   }
 }
 
-// num_keys is a multiple of kStep; hidden scores are kHiddenScore.
+// Keys [begin, end) of the tile, multiples of 4; hidden scores are kHiddenScore.
 template <class Scheme, size_t kQV>
-HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, size_t num_keys,
-                                 const FixedScratch& scratch) {
+HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, size_t begin,
+                                 size_t end, const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
   RaiseReferences<kQV>(q, padded_channels, scratch);
   constexpr int kMaxP = Scheme::PvOps::kMaxP;
@@ -97,7 +98,7 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, siz
     VI32 sum02 = hn::Zero(di32);
     VI32 sum13 = hn::Zero(di32);
     VI32 sum_of_bytes = hn::Zero(di32);
-    for (size_t quad = 0; quad < num_keys / 4; ++quad) {
+    for (size_t quad = begin / 4; quad < end / 4; ++quad) {
       const VI16 s02 = hn::Load(di16, s + quad * 2 * kRowWords);
       const VI16 s13 = hn::Load(di16, s + (quad * 2 + 1) * kRowWords);
       const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));

@@ -1,12 +1,15 @@
-// S = K·Q in f32 for one pair of tiles, and the rows' maxima over the tile. Where V is quantised:
-// scores_fixed-inl.h; where P is bf16, softmax_bf16-inl.h mostly goes straight to P.
+// S = K·Q in f32 for one pair of tiles, and the rows' maxima over the tile. Prefill goes other ways
+// where V is quantised (scores_fixed-inl.h) and where P is bf16 (softmax_bf16-inl.h), and comes
+// here for what these have no form for: modified scores, rows that do not fit.
 //
 // Cost per kStep keys: head_dim / depth steps of BlockProduct, then for each of the kStep * kQV
 // vectors one store and one maximum; of integers also a conversion and two multiplications.
 #ifndef SIGHTLINE_KERNELS_QK_INL_H_
 #define SIGHTLINE_KERNELS_QK_INL_H_
 
+#include "kernels/fixed_point-inl.h"
 #include "kernels/kv_tile-inl.h"
+#include "kernels/mask-inl.h"
 #include "kernels/schemes-inl.h"
 #include "kernels/score_mods-inl.h"
 
@@ -30,22 +33,19 @@ HWY_INLINE VF ScoreOf(VI32 sum, VF row_scale, VF k_scale) {
   return hn::Mul(hn::Mul(hn::ConvertTo(df, sum), k_scale), row_scale);
 }
 
-// Where key `key` of the tile is among all.
-HWY_INLINE VI32 KeyIndex(const KvTile& kv, size_t key) {
-  return hn::Set(di32, static_cast<int32_t>(kv.key_begin + key));
-}
-
-// Sums of the products of keys [key, key + kStep) of the tile, counted from its beginning.
+// Sums of the products of keys [key, key + kStep) of the tile, counted from its beginning. Where V
+// is quantised they come with half of what a shift to fixed point would drop; see SumRounding.
 template <class Scheme, size_t kQV>
 HWY_INLINE void SumScores(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
                           typename Scheme::QkProduct::Acc (&acc)[Scheme::kStep][kQV]) {
   using Product = typename Scheme::QkProduct;
+  using Acc = typename Product::Acc;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
+    Acc init = hn::Zero(hn::DFromV<Acc>());
+    if constexpr (Scheme::kQuantizedV) init = hn::Load(di32, q.acc_init + v * kLanes);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < Scheme::kStep; ++n) {
-      acc[n][v] = hn::Zero(hn::DFromV<typename Product::Acc>());
-    }
+    for (size_t n = 0; n < Scheme::kStep; ++n) acc[n][v] = init;
   }
   BlockProduct<Product, Scheme::kStep, kQV>(KeyColumns<Scheme>(kv, key), kKeyBlock * kLaneBytes,
                                             q.panel, num_steps, acc);
@@ -53,9 +53,10 @@ HWY_INLINE void SumScores(const QueryTile& q, const KvTile& kv, size_t num_steps
 
 // Scores of these keys.
 template <class Scheme, size_t kQV, bool kMasked>
-HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
-                          const TileScratch& scratch) {
+HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+                          size_t head_dim, size_t key, const TileScratch& scratch) {
   constexpr size_t kStep = Scheme::kStep;
+  const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
   typename Scheme::QkProduct::Acc acc[kStep][kQV];
   SumScores<Scheme, kQV>(q, kv, num_steps, key, acc);
 
@@ -67,8 +68,11 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps
     const VF row_scale = RowScale<Scheme>(q, row);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
+      if constexpr (Scheme::kQuantizedV) {
+        acc[n][v] = hn::Sub(acc[n][v], hn::Set(di32, SumRounding<Scheme>(head_dim)));
+      }
       VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Scheme>(kv, key + n));
-      if constexpr (kMasked) s = Hide(s, KeyIndex(kv, key + n), hn::Load(di32, q.limit + row));
+      if constexpr (kMasked) s = Hide<kQV>(s, mask, key + n, v);
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, s_out + n * kQV * kLanes + row);
     }
@@ -76,19 +80,68 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, size_t num_steps
   }
 }
 
-// The tile's first num_keys keys, rounded up to kStep: what is beyond is hidden.
+// The tile's keys that some row sees, rounded up to kStep: what is beyond is hidden.
 template <class Scheme, size_t kQV>
-HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
-                          const TileScratch& scratch) {
-  const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
+HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+                          size_t head_dim, const TileScratch& scratch) {
   for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
-  for (size_t key = 0; key < num_keys; key += Scheme::kStep) {
-    if (kv.key_begin + key + Scheme::kStep <= q.min_limit) {
-      ScoreStep<Scheme, kQV, false>(q, kv, num_steps, key, scratch);
+  for (size_t key = mask.first; key < mask.end; key += Scheme::kStep) {
+    if (AllSee(mask, key, Scheme::kStep)) {
+      ScoreStep<Scheme, kQV, false>(q, kv, mask, head_dim, key, scratch);
     } else {
-      ScoreStep<Scheme, kQV, true>(q, kv, num_steps, key, scratch);
+      ScoreStep<Scheme, kQV, true>(q, kv, mask, head_dim, key, scratch);
     }
   }
+}
+
+// Modifies the tile's scores, hides again what is hidden, and takes the maxima anew.
+template <size_t kQV, class Mods>
+HWY_NOINLINE void ModifyTile(const Mods& mods, const TileMask& mask, size_t end,
+                             const TileScratch& scratch) {
+  for (size_t v = 0; v < kQV; ++v) {
+    VF tile_m = NegInf();
+    for (size_t key = mask.first; key < end; ++key) {
+      float* at = scratch.s + (key * kQV + v) * kLanes;
+      VF s = mods(hn::Load(df, at), key, v * kLanes);
+      if (HWY_UNLIKELY(!AllSee(mask, key, 1))) s = Hide<kQV>(s, mask, key, v);
+      tile_m = hn::Max(tile_m, s);
+      hn::Store(s, df, at);
+    }
+    hn::Store(tile_m, df, scratch.tile_m + v * kLanes);
+  }
+}
+
+// Scores before the modifications of one pass over the tile, for which body(mods) is called: all of
+// them, but where biases have to be added row by row.
+template <class Scheme, size_t kQV, class Body>
+HWY_INLINE void WithScores(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                           const TileMask& mask, const TileScratch& scratch,
+                           const BiasScratch& biases, const Body& body) {
+  ScoreTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
+  bool capped = task.softcap_log2e != 0.0f;
+  if (HasBiasByRow(task)) {  // after the softcap and before biases by distance
+    if (capped) {
+      ModifyTile<kQV>(ScoreMods<true, false>(task, q, {nullptr}), mask,
+                      RoundUp(mask.end, Scheme::kStep), scratch);
+    }
+    capped = false;
+    AddBiasByRow(task, q, kv.key_begin, mask.first, mask.end, kQV * kLanes, scratch.s, biases);
+  }
+  WithScoreMods(task, q, capped, BiasOfTile(task, q, kv.key_begin, biases), body);
+}
+
+// Scores with all modifications of the task.
+template <class Scheme, size_t kQV>
+HWY_INLINE void ScoreModifiedTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                                  const TileMask& mask, const TileScratch& scratch,
+                                  const BiasScratch& biases) {
+  if (HWY_LIKELY(!ModifiesScores(task))) {
+    return ScoreTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
+  }
+  const size_t end = RoundUp(mask.end, Scheme::kStep);
+  WithScores<Scheme, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
+    ModifyTile<kQV>(mods, mask, end, scratch);
+  });
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <algorithm>
 
@@ -16,6 +17,7 @@ namespace {
 
 using namespace internal;  // NOLINT: the plain structs of the border
 
+constexpr float kLog2E = 1.44269504f;
 constexpr float kMaxP = 255.0f;
 constexpr QuantizedScheme kScheme = {static_cast<int>(kMaxQuantum), static_cast<int>(kMaxP),
                                      kKvTile, nullptr};
@@ -283,6 +285,8 @@ class FloatKeys {
     k_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.k);
     for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = q[d] * task.scale_log2e;
   }
+  // What scores lack: see NeedsScores.
+  float Lack() const { return 0.0f; }
   float Score(size_t key) const {
     float s = 0.0f;
     for (size_t d = 0; d < shape_.head_dim; ++d) {
@@ -308,6 +312,10 @@ class QuantizedKeys {
     float row[kMaxHeadDim];
     std::copy(q, q + shape_.head_dim, row);
     float range = FiniteRange(row, shape_.head_dim);
+    if (NeedsScores(task) && task.kv_len != 0) {
+      const float* center = reinterpret_cast<const float*>(base + o.k_center);
+      for (size_t d = 0; d < shape_.head_dim; ++d) lack_ += row[d] * center[d] * task.scale_log2e;
+    }
     if (IsRotated(shape_.layout) && task.kv_len != 0) {
       const float* q_factor = reinterpret_cast<const float*>(base + o.q_factor);
       for (size_t d = 0; d < shape_.head_dim; ++d) row[d] *= q_factor[d];
@@ -322,6 +330,7 @@ class QuantizedKeys {
     row_scale_ = step.scale * task.scale_log2e;
     for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = Quantize(row[d], step);
   }
+  float Lack() const { return lack_; }
   float Score(size_t key) const {
     int32_t dot = 0;
     for (size_t d = 0; d < shape_.head_dim; ++d) {
@@ -335,20 +344,22 @@ class QuantizedKeys {
   const KStored* k_;
   const float* k_scale_;
   float row_scale_;
+  float lack_ = 0.0f;
   int q_[kMaxHeadDim];
 };
 
-// And its sums of p·v over keys [begin, end) of a tile, by how V is stored; `p` is relative to the
-// tile's maximum.
+// And its sums of p·v over the keys of [begin, end), part of a tile, that it sees, by how V is
+// stored; `p` is relative to the tile's maximum, and 0 for hidden keys.
 template <typename Stored>
 class FloatValues {
  public:
   explicit FloatValues(const PackedHead& head) : shape_(head.shape) {
     v_ = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
   }
-  float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
+  float WeightedSum(const float* p, const bool* seen, size_t begin, size_t end, size_t c) const {
     float sum = 0.0f;
     for (size_t key = begin; key < end; ++key) {
+      if (!seen[key - begin]) continue;  // 0 * NaN is NaN
       sum += p[key - begin] * StoredToF32(v_[VIndex(shape_, key, c)]);
     }
     return sum;
@@ -367,7 +378,7 @@ class QuantizedValues {
     v_scale_ = reinterpret_cast<const float*>(head.base + head.offsets.v_scale);
     v_center_ = reinterpret_cast<const float*>(head.base + head.offsets.v_center);
   }
-  float WeightedSum(const float* p, size_t begin, size_t end, size_t c) const {
+  float WeightedSum(const float* p, const bool*, size_t begin, size_t end, size_t c) const {
     int32_t sum = 0;
     for (size_t key = begin; key < end; ++key) {
       sum += static_cast<int32_t>(lrintf(kMaxP * p[key - begin])) * v_[VIndex(shape_, key, c)];
@@ -386,6 +397,53 @@ class QuantizedValues {
 
 size_t ScratchBytes(const PackedShape&) { return 0; }
 
+// True if a row sees the key; `range` is what its position says.
+bool Sees(const AttendTask& task, const RowIndex& index, const KeyRange& range, size_t key) {
+  const bool by_position = key < task.prefix_len || (range.begin <= key && key < range.limit);
+  if (!by_position) return false;
+  for (const MaskRows& mask : task.masks) {
+    if (mask.data != nullptr && *MaskOf(mask, index, key) == 0) return false;
+  }
+  return true;
+}
+
+// A score in octaves after the modifications of the task.
+float Modify(const AttendTask& task, size_t r, const RowIndex& index, size_t key, float s,
+             float lack) {
+  if (task.softcap_log2e != 0.0f) s = task.softcap_log2e * tanhf((s + lack) / task.softcap_log2e);
+  if (task.bias.data != nullptr) s += LoadElement(RowAt(task.bias, r), key) * kLog2E;
+  if (HasDistanceBias(task)) {
+    const int64_t position = task.q_start + static_cast<int64_t>(index.query);
+    s += BiasAt(task.distance_bias, index.head, static_cast<int64_t>(key) - position);
+  }
+  return s;
+}
+
+// What becomes of a row's sums; see kernels/store_output-inl.h.
+struct RowEnd {
+  float o_factor;
+  float center_factor;
+};
+
+RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float lack) {
+  if (task.softcap_log2e == 0.0f) m += lack;
+  const float sink = task.sinks == nullptr
+                         ? -INFINITY
+                         : task.sinks[IndexOf(r, task.q.beams, task.q.group).head] * kLog2E;
+  const float reference = d == 0.0f ? sink : std::max(m, sink);
+  const float rescale = d == 0.0f ? 0.0f : exp2f(m - reference);
+  const float sink_weight = sink == -INFINITY ? 0.0f : exp2f(sink - reference);
+  const float total = d * rescale + sink_weight;
+  if (task.lse.data != nullptr) {
+    constexpr double kLn2 = 0.69314718055994530942;
+    const double lse = total == 0.0f ? -HUGE_VAL : double{reference} * kLn2 + log(double{total});
+    const float rounded = static_cast<float>(lse);
+    memcpy(RowAt(task.lse, r).data, &rounded, sizeof(rounded));
+  }
+  if (d == 0.0f) return {0.0f, 0.0f};
+  return {rescale / total, d * rescale / total};
+}
+
 template <class Keys, class Values>
 void AttendRow(const AttendTask& task, size_t r) {
   const PackedShape& shape = task.head.shape;
@@ -396,16 +454,21 @@ void AttendRow(const AttendTask& task, size_t r) {
   const Keys keys(task, q, r);
   const Values values(task.head);
 
-  const size_t limit = KeyLimit(task, r);
+  const RowIndex index = IndexOf(r, task.q.beams, task.q.group);
+  const KeyRange range = RangeOf(task, r);
+  const size_t limit = std::max(range.limit, task.prefix_len);
   float m = -INFINITY;
   float denominator = 0.0f;
   float o[kMaxHeadDim] = {};
   for (size_t begin = 0; begin < limit; begin += kKvTile) {
     const size_t end = std::min(begin + kKvTile, limit);
     float p[kKvTile];
+    bool seen[kKvTile];
     float tile_m = -INFINITY;
     for (size_t key = begin; key < end; ++key) {
-      p[key - begin] = keys.Score(key);
+      seen[key - begin] = Sees(task, index, range, key);
+      p[key - begin] =
+          seen[key - begin] ? Modify(task, r, index, key, keys.Score(key), keys.Lack()) : -INFINITY;
       tile_m = std::max(tile_m, p[key - begin]);
     }
     const float new_m = std::max(m, tile_m);
@@ -419,13 +482,16 @@ void AttendRow(const AttendTask& task, size_t r) {
       sum += p[key - begin];
     }
     for (size_t c = 0; c < shape.v_head_dim; ++c) {
-      o[c] = o[c] * rescale + weight * values.WeightedSum(p, begin, end, c);
+      o[c] = o[c] * rescale + weight * values.WeightedSum(p, seen, begin, end, c);
     }
     denominator = denominator * rescale + weight * sum;
     m = new_m;
   }
+  const RowEnd row_end = EndOfRow(task, r, m, denominator, keys.Lack());
   for (size_t c = 0; c < shape.v_head_dim; ++c) {
-    const float out = denominator == 0.0f ? 0.0f : o[c] / denominator + values.Center(c);
+    const bool empty = row_end.o_factor == 0.0f;  // and perhaps no center
+    const float out =
+        empty ? 0.0f : o[c] * row_end.o_factor + values.Center(c) * row_end.center_factor;
     StoreElement(out, out_row, c);
   }
 }
@@ -433,6 +499,45 @@ void AttendRow(const AttendTask& task, size_t r) {
 template <class Keys, class Values>
 void Attend(const AttendTask& task, unsigned char*) {
   for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<Keys, Values>(task, r);
+}
+
+// Weights of a row from its lse; see kernels/weights-inl.h.
+template <class Keys>
+void WeighRow(const AttendTask& task, size_t r) {
+  const WeightsTask& weights = task.weights;
+  const Row q_row = RowAt(task.q, r);
+  float q[kMaxHeadDim];
+  for (size_t d = 0; d < task.head.shape.head_dim; ++d) q[d] = LoadElement(q_row, d);
+  const Keys keys(task, q, r);
+  const RowIndex index = IndexOf(r, task.q.beams, task.q.group);
+  const KeyRange range = RangeOf(task, r);
+  float lse = 0.0f;
+  memcpy(&lse, RowAt(task.lse, r).data, sizeof(lse));
+  const float lack = task.softcap_log2e == 0.0f ? keys.Lack() : 0.0f;
+  const float reference = lse == -INFINITY ? 0.0f : lse * kLog2E - lack;
+  const auto add = [](float x, const Row& row, size_t key) {
+    StoreElement(LoadElement(row, key) + x, row, key);
+  };
+  for (size_t key = 0; key < weights.num_keys; ++key) {
+    float p = 0.0f;
+    if (key < task.kv_len && Sees(task, index, range, key)) {
+      p = exp2f(Modify(task, r, index, key, keys.Score(key), keys.Lack()) - reference) *
+          weights.factor;
+    }
+    if (weights.mass.data != nullptr) add(p, weights.mass, key);
+    if (weights.out.data == nullptr) continue;
+    const Row row = RowAt(weights.out, r - weights.first_row);
+    if (weights.adds) {
+      add(p, row, key);
+    } else {
+      StoreElement(p, row, key);
+    }
+  }
+}
+
+template <class Keys>
+void Weigh(const AttendTask& task, unsigned char*) {
+  for (size_t r = task.row_begin; r < task.row_end; ++r) WeighRow<Keys>(task, r);
 }
 
 // Rows are taken one by one: one driver serves any number of them.
@@ -445,6 +550,8 @@ constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackF
           &Attend<Keys, Values>,
           &Attend<Keys, Values>,
           kTaskRows,
+          &Weigh<Keys>,
+          &Weigh<Keys>,
           center,
           pack};
 }

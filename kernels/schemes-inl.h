@@ -156,6 +156,24 @@ constexpr size_t kTileLaneBytes =
         ? sizeof(hwy::float16_t)
         : kLaneBytes;
 
+// What rows see of a tile of keys, as bits: key % 32 of word key / 32. See mask-inl.h.
+constexpr size_t kMaskBits = 32;
+constexpr size_t kMaskWords = kKvTile / kMaskBits;
+// Keys that are looked at together: every scheme's kStep divides it.
+constexpr size_t kMaskAlign = 8;
+
+// Of one row,
+struct RowMask {
+  uint32_t words[kMaskWords];
+};
+// and of a query tile.
+struct TileMask {
+  const int32_t* words;      // [kMaskWords][rows]; only where `all` says that some do not see a key
+  size_t first;              // no row sees a key before it, a multiple of kMaskAlign,
+  size_t end;                // or from it on; 0: none at all
+  uint32_t all[kMaskWords];  // keys that all rows see
+};
+
 // A query tile: up to kQueryVectors * kLanes rows that pass through the kernels together. Arrays
 // are per row unless said otherwise; rows past the last real one are zero queries, computed and
 // dropped.
@@ -163,24 +181,29 @@ struct QueryTile {
   uint8_t* panel;     // Q: [RoundUp(head_dim, 16) / depth][rows] 32-bit lanes
   float* row_scale;   // quantised K: what one unit of q·k is worth but for K's scale
   int32_t* acc_init;  // quantised V: where the accumulators of Q·K start
-  int32_t* limit;     // keys below it are visible
+  float* lack;        // what scores lack, in octaves; see NeedsScores
+  int32_t* begin;     // keys from it on
+  int32_t* limit;     // and below it may be seen
+  int32_t* mask;      // [kMaskWords][rows]: what they see of the tile of keys at hand
   float* m;           // P in f32: running maximum of the scores; else a reference near it
   float* d;           // running denominator
   float* o;           // [PaddedVHeadDim][rows]: running numerator
   size_t first_row;
   size_t num_rows;     // real ones
   size_t num_vectors;  // RoundUp(num_rows, kLanes) / kLanes
-  // Bounds of limit over the tile: keys below min_limit are visible to every row, those from
-  // max_limit on to none.
+  // Bounds of begin and limit over the tile.
+  size_t min_begin;
+  size_t max_begin;
   size_t min_limit;
   size_t max_limit;
 };
 
-// What one pair of tiles leaves between its steps, where V is in floats. Scores are in octaves:
-// units of log2, so that softmax is a power of two.
+// What one pair of tiles leaves between its steps: where V is quantised, of what has no fixed
+// point. Scores are in octaves: units of log2, so that softmax is a power of two.
 struct TileScratch {
-  float* s;        // [kKvTile][rows]: scores, then P itself; P of bf16: [kKvTile / 2][rows][2]
-  float* tile_m;   // maximum of the tile's visible scores
+  float* s;       // [kKvTile][rows]: scores, then P itself; P of bf16: [kKvTile / 2][rows][2]
+  float* tile_m;  // maximum of the tile's visible scores
+  // Only where V is in floats:
   float* rescale;  // 2^(old m - new m): what O and d have to be multiplied by
   // Only where P is bf16:
   float* start;   // what scores are added to, for their distances from the reference
@@ -201,7 +224,6 @@ struct FixedScratch {
   float* tile_max;      // maximum of the tile's visible scores, in octaves
   float* weight;        // what one unit of P is worth
   int32_t* p_init;      // where the accumulators of P·V start
-  float* s_wide;        // [kKvTile][rows]: scores of wide rows
 };
 
 }  // namespace

@@ -1,23 +1,242 @@
-// What happens to a score between Q·K and softmax. One function per modification, composed by the
-// caller at compile time. Limits express every mask that shows a row a prefix of the keys: causal,
-// padding.
+// What happens to scores between Q·K and softmax, in the order of the contract: the softcap, then
+// biases. Scores are in octaves, in f32 (16-bit fixed point: scores_fixed-inl.h). One function per
+// modification; a task without modifications calls none.
+//
+// Cost per kLanes scores of prefill: one load, maximum and store for all modifications together;
+// softcap 9 multiplications and additions where scores are below the cap, otherwise 11 and a
+// division; biases by distance a load and an addition, if rows are queries of one head. A tensor of
+// biases, or others by distance: two loads, four shuffles, an addition and a store.
 #ifndef SIGHTLINE_KERNELS_SCORE_MODS_INL_H_
 #define SIGHTLINE_KERNELS_SCORE_MODS_INL_H_
 
-#include "kernels/simd-inl.h"
+#include "kernels/rows-inl.h"
+#include "kernels/schemes-inl.h"
+#include "kernels/scratch-inl.h"
+#include "kernels/transpose-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Lanes whose key index is below their row's limit.
-HWY_INLINE hn::Mask<DF> Visible(VI32 index, VI32 limit) {
-  return hn::RebindMask(df, hn::Gt(limit, index));
+constexpr float kLog2E = 1.44269504f;
+
+// tanh(x), relative error below 3e-7; NaN stays NaN.
+HWY_INLINE VF Tanh(VF x) {
+  // From here on it is 1 in f32.
+  const VF bound = hn::Set(df, 9.02f);
+  x = hn::IfThenElse(hn::Gt(hn::Abs(x), bound), hn::CopySign(bound, x), x);
+  const VF u = hn::Mul(x, x);
+  // Minimax for the relative error (2.1e-8) of x p(x^2) / q(x^2) among degrees 4 and 4.
+  VF p = hn::Set(df, 1.33172705e-8f);
+  p = hn::MulAdd(p, u, hn::Set(df, 2.0582275e-5f));
+  p = hn::MulAdd(p, u, hn::Set(df, 3.49396694e-3f));
+  p = hn::MulAdd(p, u, hn::Set(df, 0.133796635f));
+  p = hn::MulAdd(p, u, hn::Set(df, 1.0f));
+  VF q = hn::Set(df, 7.76130734e-7f);
+  q = hn::MulAdd(q, u, hn::Set(df, 3.28297791e-4f));
+  q = hn::MulAdd(q, u, hn::Set(df, 2.58708233e-2f));
+  q = hn::MulAdd(q, u, hn::Set(df, 0.467129789f));
+  q = hn::MulAdd(q, u, hn::Set(df, 1.0f));
+  return hn::Div(hn::Mul(x, p), q);
 }
 
-// Hidden scores become -inf, whatever the product was (NaN included).
-HWY_INLINE VF Hide(VF s, VI32 index, VI32 limit) {
-  return hn::IfThenElse(Visible(index, limit), s, NegInf());
+// cap * tanh(s / cap).
+class Softcap {
+ public:
+  explicit Softcap(float softcap_log2e)
+      : cap_(hn::Set(df, softcap_log2e)), inverse_(hn::Set(df, 1.0f / softcap_log2e)) {}
+
+  HWY_INLINE VF operator()(VF s) const {
+    const VF x = hn::Mul(s, inverse_);
+    const VF u = hn::Mul(x, x);
+    // tanh(x) / x in x^2, minimax (1e-7 with p(0) = 1) below the cap, where scores are.
+    VF p = hn::Set(df, 1.0380251e-3f);
+    p = hn::MulAdd(p, u, hn::Set(df, -6.19432483e-3f));
+    p = hn::MulAdd(p, u, hn::Set(df, 2.02797083e-2f));
+    p = hn::MulAdd(p, u, hn::Set(df, -5.34516464e-2f));
+    p = hn::MulAdd(p, u, hn::Set(df, 0.133250761f));
+    p = hn::MulAdd(p, u, hn::Set(df, -0.33332828f));
+    p = hn::MulAdd(p, u, hn::Set(df, 1.0f));
+    const VF below = hn::Mul(s, p);
+    const auto is_below = hn::Le(u, hn::Set(df, 1.0f));
+    if (HWY_LIKELY(hn::AllTrue(df, is_below))) return below;
+    // Lane by lane, so that a row does not depend on those beside it.
+    return hn::IfThenElse(is_below, below, hn::Mul(cap_, Tanh(x)));
+  }
+
+ private:
+  VF cap_;
+  VF inverse_;
+};
+
+// Biases of row r for keys [key, key + n), n <= kKvTile, in octaves: those of the caller's tensor
+// and, if asked for, those by distance. `out` has room for RoundUp(n, 16).
+HWY_NOINLINE void BiasesOfRow(const AttendTask& task, size_t r, size_t key, size_t n,
+                              bool by_distance, float* HWY_RESTRICT out) {
+  if (task.bias.data != nullptr) {
+    Row row = RowAt(task.bias, r);
+    row.data += static_cast<int64_t>(key) * row.dim_stride;
+    LoadRow(row, n, out);
+    for (size_t i = 0; i < n; i += kLanes) {
+      hn::Store(hn::Mul(hn::Load(df, out + i), hn::Set(df, kLog2E)), df, out + i);
+    }
+  } else {
+    for (size_t i = 0; i < n; i += kLanes) hn::Store(hn::Zero(df), df, out + i);
+  }
+  if (!by_distance) return;
+  const RowIndex index = IndexOf(r, task.q.beams, task.q.group);
+  const int64_t distance =
+      static_cast<int64_t>(key) - task.q_start - static_cast<int64_t>(index.query);
+  for (size_t i = 0; i < n; ++i) {
+    out[i] += BiasAt(task.distance_bias, index.head, distance + static_cast<int64_t>(i));
+  }
+}
+
+// Scratch of the biases of one pair of tiles.
+struct BiasScratch {
+  float* rows;       // [kLanes][kKvTile]
+  float* distances;  // [kKvTile + rows]
+};
+HWY_INLINE BiasScratch TakeBiasScratch(size_t rows, ScratchArena& arena) {
+  BiasScratch scratch;
+  scratch.rows = arena.Take<float>(kLanes * kKvTile);
+  scratch.distances = arena.Take<float>(rows + kKvTile);
+  return scratch;
+}
+
+// Biases by distance of a pair of tiles whose rows are queries of one head, one after the other:
+// all read the same array, each row one place behind the row before it.
+struct TileBias {
+  const float* by_place;  // null: there are none; else in octaves
+
+  // Of a vector of rows from `row` on, for key `key` of the tile.
+  HWY_INLINE const float* At(size_t key, size_t row) const {
+    return by_place + (kKvTile - 1 - key) + row;
+  }
+};
+
+// True if biases by distance have this form.
+HWY_INLINE bool HasTileBias(const AttendTask& task) {
+  return HasDistanceBias(task) && task.q.beams * task.q.group == 1;
+}
+
+HWY_INLINE TileBias BiasOfTile(const AttendTask& task, const QueryTile& q, size_t key_begin,
+                               const BiasScratch& scratch) {
+  if (HWY_LIKELY(!HasTileBias(task))) return {nullptr};
+  const DistanceBias& bias = task.distance_bias;
+  // Of the tile's last key from its first row; places then count down.
+  const int64_t farthest = static_cast<int64_t>(key_begin + kKvTile) - 1 - task.q_start -
+                           static_cast<int64_t>(q.first_row);
+  const size_t places = kKvTile + q.num_vectors * kLanes;
+  const float* table = nullptr;
+  if (bias.table != nullptr) {
+    // Beyond its ends the table goes on as it ends: any place there will do.
+    const int64_t place = bias.max_distance + static_cast<int64_t>(kBiasPadding) - farthest;
+    const int64_t last = 2 * (bias.max_distance + static_cast<int64_t>(kBiasPadding)) + 1 -
+                         static_cast<int64_t>(places);
+    table = bias.octaves + (place < 0 ? 0 : place < last ? place : last);
+    if (bias.slopes == nullptr) return {table};
+  }
+  const VF slope = hn::Set(df, -bias.slopes[0] * kLog2E);
+  for (size_t i = 0; i < places; i += kLanes) {
+    const int32_t distance = static_cast<int32_t>(farthest - static_cast<int64_t>(i));
+    const VI32 distances = hn::Sub(hn::Set(di32, distance), hn::Iota(di32, 0));
+    VF sum = hn::Mul(slope, hn::ConvertTo(df, hn::Abs(distances)));
+    if (table != nullptr) sum = hn::Add(hn::LoadU(df, table + i), sum);
+    hn::Store(sum, df, scratch.distances + i);
+  }
+  return {scratch.distances};
+}
+
+// Softcap and biases by distance, whichever there are. Scores need what they lack for the former.
+template <bool kCapped, bool kBiased>
+class ScoreMods {
+ public:
+  ScoreMods(const AttendTask& task, const QueryTile& q, const TileBias& bias)
+      : softcap_(kCapped ? task.softcap_log2e : 1.0f), lack_(q.lack), bias_(bias) {}
+
+  // A score of key `key` of the tile and a vector of rows from `row` on.
+  HWY_INLINE VF operator()(VF s, size_t key, size_t row) const {
+    if constexpr (kCapped) s = softcap_(hn::Add(s, hn::Load(df, lack_ + row)));
+    if constexpr (kBiased) s = hn::Add(s, hn::LoadU(df, bias_.At(key, row)));
+    return s;
+  }
+
+ private:
+  Softcap softcap_;
+  const float* lack_;
+  TileBias bias_;
+};
+
+// Calls body(mods) with the modifications that there are.
+template <class Body>
+HWY_INLINE void WithScoreMods(const AttendTask& task, const QueryTile& q, bool capped,
+                              const TileBias& bias, const Body& body) {
+  if (bias.by_place == nullptr) {
+    if (capped) return body(ScoreMods<true, false>(task, q, bias));
+    return body(ScoreMods<false, false>(task, q, bias));
+  }
+  if (capped) return body(ScoreMods<true, true>(task, q, bias));
+  body(ScoreMods<false, true>(task, q, bias));
+}
+
+// True if some biases are not of the form of a TileBias: they are added row by row.
+HWY_INLINE bool HasBiasByRow(const AttendTask& task) {
+  return task.bias.data != nullptr || (HasDistanceBias(task) && !HasTileBias(task));
+}
+
+// Adds [kLanes][kKvTile] biases, of which n are used, to [n][stride] scores.
+HWY_INLINE void AddTransposed(const float* HWY_RESTRICT rows, size_t n, size_t stride,
+                              float* HWY_RESTRICT s) {
+  for (size_t begin = 0; begin < n; begin += kLanes) {
+    VI32 x[kLanes];
+    HWY_UNROLL(16)
+    for (size_t r = 0; r < kLanes; ++r) {
+      x[r] = hn::BitCast(di32, hn::Load(df, rows + r * kKvTile + begin));
+    }
+    TransposeSquare(x);
+    const size_t count = MinOf(kLanes, n - begin);
+    HWY_UNROLL(16)
+    for (size_t i = 0; i < kLanes; ++i) {
+      if (i < count) {
+        float* out = s + (begin + i) * stride;
+        hn::Store(hn::Add(hn::Load(df, out), hn::BitCast(df, x[i])), df, out);
+      }
+    }
+  }
+}
+
+// To scores [kKvTile][stride] of keys [first, end) of the tile.
+HWY_NOINLINE void AddBiasByRow(const AttendTask& task, const QueryTile& q, size_t key_begin,
+                               size_t first, size_t end, size_t stride, float* HWY_RESTRICT s,
+                               const BiasScratch& scratch) {
+  const size_t n = end - first;
+  const bool by_distance = HasDistanceBias(task) && !HasTileBias(task);
+  for (size_t row = 0; row < stride; row += kLanes) {
+    for (size_t i = 0; i < kLanes; ++i) {
+      const size_t r = q.first_row + MinOf(row + i, q.num_rows - 1);
+      BiasesOfRow(task, r, key_begin + first, n, by_distance, scratch.rows + i * kKvTile);
+    }
+    AddTransposed(scratch.rows, n, stride, s + first * stride + row);
+  }
+}
+
+// All modifications of n scores of row r, which lack `lack`, from key `key` on, n <= kKvTile. Both
+// arrays have room for a whole number of vectors.
+HWY_NOINLINE void ModifyRow(const AttendTask& task, size_t r, float lack, size_t key, size_t n,
+                            float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
+  if (task.softcap_log2e != 0.0f) {
+    const Softcap softcap(task.softcap_log2e);
+    for (size_t i = 0; i < n; i += kLanes) {
+      hn::Store(softcap(hn::Add(hn::Load(df, s + i), hn::Set(df, lack))), df, s + i);
+    }
+  }
+  const bool by_distance = HasDistanceBias(task);
+  if (task.bias.data == nullptr && !by_distance) return;
+  BiasesOfRow(task, r, key, n, by_distance, biases);
+  for (size_t i = 0; i < n; i += kLanes) {
+    hn::Store(hn::Add(hn::Load(df, s + i), hn::Load(df, biases + i)), df, s + i);
+  }
 }
 
 }  // namespace

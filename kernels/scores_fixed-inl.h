@@ -18,13 +18,19 @@
 // be too coarse for the short ones. So a row's result does not depend on the rows beside it, but
 // for how many keys of a tile its task sees, over which the largest scale is taken.
 //
+// Modifications are made in fixed point as well, in a pass over the words: a softcap as long as no
+// score is beyond the cap, biases by distance if they differ by less than kMaxBias octaves within
+// the tile. Rows, or tiles, of which that is not true are wide; so are all rows of tasks with other
+// biases.
+//
 // Cost per kStep keys: head_dim / depth steps of BlockProduct, and the above.
 #ifndef SIGHTLINE_KERNELS_SCORES_FIXED_INL_H_
 #define SIGHTLINE_KERNELS_SCORES_FIXED_INL_H_
 
 #include "kernels/fixed_point-inl.h"
 #include "kernels/kv_tile-inl.h"
-#include "kernels/score_mods-inl.h"
+#include "kernels/mask-inl.h"
+#include "kernels/qk-inl.h"
 #include "kernels/scratch-inl.h"
 
 namespace sightline {
@@ -44,6 +50,15 @@ constexpr float kEvenRatio = 0.125f;
 constexpr int kGuardSteps = 16 << kScoreBits;
 constexpr float kSteepFactor = 1.0f - kGuardSteps / 32768.0f;
 
+// A modified score is a score of at most kMaxModified octaves, capped or not, and a bias that is at
+// most kMaxBias from the middle of the tile's: the sum keeps 16 octaves from the end of 16 bits, as
+// scores do.
+constexpr int kMaxModified = 352;
+constexpr int kMaxBias = 128;
+static_assert(kMaxModified + kMaxBias + 16 < 32768 >> kScoreBits, "sums fit 16 bits");
+// What a capped score may lack: at most as much as a bias.
+constexpr float kSteepModified = kMaxModified / 512.0f;
+
 // Scales of a tile's keys, prepared once for all query tiles.
 struct KeyFactors {
   uint32_t* words;  // [kKvTile / 2] in the order of words
@@ -60,7 +75,8 @@ HWY_INLINE void SetKeyFactors(const float* HWY_RESTRICT k_scale, size_t num_keys
   const VI32 end = hn::Set(di32, static_cast<int32_t>(num_keys));
   for (size_t key = 0; key < num_keys; key += kLanes) {
     const VI32 index = hn::Iota(di32, static_cast<int32_t>(key));
-    const VF scale = hn::IfThenElseZero(Visible(index, end), hn::LoadU(df, k_scale + key));
+    const VF scale =
+        hn::IfThenElseZero(hn::RebindMask(df, hn::Lt(index, end)), hn::LoadU(df, k_scale + key));
     largest = hn::Max(largest, scale);
     // Keys that are zero have no scale, and no error.
     const VF counted = hn::IfThenElse(hn::Gt(scale, hn::Zero(df)), scale, smallest);
@@ -72,7 +88,8 @@ HWY_INLINE void SetKeyFactors(const float* HWY_RESTRICT k_scale, size_t num_keys
   HWY_ALIGN int32_t fractions[kKvTile];
   for (size_t key = 0; key < num_keys; key += kLanes) {
     const VI32 index = hn::Iota(di32, static_cast<int32_t>(key));
-    const VF scale = hn::IfThenElseZero(Visible(index, end), hn::LoadU(df, k_scale + key));
+    const VF scale =
+        hn::IfThenElseZero(hn::RebindMask(df, hn::Lt(index, end)), hn::LoadU(df, k_scale + key));
     hn::Store(hn::NearestInt(hn::Mul(scale, inverse)), di32, fractions + key);
   }
   // Four fractions (0, 1, 2, 3) to the words (0, 2), (1, 3).
@@ -91,22 +108,28 @@ HWY_INLINE KeyFactors KeyFactorsFrom(const KeyFactors& factors, size_t key) {
   return {factors.words + key / 2, factors.largest, factors.uneven};
 }
 
-HWY_INLINE hn::Mask<DF> IsSteep(VF factor) {
-  return hn::Not(hn::Lt(hn::Abs(factor), hn::Set(df, kSteepFactor)));  // NaN too
+HWY_INLINE hn::Mask<DF> IsSteep(VF factor, float bound) {
+  return hn::Not(hn::Lt(hn::Abs(factor), hn::Set(df, bound)));  // NaN too
+}
+
+// Units of fixed point in a shifted sum of key factor 1, but for the scales.
+template <class Scheme>
+HWY_INLINE float SumUnits(size_t head_dim) {
+  const float units = static_cast<float>(kFractions << SumShift<Scheme>(head_dim));
+  return units * (32768.0f / 32767.0f);
 }
 
 // Row factors for one tile of keys; true if some row needs a gain or is wide.
 template <class Scheme, size_t kQV>
 HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys, size_t head_dim,
                               const FixedScratch& scratch) {
-  const float units = static_cast<float>(kFractions << SumShift<Scheme>(head_dim));
-  const VF largest = hn::Set(df, keys.largest * (units * (32768.0f / 32767.0f)));
+  const VF largest = hn::Set(df, keys.largest * SumUnits<Scheme>(head_dim));
   const VF limit = hn::Set(df, 32767.0f);
   auto steep = hn::MaskFalse(df);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     const VF factor = hn::Mul(hn::Load(df, q.row_scale + v * kLanes), largest);
-    steep = hn::Or(steep, IsSteep(factor));
+    steep = hn::Or(steep, IsSteep(factor, kSteepFactor));
     const VF scaled = hn::Mul(factor, hn::Set(df, 32768.0f));
     const VI32 fraction = hn::NearestInt(hn::Clamp(scaled, hn::Neg(limit), limit));
     hn::Store(WordsOf(fraction), di16, scratch.row_factor + v * kLanes * 2);
@@ -117,7 +140,8 @@ HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys, size_t
     const VF factor = hn::Mul(hn::Load(df, q.row_scale + v * kLanes), largest);
     const VI32 bits = hn::BitCast(di32, hn::Abs(factor));
     // |factor| < 2^exponent
-    const VI32 least = hn::IfThenElseZero(hn::RebindMask(di32, IsSteep(factor)), hn::Set(di32, 1));
+    const VI32 least =
+        hn::IfThenElseZero(hn::RebindMask(di32, IsSteep(factor, kSteepFactor)), hn::Set(di32, 1));
     const VI32 exponent = hn::Max(hn::Sub(hn::ShiftRight<23>(bits), hn::Set(di32, 126)), least);
     auto wide = hn::Gt(exponent, hn::Set(di32, kMaxGainBits));
     if (keys.uneven) wide = hn::Or(wide, hn::Gt(exponent, hn::Zero(di32)));
@@ -135,37 +159,22 @@ HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys, size_t
   return true;
 }
 
-// Two keys of a lane: their indices in the tile, and the row's limit, as words.
-HWY_INLINE VI16 KeyWords(size_t key) {
-  const uint32_t low = static_cast<uint32_t>(key);
-  return hn::BitCast(di16, hn::Set(di32, static_cast<int32_t>(low | (low + 2) << 16)));
-}
-HWY_INLINE VI16 LimitWords(VI32 limit, size_t key_begin) {
-  const VI32 in_tile = hn::Sub(limit, hn::Set(di32, static_cast<int32_t>(key_begin)));
-  return WordsOf(hn::Clamp(in_tile, hn::Zero(di32), hn::Set(di32, int32_t{kKvTile})));
-}
-
-// Sums of the products of keys [key, key + kStep) of the tile.
-template <class Scheme, size_t kQV>
-HWY_INLINE void SumStep(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
-                        VI32 (&acc)[Scheme::kStep][kQV]) {
-  HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    const VI32 init = hn::Load(di32, q.acc_init + v * kLanes);
-    HWY_UNROLL(8)
-    for (size_t n = 0; n < Scheme::kStep; ++n) acc[n][v] = init;
-  }
-  BlockProduct<typename Scheme::QkProduct, Scheme::kStep, kQV>(
-      KeyColumns<Scheme>(kv, key), kKeyBlock * kLaneBytes, q.panel, num_steps, acc);
+// What rows see of keys `key` and key + 2 of the tile, the two of a lane.
+template <size_t kQV>
+HWY_INLINE hn::Mask<DI16> SeenWords(const TileMask& mask, size_t key, size_t v) {
+  const VI32 low = hn::VecFromMask(di32, SeenBy<kQV>(mask, key, v));
+  const VI32 high = hn::VecFromMask(di32, SeenBy<kQV>(mask, key + 2, v));
+  return hn::MaskFromVec(hn::OddEven(hn::BitCast(di16, high), hn::BitCast(di16, low)));
 }
 
 template <class Scheme, size_t kQV, bool kMasked, bool kSteep>
 HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
-                           size_t num_steps, VI32 shift, size_t key, const FixedScratch& scratch) {
+                           const TileMask& mask, size_t num_steps, VI32 shift, size_t key,
+                           const FixedScratch& scratch) {
   constexpr size_t kStep = Scheme::kStep;
   constexpr size_t kRowWords = kQV * kLanes * 2;
   VI32 acc[kStep][kQV];
-  SumStep<Scheme, kQV>(q, kv, num_steps, key, acc);
+  SumScores<Scheme, kQV>(q, kv, num_steps, key, acc);
 
   const VI32 shift_up = hn::Sub(hn::Set(di32, 16), shift);
   int16_t* HWY_RESTRICT s_out = scratch.s + key / 2 * kRowWords;
@@ -190,8 +199,7 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
         s = hn::Mul(s, hn::Load(di16, scratch.gain + row));
       }
       if constexpr (kMasked) {
-        const VI16 limit = LimitWords(hn::Load(di32, q.limit + v * kLanes), kv.key_begin);
-        s = hn::IfThenElse(hn::Gt(limit, KeyWords(key + n)), s, hn::Set(di16, kHiddenScore));
+        s = hn::IfThenElse(SeenWords<kQV>(mask, key + n, v), s, hn::Set(di16, kHiddenScore));
       }
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, di16, s_out + pair * kRowWords + row);
@@ -202,17 +210,17 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
 
 template <class Scheme, size_t kQV, bool kSteep>
 HWY_INLINE void ScoreAllWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
-                              size_t head_dim, size_t num_keys, const FixedScratch& scratch) {
+                              const TileMask& mask, size_t head_dim, const FixedScratch& scratch) {
   const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
   const VI32 shift = hn::Set(di32, SumShift<Scheme>(head_dim));
   for (size_t v = 0; v < kQV; ++v) {
     hn::Store(hn::Set(di16, kHiddenScore), di16, scratch.tile_m + v * kLanes * 2);
   }
-  for (size_t key = 0; key < num_keys; key += Scheme::kStep) {
-    if (kv.key_begin + key + Scheme::kStep <= q.min_limit) {
-      ScoreWords<Scheme, kQV, false, kSteep>(q, kv, keys, num_steps, shift, key, scratch);
+  for (size_t key = mask.first; key < mask.end; key += Scheme::kStep) {
+    if (AllSee(mask, key, Scheme::kStep)) {
+      ScoreWords<Scheme, kQV, false, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
     } else {
-      ScoreWords<Scheme, kQV, true, kSteep>(q, kv, keys, num_steps, shift, key, scratch);
+      ScoreWords<Scheme, kQV, true, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
     }
   }
 }
@@ -220,61 +228,48 @@ HWY_INLINE void ScoreAllWords(const QueryTile& q, const KvTile& kv, const KeyFac
 // Maximum of a lane's two words, in both of them.
 HWY_INLINE VI16 FoldWords(VI16 m) { return hn::Max(m, hn::Reverse2(di16, m)); }
 
+// The rows' maxima over the tile of scores in f32, NaN for rows with a score that is NaN or +inf,
+// which would be NaN relative to itself.
+template <size_t kQV>
+HWY_INLINE VF MaximumOrNaN(const TileMask& mask, size_t end, size_t v, const TileScratch& floats) {
+  VF broken_rows = hn::Zero(df);
+  for (size_t key = mask.first; key < end; ++key) {
+    const VF s = hn::Load(df, floats.s + (key * kQV + v) * kLanes);
+    broken_rows = hn::Or(broken_rows, hn::VecFromMask(df, hn::Not(hn::Lt(s, hn::Inf(df)))));
+  }
+  return hn::IfThenElse(hn::MaskFromVec(broken_rows), hn::NaN(df),
+                        hn::Load(df, floats.tile_m + v * kLanes));
+}
+
 // Scores of the rows that `scratch.wide` marks, in f32: replaces their words by the distance to the
 // row's maximum, and the maximum by 0.
 template <class Scheme, size_t kQV>
-HWY_NOINLINE void ScoreWideRows(const QueryTile& q, const KvTile& kv, size_t head_dim,
-                                size_t num_keys, const FixedScratch& scratch) {
-  constexpr size_t kStep = Scheme::kStep;
+HWY_NOINLINE void ScoreWideRows(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                                const TileMask& mask, const FixedScratch& scratch,
+                                const TileScratch& floats, const BiasScratch& biases) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
-  const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
-  const VI32 half = hn::Set(di32, SumRounding<Scheme>(head_dim));
-  VF max[kQV];
-  VF broken_rows[kQV];
-  for (size_t v = 0; v < kQV; ++v) {
-    max[v] = NegInf();
-    broken_rows[v] = hn::Zero(df);
-  }
-  for (size_t key = 0; key < num_keys; key += kStep) {
-    VI32 acc[kStep][kQV];
-    SumStep<Scheme, kQV>(q, kv, num_steps, key, acc);
-    for (size_t v = 0; v < kQV; ++v) {
-      const VF row_scale = hn::Load(df, q.row_scale + v * kLanes);
-      const VI32 limit = hn::Load(di32, q.limit + v * kLanes);
-      for (size_t n = 0; n < kStep; ++n) {
-        const VI32 index = hn::Set(di32, static_cast<int32_t>(kv.key_begin + key + n));
-        const VF sum = hn::ConvertTo(df, hn::Sub(acc[n][v], half));
-        const VF product = hn::Mul(hn::Mul(sum, row_scale), hn::Set(df, kv.k_scale[key + n]));
-        const VF s = Hide(product, index, limit);
-        // NaN, or +inf, which would be NaN relative to itself.
-        const auto broken = hn::Not(hn::Lt(s, hn::Inf(df)));
-        broken_rows[v] = hn::Or(broken_rows[v], hn::VecFromMask(df, broken));
-        max[v] = hn::Max(max[v], s);
-        hn::Store(s, df, scratch.s_wide + ((key + n) * kQV + v) * kLanes);
-      }
-    }
-  }
+  const size_t end = RoundUp(mask.end, Scheme::kStep);
+  ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, floats, biases);
   for (size_t v = 0; v < kQV; ++v) {
     const VI32 wide = hn::Load(di32, scratch.wide + v * kLanes);
     const VI16 wide_words = hn::BitCast(di16, wide);
-    const auto wide_rows = hn::MaskFromVec(hn::BitCast(df, wide));
-    const auto is_broken = hn::MaskFromVec(broken_rows[v]);
-    const VF tile_max = hn::IfThenElse(is_broken, hn::NaN(df), max[v]);
-    hn::Store(hn::IfThenElse(wide_rows, tile_max, hn::Load(df, scratch.tile_max + v * kLanes)), df,
-              scratch.tile_max + v * kLanes);
+    const VF max = MaximumOrNaN<kQV>(mask, end, v, floats);
+    float* tile_max = scratch.tile_max + v * kLanes;
+    hn::Store(hn::IfThenElse(hn::MaskFromVec(hn::BitCast(df, wide)), max, hn::Load(df, tile_max)),
+              df, tile_max);
     int16_t* tile_m = scratch.tile_m + v * kLanes * 2;
     hn::Store(hn::AndNot(wide_words, hn::Load(di16, tile_m)), di16, tile_m);
 
-    const VF reference = hn::IfThenZeroElse(hn::Eq(max[v], NegInf()), max[v]);
+    const VF reference = hn::IfThenZeroElse(hn::Eq(max, NegInf()), max);
     const auto distance = [&](size_t key) HWY_ATTR {
-      const VF s = hn::Load(df, scratch.s_wide + (key * kQV + v) * kLanes);
+      const VF s = hn::Load(df, floats.s + (key * kQV + v) * kLanes);
       const VF y = hn::Mul(hn::Sub(reference, s), hn::Set(df, float{kFractions}));
       // Min and Max return a number where one is NaN, or what the conversion makes of it: the row
       // is NaN already, and any distance will do.
       return hn::Clamp(hn::NearestInt(hn::Min(y, hn::Set(df, 32767.0f))), hn::Zero(di32),
                        hn::Set(di32, 32767));
     };
-    for (size_t pair = 0; pair < RoundUp(num_keys, kStep) / 2; ++pair) {
+    for (size_t pair = mask.first / 2; pair < end / 2; ++pair) {
       const size_t key = pair / 2 * 4 + pair % 2;
       const VI16 y = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(distance(key + 2))),
                                  hn::BitCast(di16, distance(key)));
@@ -307,27 +302,216 @@ HWY_INLINE bool FindWideRows(const FixedScratch& scratch) {
   return !hn::AllFalse(di32, any);
 }
 
-// The tile's first num_keys keys, rounded up to kStep: what is beyond is hidden.
-template <class Scheme, size_t kQV>
-HWY_INLINE void ScoreTileFixed(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
-                               size_t head_dim, size_t num_keys, const FixedScratch& scratch) {
-  const bool steep = SetRowFactors<Scheme, kQV>(q, keys, head_dim, scratch);
-  if (HWY_UNLIKELY(steep)) {
-    ScoreAllWords<Scheme, kQV, true>(q, kv, keys, head_dim, num_keys, scratch);
-  } else {
-    ScoreAllWords<Scheme, kQV, false>(q, kv, keys, head_dim, num_keys, scratch);
-  }
+// Maxima of words as scores in octaves, plus `offset`: -inf where nothing was seen.
+template <size_t kQV>
+HWY_INLINE void SetTileMaxima(float offset, const FixedScratch& scratch) {
   for (size_t v = 0; v < kQV; ++v) {
     int16_t* tile_m = scratch.tile_m + v * kLanes * 2;
     const VI16 m = FoldWords(hn::Load(di16, tile_m));
     hn::Store(m, di16, tile_m);
     const VI32 m32 = hn::ShiftRight<16>(hn::BitCast(di32, m));
-    const VF max = hn::Mul(hn::ConvertTo(df, m32), hn::Set(df, 1.0f / float{kFractions}));
+    const VF max = hn::MulAdd(hn::ConvertTo(df, m32), hn::Set(df, 1.0f / float{kFractions}),
+                              hn::Set(df, offset));
     const auto empty = hn::RebindMask(df, hn::Eq(m32, hn::Set(di32, int32_t{kHiddenScore})));
     hn::Store(hn::IfThenElse(empty, NegInf(), max), df, scratch.tile_max + v * kLanes);
   }
-  if (HWY_UNLIKELY(steep) && FindWideRows<kQV>(scratch)) {
-    ScoreWideRows<Scheme, kQV>(q, kv, head_dim, num_keys, scratch);
+}
+
+// cap * tanh(s / cap) of words, for scores up to the cap: the others are beyond `limit`. Error: a
+// unit and a half at the cap.
+class SoftcapWords {
+ public:
+  // `cap` is at most kMaxModified octaves.
+  explicit SoftcapWords(float cap) {
+    const float units = cap * float{kFractions};
+    limit_ = hn::Set(di16, static_cast<int16_t>(units));
+    // s / cap is a product with a fraction of 2^shift s, which is less than 2^15, doubled.
+    int shift = 0;
+    while (shift < 14 && units * static_cast<float>(2 << shift) < 32768.0f) ++shift;
+    gain_ = hn::Set(di16, static_cast<int16_t>(1 << shift));
+    const float fraction = 16384.0f * 32768.0f / (units * static_cast<float>(1 << shift));
+    factor_ = hn::Set(di16, static_cast<int16_t>(fraction < 32767.0f ? fraction : 32767.0f));
+  }
+
+  HWY_INLINE VI16 limit() const { return limit_; }
+
+  HWY_INLINE VI16 operator()(VI16 s) const {
+    const VI16 half = hn::MulFixedPoint15(hn::Mul(s, gain_), factor_);
+    const VI16 x = hn::SaturatedAdd(half, half);
+    const VI16 u = hn::MulFixedPoint15(x, x);
+    // 1 - tanh(x) / x in x^2, minimax (8e-5 with p(0) = 0) below the cap.
+    VI16 p = hn::Sub(Q15(0.118781004f), hn::MulFixedPoint15(u, Q15(0.0265530315f)));
+    p = hn::Sub(Q15(0.330609576f), hn::MulFixedPoint15(u, p));
+    return hn::Sub(s, hn::MulFixedPoint15(s, hn::MulFixedPoint15(u, p)));
+  }
+
+ private:
+  static HWY_INLINE VI16 Q15(float x) {
+    return hn::Set(di16, static_cast<int16_t>(x * 32768.0f + 0.5f));
+  }
+
+  VI16 limit_;
+  VI16 gain_;
+  VI16 factor_;
+};
+
+// Biases by distance as words: of two keys in a lane, relative to a middle.
+struct WordBias {
+  const int32_t* by_place;  // as TileBias; null: all are the middle
+  float middle;             // in octaves
+  bool fits;                // all are at most kMaxBias from it
+};
+
+// From those of a tile in octaves; `words` has room for kKvTile + rows.
+HWY_INLINE WordBias WordsOfBias(const TileBias& bias, size_t num_rows,
+                                int32_t* HWY_RESTRICT words) {
+  if (bias.by_place == nullptr) return {nullptr, 0.0f, true};
+  // Places from 2 on are used as the first key of a lane, and those two before as its second.
+  const size_t places = kKvTile + num_rows;
+  VF largest = NegInf();
+  VF smallest = hn::Neg(NegInf());
+  for (size_t i = 0; i < places; i += kLanes) {
+    const VF x = hn::LoadU(df, bias.by_place + i);
+    largest = hn::Max(largest, x);
+    smallest = hn::Min(smallest, x);
+  }
+  const float high = hn::ReduceMax(df, largest);
+  const float low = hn::ReduceMin(df, smallest);
+  if (high == low) return {nullptr, high, hn::AllTrue(df, hn::IsFinite(hn::Set(df, high)))};
+  // A whole number of octaves, so that it moves no rounding.
+  const float middle = hn::GetLane(hn::Round(hn::Set(df, 0.5f * (high + low))));
+  if (!(high - middle < kMaxBias && low - middle > -kMaxBias)) return {nullptr, 0.0f, false};
+  const VF units = hn::Set(df, float{kFractions});
+  const auto fixed = [&](size_t i) HWY_ATTR {
+    return hn::NearestInt(
+        hn::Mul(hn::Sub(hn::LoadU(df, bias.by_place + i), hn::Set(df, middle)), units));
+  };
+  for (size_t i = 0; i < places; i += kLanes) {
+    const VI32 first = fixed(i);
+    const VI32 second = i == 0 ? first : fixed(i - 2);
+    hn::Store(hn::BitCast(di32, hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(second)),
+                                            hn::BitCast(di16, first))),
+              di32, words + i);
+  }
+  // The first vector's second keys: places -2 and -1 are never used, 0 and on are.
+  for (size_t i = 2; i < kLanes; ++i) {
+    const int32_t second = words[i - 2];
+    words[i] = static_cast<int32_t>(static_cast<uint32_t>(second) << 16 |
+                                    (static_cast<uint32_t>(words[i]) & 0xffff));
+  }
+  return {words, middle, true};
+}
+
+// Modifies words of scores, hides again what is hidden, and takes the maxima anew. `wide` is set
+// for rows with a score beyond the cap.
+template <size_t kQV, bool kCapped, bool kBiased>
+HWY_NOINLINE void ModifyWords(const QueryTile& q, const SoftcapWords& softcap, const WordBias& bias,
+                              const TileMask& mask, size_t end, const FixedScratch& scratch) {
+  constexpr size_t kRowWords = kQV * kLanes * 2;
+  for (size_t v = 0; v < kQV; ++v) {
+    const size_t row = v * kLanes * 2;
+    VI16 tile_m = hn::Set(di16, kHiddenScore);
+    VI16 largest = hn::Zero(di16);
+    const VF units = hn::Mul(hn::Load(df, q.lack + v * kLanes), hn::Set(df, float{kFractions}));
+    const VI16 lack = kCapped ? WordsOf(hn::NearestInt(units)) : hn::Zero(di16);
+    for (size_t pair = mask.first / 2; pair < end / 2; ++pair) {
+      const size_t key = pair / 2 * 4 + pair % 2;
+      int16_t* at = scratch.s + pair * kRowWords + row;
+      VI16 s = hn::Load(di16, at);
+      const bool all_see = AllSee(mask, key, 1) && AllSee(mask, key + 2, 1);
+      const auto seen = [&]() HWY_ATTR { return SeenWords<kQV>(mask, key, v); };
+      if constexpr (kCapped) {
+        s = hn::SaturatedAdd(s, lack);
+        VI16 magnitude = hn::Abs(s);
+        if (HWY_UNLIKELY(!all_see)) magnitude = hn::IfThenElseZero(seen(), magnitude);
+        largest = hn::Max(largest, magnitude);
+        s = softcap(s);
+      }
+      if constexpr (kBiased) {
+        const int32_t* words = bias.by_place + (kKvTile - 1 - key) + v * kLanes;
+        s = hn::SaturatedAdd(s, hn::BitCast(di16, hn::LoadU(di32, words)));
+      }
+      if (HWY_UNLIKELY(!all_see)) {
+        s = hn::IfThenElse(seen(), s, hn::Set(di16, kHiddenScore));
+      }
+      tile_m = hn::Max(tile_m, s);
+      hn::Store(s, di16, at);
+    }
+    hn::Store(tile_m, di16, scratch.tile_m + row);
+    if constexpr (kCapped) {
+      const auto beyond = hn::Gt(FoldWords(largest), softcap.limit());
+      const VI32 wide = hn::BitCast(di32, hn::VecFromMask(di16, beyond));
+      hn::Store(hn::Or(wide, hn::Load(di32, scratch.wide + v * kLanes)), di32,
+                scratch.wide + v * kLanes);
+    }
+  }
+}
+
+// Modified scores in fixed point, but for wide rows: true if there are any.
+template <class Scheme, size_t kQV>
+HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                                     const KeyFactors& keys, const TileMask& mask,
+                                     const FixedScratch& scratch, const TileScratch& floats,
+                                     const BiasScratch& biases) {
+  const size_t head_dim = task.head.shape.head_dim;
+  const float cap = task.softcap_log2e;
+  const WordBias bias =
+      WordsOfBias(BiasOfTile(task, q, kv.key_begin, biases), kQV * kLanes,
+                  reinterpret_cast<int32_t*>(floats.s));  // scores in f32 come later, if at all
+  const bool fits = bias.fits && !HasBiasByRow(task) && cap <= kMaxModified;
+  auto any_wide = hn::MaskFalse(di32);
+  SetRowFactors<Scheme, kQV>(q, keys, head_dim, scratch);
+  const VF largest = hn::Set(df, keys.largest * SumUnits<Scheme>(head_dim));
+  for (size_t v = 0; v < kQV; ++v) {
+    const VF factor = hn::Mul(hn::Load(df, q.row_scale + v * kLanes), largest);
+    const VF lack = cap == 0.0f ? hn::Zero(df) : hn::Abs(hn::Load(df, q.lack + v * kLanes));
+    const auto lacks = hn::Not(hn::Lt(lack, hn::Set(df, float{kMaxBias})));
+    const auto wide = hn::Or(IsSteep(factor, fits ? kSteepModified : 0.0f), lacks);
+    hn::Store(hn::VecFromMask(di32, hn::RebindMask(di32, wide)), di32, scratch.wide + v * kLanes);
+  }
+  if (fits) {
+    ScoreAllWords<Scheme, kQV, false>(q, kv, keys, mask, head_dim, scratch);
+    const size_t end = RoundUp(mask.end, Scheme::kStep);
+    const SoftcapWords softcap(cap != 0.0f ? cap : 1.0f);
+    if (bias.by_place == nullptr && cap != 0.0f) {
+      ModifyWords<kQV, true, false>(q, softcap, bias, mask, end, scratch);
+    } else if (bias.by_place == nullptr) {
+      // Maxima, and what is hidden, are as ScoreAllWords has left them.
+    } else if (cap != 0.0f) {
+      ModifyWords<kQV, true, true>(q, softcap, bias, mask, end, scratch);
+    } else {
+      ModifyWords<kQV, false, true>(q, softcap, bias, mask, end, scratch);
+    }
+    SetTileMaxima<kQV>(bias.middle, scratch);
+  }
+  for (size_t v = 0; v < kQV; ++v) {
+    any_wide = hn::Or(any_wide, hn::MaskFromVec(hn::Load(di32, scratch.wide + v * kLanes)));
+  }
+  return !hn::AllFalse(di32, any_wide);
+}
+
+// The tile's keys that some row sees, rounded up to kStep: what is beyond is hidden.
+template <class Scheme, size_t kQV>
+HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                               const KeyFactors& keys, const TileMask& mask,
+                               const FixedScratch& scratch, const TileScratch& floats,
+                               const BiasScratch& biases) {
+  const size_t head_dim = task.head.shape.head_dim;
+  bool wide;
+  if (HWY_UNLIKELY(ModifiesScores(task))) {
+    wide = ScoreModifiedWords<Scheme, kQV>(task, q, kv, keys, mask, scratch, floats, biases);
+  } else {
+    const bool steep = SetRowFactors<Scheme, kQV>(q, keys, head_dim, scratch);
+    if (HWY_UNLIKELY(steep)) {
+      ScoreAllWords<Scheme, kQV, true>(q, kv, keys, mask, head_dim, scratch);
+    } else {
+      ScoreAllWords<Scheme, kQV, false>(q, kv, keys, mask, head_dim, scratch);
+    }
+    SetTileMaxima<kQV>(0.0f, scratch);
+    wide = HWY_UNLIKELY(steep) && FindWideRows<kQV>(scratch);
+  }
+  if (HWY_UNLIKELY(wide)) {
+    ScoreWideRows<Scheme, kQV>(task, q, kv, mask, scratch, floats, biases);
   }
 }
 

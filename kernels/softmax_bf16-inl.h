@@ -22,7 +22,6 @@
 #include "kernels/online_softmax-inl.h"
 #include "kernels/qk-inl.h"
 #include "kernels/schemes-inl.h"
-#include "kernels/score_mods-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -106,8 +105,9 @@ HWY_INLINE VF DistanceFromAny(VF m, VF s) {
 // with these references shall be found. Otherwise that is -inf, or part of a row that is lost
 // anyway.
 template <class Scheme, size_t kQV, bool kMasked, bool kChecked>
-HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
-                           const DirectP<kHasBF16P<Scheme>>& direct_p, const TileScratch& scratch) {
+HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+                           size_t num_steps, size_t key, const DirectP<kHasBF16P<Scheme>>& direct_p,
+                           const TileScratch& scratch) {
   constexpr size_t kStep = Scheme::kStep;
   static_assert(kStep % 2 == 0, "P comes in pairs of keys");
   typename Scheme::QkProduct::Acc acc[kStep][kQV];
@@ -139,8 +139,7 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, size_t num_step
         }
         bits[i] = hn::BitCast(di32, distance);
         if constexpr (kMasked) {
-          const auto visible = Visible(KeyIndex(kv, index), hn::Load(di32, q.limit + row));
-          bits[i] = hn::IfThenElseZero(hn::RebindMask(di32, visible), bits[i]);
+          bits[i] = hn::IfThenElseZero(SeenBy<kQV>(mask, index, v), bits[i]);
         }
         if constexpr (kChecked) {  // as unsigned, so that negative numbers stay and are found
           const auto zero = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
@@ -159,10 +158,10 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, size_t num_step
   }
 }
 
-// P of the tile's first num_keys keys, rounded up to kStep, and its sums.
+// P of the tile's keys that some row sees, rounded up to kStep, and its sums.
 template <class Scheme, size_t kQV, bool kChecked>
-HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
-                           const TileScratch& scratch) {
+HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+                           size_t head_dim, const TileScratch& scratch) {
   const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
   for (size_t row = 0; row < kQV * kLanes; row += kLanes) {
     hn::Store(StartOf(hn::Load(df, q.m + row)), df, scratch.start + row);
@@ -170,12 +169,50 @@ HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, size_t head_dim
     hn::Store(hn::Zero(df), df, scratch.sum + row);
   }
   const DirectP<kHasBF16P<Scheme>> direct_p;
-  for (size_t key = 0; key < num_keys; key += Scheme::kStep) {
-    if (kv.key_begin + key + Scheme::kStep <= q.min_limit) {
-      DirectStep<Scheme, kQV, false, kChecked>(q, kv, num_steps, key, direct_p, scratch);
+  for (size_t key = mask.first; key < mask.end; key += Scheme::kStep) {
+    if (AllSee(mask, key, Scheme::kStep)) {
+      DirectStep<Scheme, kQV, false, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
     } else {
-      DirectStep<Scheme, kQV, true, kChecked>(q, kv, num_steps, key, direct_p, scratch);
+      DirectStep<Scheme, kQV, true, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
     }
+  }
+}
+
+// The same of scores that are there, in place, by way of `mods`. Here -inf has a P, which is 0.
+template <size_t kQV, bool kChecked, class Scheme, class Mods>
+HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, const Mods& mods,
+                                   const TileScratch& scratch) {
+  const DirectP<kHasBF16P<Scheme>> direct_p;
+  const VF steps = hn::Set(df, float{kBF16Steps});
+  const VF zero = hn::BitCast(df, hn::Set(di32, kDirectZero));
+  for (size_t v = 0; v < kQV; ++v) {
+    const size_t row = v * kLanes;
+    const VF m = hn::Load(df, q.m + row);
+    const VF start = StartOf(m);
+    VI32 all_bits = hn::Zero(di32);
+    VF sum = hn::Zero(df);
+    // Pairs take the place of scores before them.
+    for (size_t key = mask.first; key < RoundUp(mask.end, Scheme::kStep); key += 2) {
+      VI32 bits[2];
+      HWY_UNROLL(2)
+      for (size_t i = 0; i < 2; ++i) {
+        const VF s = mods(hn::Load(df, scratch.s + (key + i) * kQV * kLanes + row), key + i, row);
+        VF distance = hn::MulAdd(s, steps, start);
+        if constexpr (!kChecked) {
+          distance = hn::IfThenElse(hn::IsNaN(start), DistanceFromAny(m, s), distance);
+        }
+        bits[i] = hn::BitCast(di32, hn::Max(zero, distance));  // x86: NaN stays NaN
+        if (HWY_UNLIKELY(!AllSee(mask, key + i, 1))) {
+          bits[i] = hn::IfThenElse(SeenBy<kQV>(mask, key + i, v), bits[i], hn::BitCast(di32, zero));
+        }
+      }
+      if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
+      const VI32 p = direct_p(bits[0], bits[1]);
+      sum = BF16Ops::Dot(sum, p, OnesOfPairs());
+      hn::Store(p, di32, reinterpret_cast<int32_t*>(scratch.s) + key / 2 * kQV * kLanes + row);
+    }
+    hn::Store(all_bits, di32, scratch.bits + row);
+    hn::Store(sum, df, scratch.sum + row);
   }
 }
 
@@ -195,13 +232,14 @@ HWY_INLINE hn::Mask<DF> SuitsTile(const QueryTile& q, size_t row, const TileScra
 // way of the tile's scores. Moves of whole octaves change no bit of what is divided by d in the
 // end. A row that sees NaN or +inf is NaN for good.
 template <class Scheme, size_t kQV>
-HWY_NOINLINE void MoveReferences(const QueryTile& q, const KvTile& kv, size_t head_dim,
-                                 size_t num_keys, const TileScratch& scratch) {
-  ScoreTile<Scheme, kQV>(q, kv, head_dim, num_keys, scratch);
+HWY_NOINLINE void MoveReferences(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                                 const TileMask& mask, const TileScratch& scratch,
+                                 const BiasScratch& biases) {
+  ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, scratch, biases);
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
     auto lost = hn::MaskFalse(df);
-    for (size_t key = 0; key < num_keys; ++key) {
+    for (size_t key = mask.first; key < mask.end; ++key) {
       const VF s = hn::Load(df, scratch.s + key * kQV * kLanes + row);
       lost = hn::Or(lost, hn::Not(hn::Lt(s, hn::Inf(df))));
     }
@@ -224,9 +262,18 @@ HWY_NOINLINE void MoveReferences(const QueryTile& q, const KvTile& kv, size_t he
 
 // S, softmax and P of a pair of tiles.
 template <class Scheme, size_t kQV>
-HWY_INLINE void ScoreToBF16(const QueryTile& q, const KvTile& kv, size_t head_dim, size_t num_keys,
-                            const TileScratch& scratch) {
-  DirectTile<Scheme, kQV, true>(q, kv, head_dim, num_keys, scratch);
+HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                            const TileMask& mask, const TileScratch& scratch,
+                            const BiasScratch& biases) {
+  const size_t head_dim = task.head.shape.head_dim;
+  const bool modifies = ModifiesScores(task);
+  if (HWY_UNLIKELY(modifies)) {
+    WithScores<Scheme, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
+      DirectFromScores<kQV, true, Scheme>(q, mask, mods, scratch);
+    });
+  } else {
+    DirectTile<Scheme, kQV, true>(q, kv, mask, head_dim, scratch);
+  }
   auto suits = hn::FirstN(df, kLanes);
   HWY_UNROLL(8)
   for (size_t row = 0; row < kQV * kLanes; row += kLanes) {
@@ -234,8 +281,13 @@ HWY_INLINE void ScoreToBF16(const QueryTile& q, const KvTile& kv, size_t head_di
     hn::Store(hn::Set(df, 1.0f), df, scratch.rescale + row);
   }
   if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
-    MoveReferences<Scheme, kQV>(q, kv, head_dim, num_keys, scratch);
-    DirectTile<Scheme, kQV, false>(q, kv, head_dim, num_keys, scratch);
+    MoveReferences<Scheme, kQV>(task, q, kv, mask, scratch, biases);
+    if (modifies) {
+      DirectFromScores<kQV, false, Scheme>(q, mask, ScoreMods<false, false>(task, q, {nullptr}),
+                                           scratch);
+    } else {
+      DirectTile<Scheme, kQV, false>(q, kv, mask, head_dim, scratch);
+    }
   }
   HWY_UNROLL(8)
   for (size_t row = 0; row < kQV * kLanes; row += kLanes) {

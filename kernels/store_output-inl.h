@@ -1,15 +1,56 @@
-// The last step: O / d, plus V's centre for int8, to rows of the caller's type. Rows that saw no
-// key become 0.
+// The last step: O / d, plus V's centre for int8, to rows of the caller's type, and the logarithm
+// of d to the caller's array. Rows that saw no key become 0.
 #ifndef SIGHTLINE_KERNELS_STORE_OUTPUT_INL_H_
 #define SIGHTLINE_KERNELS_STORE_OUTPUT_INL_H_
 
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
+#include "kernels/score_mods-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
+
+// What becomes of a row's sums: O is multiplied by o_factor, and V's centre, whose weight is that
+// of all keys together, by center_factor. Both are 0 in a row that saw nothing.
+struct RowEnd {
+  float o_factor;
+  float center_factor;
+};
+
+// Denominator d is relative to 2^m of scores that lack `lack`. A sink takes part in it as one more
+// score.
+HWY_INLINE RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float lack) {
+  m += lack;
+  float keys = d;  // relative to 2^reference
+  float total = d;
+  float reference = m;
+  float rescale = 1.0f;
+  if (task.sinks != nullptr) {
+    const float sink = task.sinks[IndexOf(r, task.q.beams, task.q.group).head] * kLog2E;
+    if (sink > m || d == 0.0f) reference = sink;
+    if (reference > kNegInf) {
+      rescale = d == 0.0f ? 0.0f : __builtin_exp2f(m - reference);
+      keys = d * rescale;
+      total = keys + __builtin_exp2f(sink - reference);
+    }
+  }
+  if (task.lse.data != nullptr) {
+    constexpr double kLn2 = 0.69314718055994530942;
+    const double lse =
+        total == 0.0f ? double{kNegInf} : double{reference} * kLn2 + __builtin_log(double{total});
+    const float rounded = static_cast<float>(lse);
+    CopyElement<float>(&rounded, RowAt(task.lse, r).data);
+  }
+  if (d == 0.0f) return {0.0f, 0.0f};
+  return {rescale / total, keys / total};
+}
+
+// What scores lack after the modifications: a softcap has to have it before.
+HWY_INLINE float LackAtEnd(const AttendTask& task, float lack) {
+  return task.softcap_log2e != 0.0f ? 0.0f : lack;
+}
 
 // rows: scratch for kLanes * PaddedVHeadDim floats. v_center is null but for quantised schemes.
 HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
@@ -18,18 +59,29 @@ HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const fl
   const size_t row_stride = q.num_vectors * kLanes;
   for (size_t v = 0; v < q.num_vectors; ++v) {
     const size_t first_row = q.first_row + v * kLanes;
+    const size_t count = MinOf(kLanes, q.num_rows - v * kLanes);
     PrefetchRows(task.out, first_row + kLanes, first_row + 2 * kLanes, NumRows(task),
                  task.head.shape.v_head_dim);
-    const VF d = hn::Load(df, q.d + v * kLanes);
-    const auto empty = hn::Eq(d, hn::Zero(df));
-    const VF inverse = hn::IfThenZeroElse(empty, hn::Div(hn::Set(df, 1.0f), d));
+    HWY_ALIGN float o_factors[kLanes] = {};
+    HWY_ALIGN float center_factors[kLanes] = {};
+    for (size_t r = 0; r < count; ++r) {
+      const RowEnd end = EndOfRow(task, first_row + r, q.m[v * kLanes + r], q.d[v * kLanes + r],
+                                  LackAtEnd(task, q.lack[v * kLanes + r]));
+      o_factors[r] = end.o_factor;
+      center_factors[r] = end.center_factor;
+    }
+    const VF o_factor = hn::Load(df, o_factors);
+    const VF center_factor = hn::Load(df, center_factors);
+    const auto empty = hn::Eq(o_factor, hn::Zero(df));
     for (size_t begin = 0; begin < channels; begin += kLanes) {
       VI32 x[kLanes];
       HWY_UNROLL(16)
       for (size_t i = 0; i < kLanes; ++i) {
         const size_t channel = begin + i;
-        VF y = hn::Mul(hn::Load(df, q.o + channel * row_stride + v * kLanes), inverse);
-        if (v_center != nullptr) y = hn::Add(y, hn::Set(df, v_center[channel]));
+        VF y = hn::Mul(hn::Load(df, q.o + channel * row_stride + v * kLanes), o_factor);
+        if (v_center != nullptr) {
+          y = hn::MulAdd(hn::Set(df, v_center[channel]), center_factor, y);
+        }
         x[i] = hn::BitCast(di32, hn::IfThenZeroElse(empty, y));
       }
       TransposeSquare(x);
@@ -38,7 +90,6 @@ HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const fl
         hn::Store(hn::BitCast(df, x[r]), df, rows + r * channels + begin);
       }
     }
-    const size_t count = MinOf(kLanes, q.num_rows - v * kLanes);
     for (size_t r = 0; r < count; ++r) {
       StoreRow(rows + r * channels, task.head.shape.v_head_dim, RowAt(task.out, first_row + r));
     }

@@ -7,9 +7,10 @@
 // library, no libhwy, and a build step that fails when the object exports more than GetTable().
 #include "kernels/simd-inl.h"
 
-// The two drivers, from which the call path goes down to the register blocks.
+// The drivers, from which the call path goes down to the register blocks.
 #include "kernels/decode-inl.h"
 #include "kernels/prefill-inl.h"
+#include "kernels/weights-inl.h"
 #include "quant/pack-inl.h"
 
 // Flags choose Highway's target silently; a wrong guess would only show as lost speed.
@@ -47,6 +48,8 @@ constexpr PrecisionKernels KernelsOf(PackFunction center, PackFunction pack) {
           &Prefill<PrefillScheme>,
           &Decode<DecodeScheme>,
           kDecodeRows,
+          &WeighMany<PrefillScheme>,
+          &WeighFew<DecodeScheme>,
           center,
           pack};
 }

@@ -34,7 +34,8 @@ Status CrossMemory::Create(const ConstTensorView& k, const ConstTensorView& v,
   std::shared_ptr<PackedKv> packed;
   status = PackedKv::Create(geometry, format, kernels, /*tail_rows=*/0, &packed);
   if (!status.ok()) return status;
-  internal::PackTensors(kernels, packed->heads(), k, v, parallel);
+  internal::PackTensors(kernels, packed->heads(), k, v,
+                        {static_cast<size_t>(k.batch), k.length, nullptr, nullptr}, parallel);
   memory->packed_ = std::move(packed);
   return Status();
 }

@@ -36,21 +36,20 @@ SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_hea
 }
 
 void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
-                 const ConstTensorView& k, const ConstTensorView& v, const ParallelFor& parallel) {
-  const size_t num_keys = static_cast<size_t>(k.length);
-  const size_t num_heads = static_cast<size_t>(k.batch) * heads.num_kv_heads;
-  if (num_keys == 0) return;
-
+                 const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
+                 const ParallelFor& parallel) {
+  const size_t num_heads = sequences.num_sequences * heads.num_kv_heads;
   const LayoutId layout = heads.shape.layout;
   const bool keeps_k = HasPlainI8K(layout) && k.dtype == DType::kI8 && k.scale.dim_stride == 0;
   const bool keeps_v = HasQuantizedV(layout) && v.dtype == DType::kI8 && v.scale.length_stride == 0;
   const auto task_for = [&](size_t head, size_t key_begin, size_t count) {
-    const size_t batch = head / heads.num_kv_heads;
+    const size_t sequence = head / heads.num_kv_heads;
     const size_t kv_head = head % heads.num_kv_heads;
+    const TokenSpan span = sequences.at(sequence);
     PackTask task = {};
-    task.head = heads.at(batch, kv_head);
-    task.k = Skip(SourceRowsOf(k, batch, kv_head), key_begin);
-    task.v = Skip(SourceRowsOf(v, batch, kv_head), key_begin);
+    task.head = heads.at(sequence, kv_head);
+    task.k = Skip(SourceRowsOf(k, span.batch, kv_head), span.begin + key_begin);
+    task.v = Skip(SourceRowsOf(v, span.batch, kv_head), span.begin + key_begin);
     task.key_begin = key_begin;
     task.num_keys = count;
     task.keeps_k = keeps_k;
@@ -60,18 +59,20 @@ void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
 
   if (kernels.center != nullptr) {
     ForEachTask(parallel, num_heads, [&](size_t head, size_t) {
+      const size_t num_keys = sequences.at(head / heads.num_kv_heads).count;
       PackScratch scratch;
-      kernels.center(task_for(head, 0, num_keys), scratch.bytes);
+      if (num_keys > 0) kernels.center(task_for(head, 0, num_keys), scratch.bytes);
     });
   }
-  const size_t tasks_per_head = (num_keys + kTaskKeys - 1) / kTaskKeys;
+  const size_t tasks_per_head = (sequences.longest() + kTaskKeys - 1) / kTaskKeys;
   ForEachTask(parallel, num_heads * tasks_per_head, [&](size_t index, size_t) {
+    const size_t head = index / tasks_per_head;
+    const size_t num_keys = sequences.at(head / heads.num_kv_heads).count;
     PackScratch scratch;
     const size_t begin = index % tasks_per_head * kTaskKeys;
     const size_t end = std::min(begin + kTaskKeys, num_keys);
     for (size_t key = begin; key < end; key += kKvTile) {
-      kernels.pack(task_for(index / tasks_per_head, key, std::min(kKvTile, end - key)),
-                   scratch.bytes);
+      kernels.pack(task_for(head, key, std::min(kKvTile, end - key)), scratch.bytes);
     }
   });
 }

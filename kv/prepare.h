@@ -4,6 +4,7 @@
 #define SIGHTLINE_KV_PREPARE_H_
 
 #include "dispatch/kernel_table.h"
+#include "dispatch/sequences.h"
 #include "kv/packed_kv.h"
 #include "sightline/parallel.h"
 #include "sightline/tensor.h"
@@ -17,10 +18,11 @@ ScaleView HeadScales(const ConstTensorView& view, size_t batch, size_t head);
 // Row 0 of one (batch, kv head) of k or v.
 SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head);
 
-// Fills `heads` from k and v, which were validated against it. Two passes for int8, whose centres
-// need all keys before the first can be quantised.
+// Fills `heads` from the sequences of k and v, which were validated against it. Two passes for
+// int8, whose centres need all keys before the first can be quantised.
 void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
-                 const ConstTensorView& k, const ConstTensorView& v, const ParallelFor& parallel);
+                 const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
+                 const ParallelFor& parallel);
 
 }  // namespace internal
 }  // namespace sightline

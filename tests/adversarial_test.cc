@@ -26,7 +26,7 @@ Case CausalCase(int64_t q_len, int64_t kv_len) {
   c.kv_heads = 1;
   c.head_dim = 24;
   c.v_head_dim = 20;
-  c.mask = Mask::kCausal;
+  c.causal = true;
   return c;
 }
 
@@ -356,7 +356,7 @@ TEST_CASE("rows that see no key are exactly 0", "[adversarial]") {
 TEST_CASE("no keys at all give 0", "[adversarial]") {
   const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
   Case c = CausalCase(20, 0);
-  c.mask = GENERATE(Mask::kNone, Mask::kCausal);
+  c.causal = GENERATE(false, true);
   c.out_dtype = GENERATE(DType::kF32, DType::kF16, DType::kBF16, DType::kI8);
   const Problem problem(c, 8);
   for (const Precision precision : kPrecisions) {

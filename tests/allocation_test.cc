@@ -66,7 +66,7 @@ TEST_CASE("Run allocates nothing", "[allocation]") {
   c.heads = 4;
   c.kv_heads = 2;
   c.head_dim = 40;
-  c.mask = Mask::kCausal;
+  c.causal = true;
   c.out_dtype = DType::kF16;
   const Problem problem(c, 1);
   for (const char* tier : SupportedTiers()) {

@@ -14,7 +14,7 @@ namespace testing {
 namespace {
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kI8};
-constexpr Mask kMasks[] = {Mask::kNone, Mask::kCausal};
+constexpr bool kCausal[] = {false, true};
 
 // Around the vector widths (4, 8, 16), the query blocks (16, 32, 48 rows), the key block (64), the
 // softmax tile (128), the rows of a task (192) and the V tile (1024).
@@ -30,30 +30,17 @@ void SetScales(uint64_t seed, Case* c) {
   c->out_scales = static_cast<unsigned>((7 * seed + 4) % kNumGranularities);
 }
 
-// All precisions and tiers.
-void CheckCase(const Case& c, uint64_t seed) {
-  const Problem problem(c, seed);
-  Expectations expected(problem);
-  INFO(c.ToString());
-  for (const Precision precision : kPrecisions) {
-    for (const char* tier : SupportedTiers()) {
-      if (!IsAffordable(c, tier)) continue;
-      INFO("precision " << Name(precision) << ", tier " << tier);
-      const Setup setup = {tier, precision};
-      CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
-    }
-  }
-}
+void CheckCase(const Case& c, uint64_t seed) { CheckEverywhere(Problem(c, seed)); }
 
 // Every residue modulo every vector, block and tile but the V tile's.
 TEST_CASE("every q_len to 200 beside every kv_len to 260", "[attention][lengths]") {
   for (int64_t length = 1; length <= 260; ++length) {
-    for (const Mask mask : kMasks) {
+    for (const bool causal : kCausal) {
       Case c;
       c.q_len = 1 + (length * 77) % 200;  // 77 and 200 have no common factor: all are met
       c.kv_len = length;
       c.head_dim = 4;
-      c.mask = mask;
+      c.causal = causal;
       CheckCase(c, static_cast<uint64_t>(length));
     }
   }
@@ -68,12 +55,12 @@ TEST_CASE("lengths around every tile size", "[attention][lengths]") {
       q_lens.push_back(kLengths[(i + static_cast<size_t>(step)) % kNumLengths]);
     }
     for (const int64_t q_len : q_lens) {
-      for (const Mask mask : kMasks) {
+      for (const bool causal : kCausal) {
         Case c;
         c.q_len = q_len;
         c.kv_len = kLengths[i];
         c.head_dim = kHeadDims[++seed % 5];
-        c.mask = mask;
+        c.causal = causal;
         CheckCase(c, seed);
       }
     }
@@ -110,7 +97,7 @@ TEST_CASE("few rows over many keys", "[attention][decode]") {
       c.beams = rows.beams;
       c.head_dim = kHeadDims[++seed % 6];
       c.v_head_dim = kHeadDims[(seed + seed / 6) % 6];
-      c.mask = kMasks[seed / 3 % 2];
+      c.causal = kCausal[seed / 3 % 2];
       c.q_gain = seed % 5 == 0 ? 16.0f : 1.0f;
       CheckCase(c, seed);
     }
@@ -124,13 +111,13 @@ TEST_CASE("blocks of rows over many keys", "[attention][decode]") {
   uint64_t seed = 800;
   for (const int64_t kv_len : {1025, 1100, 2047, 2049, 2200}) {
     for (const int64_t q_len : {6, 7, 12, 24, 25}) {
-      for (const Mask mask : kMasks) {
+      for (const bool causal : kCausal) {
         Case c;
         c.q_len = q_len;
         c.kv_len = kv_len;
         c.head_dim = kHeadDims[++seed % 3];
         c.v_head_dim = kHeadDims[seed / 3 % 3];
-        c.mask = mask;
+        c.causal = causal;
         CheckCase(c, seed);
       }
     }
@@ -143,16 +130,16 @@ TEST_CASE("every kind of head_dim and v_head_dim", "[attention][head_dims]") {
   constexpr size_t kNumDims = sizeof(kDims) / sizeof(kDims[0]);
   constexpr struct {
     int64_t q_len, kv_len;
-    Mask mask;
-  } kShapes[] = {{1, 66, Mask::kNone},  {1, 129, Mask::kCausal}, {5, 66, Mask::kCausal},
-                 {5, 130, Mask::kNone}, {49, 67, Mask::kNone},   {49, 49, Mask::kCausal}};
+    bool causal;
+  } kShapes[] = {{1, 66, false},  {1, 129, true},  {5, 66, true},
+                 {5, 130, false}, {49, 67, false}, {49, 49, true}};
   uint64_t seed = 1000;
   for (size_t i = 0; i < kNumDims; ++i) {
     for (const auto& shape : kShapes) {
       Case c;
       c.q_len = shape.q_len;
       c.kv_len = shape.kv_len;
-      c.mask = shape.mask;
+      c.causal = shape.causal;
       c.head_dim = kDims[i];
       // A different one for every shape; 0 stands for head_dim.
       const size_t step = 5 * static_cast<size_t>(++seed % 6);
@@ -183,7 +170,7 @@ TEST_CASE("grouped heads, batches and beams", "[attention][heads]") {
           c.beams = beams;
           c.head_dim = 24;
           c.v_head_dim = 20;
-          c.mask = kMasks[++seed % 2];
+          c.causal = kCausal[++seed % 2];
           CheckCase(c, seed);
         }
       }
@@ -207,7 +194,7 @@ TEST_CASE("every combination of element types", "[attention][dtypes]") {
           c.v_dtype = v;
           c.out_dtype = out;
           SetScales(seed, &c);
-          c.mask = kMasks[seed / 2 % 2];
+          c.causal = kCausal[seed / 2 % 2];
           CheckCase(c, seed);
         }
       }
@@ -244,7 +231,7 @@ TEST_CASE("every layout of each tensor", "[attention][strides]") {
         c.v_dtype = kDTypes[(seed + seed / 16) % 4];
         c.out_dtype = kDTypes[(seed / 2 + seed / 16) % 4];
         SetScales(seed / 4, &c);
-        c.mask = kMasks[seed / 2 % 2];
+        c.causal = kCausal[seed / 2 % 2];
         CheckCase(c, seed);
       }
     }
@@ -272,7 +259,7 @@ TEST_CASE("every granularity of scales", "[attention][scales]") {
         c.q_layout = c.k_layout = c.v_layout = c.out_layout = layout;
         c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = DType::kI8;
         SetScales(i, &c);
-        c.mask = kMasks[seed / 2 % 2];
+        c.causal = kCausal[seed / 2 % 2];
         CheckCase(c, seed);
       }
     }
@@ -285,8 +272,8 @@ TEST_CASE("inputs may share memory", "[attention][strides]") {
   c.q_len = c.kv_len = 70;
   c.heads = c.kv_heads = 2;
   c.head_dim = 24;
-  for (const Mask mask : kMasks) {
-    c.mask = mask;
+  for (const bool causal : kCausal) {
+    c.causal = causal;
     Problem apart(c, 4500);
     for (int64_t l = 0; l < c.q_len; ++l) {
       for (int64_t h = 0; h < c.heads; ++h) {
@@ -316,13 +303,13 @@ TEST_CASE("inputs may share memory", "[attention][strides]") {
 TEST_CASE("scale", "[attention][scale]") {
   uint64_t seed = 5000;
   for (const float scale : {1.0f, 0.01f, 3.0f, -0.25f}) {
-    for (const Mask mask : kMasks) {
+    for (const bool causal : kCausal) {
       Case c;
       c.q_len = 33;
       c.kv_len = 150;
       c.head_dim = 32;
       c.scale = scale;
-      c.mask = mask;
+      c.causal = causal;
       CheckCase(c, ++seed);
     }
   }
@@ -332,7 +319,7 @@ TEST_CASE("scale", "[attention][scale]") {
 TEST_CASE("very peaky scores", "[attention][peaky]") {
   uint64_t seed = 6000;
   for (const float q_gain : {16.0f, 64.0f, 1024.0f}) {
-    for (const Mask mask : kMasks) {
+    for (const bool causal : kCausal) {
       for (const int64_t q_len : {1, 50, 257}) {
         for (const int64_t head_dim : {16, 64}) {
           Case c;
@@ -340,7 +327,7 @@ TEST_CASE("very peaky scores", "[attention][peaky]") {
           c.kv_len = 257;
           c.head_dim = head_dim;
           c.q_gain = q_gain;
-          c.mask = mask;
+          c.causal = causal;
           CheckCase(c, ++seed);
         }
       }
@@ -351,13 +338,13 @@ TEST_CASE("very peaky scores", "[attention][peaky]") {
 TEST_CASE("every distribution", "[attention][distributions]") {
   uint64_t seed = 7000;
   for (const Distribution distribution : kDistributions) {
-    for (const Mask mask : kMasks) {
+    for (const bool causal : kCausal) {
       for (const int64_t kv_len : {50, 400, 2100}) {
         Case c;
         c.q_len = 33;
         c.kv_len = kv_len;
         c.head_dim = 32;
-        c.mask = mask;
+        c.causal = causal;
         c.distribution = distribution;
         CheckCase(c, ++seed);
       }
@@ -383,7 +370,7 @@ TEST_CASE("buffers right before or after a guard page", "[attention][guard]") {
         c.q_layout = c.k_layout = c.v_layout = c.out_layout = layout;
         c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = kDTypes[seed / 3 % 4];
         SetScales(seed / 2, &c);
-        c.mask = kMasks[seed / 5 % 2];
+        c.causal = kCausal[seed / 5 % 2];
         CheckCase(c, seed);
       }
     }
@@ -400,11 +387,10 @@ TEST_CASE("int8 products that 16 bits cannot hold", "[attention][i8_extremes]") 
   const Source source = GENERATE(Source::kTensors, Source::kMemory);
   constexpr struct {
     int64_t q_len, head_dim, v_head_dim, v_run;
-    Mask mask;
-  } kCases[] = {{1, 512, 16, 128, Mask::kNone},   {1, 512, 16, 4, Mask::kNone},
-                {5, 512, 80, 128, Mask::kCausal}, {5, 64, 80, 4, Mask::kCausal},
-                {49, 512, 16, 128, Mask::kNone},  {49, 512, 33, 4, Mask::kCausal},
-                {256, 64, 16, 128, Mask::kCausal}};
+    bool causal;
+  } kCases[] = {{1, 512, 16, 128, false}, {1, 512, 16, 4, false},    {5, 512, 80, 128, true},
+                {5, 64, 80, 4, true},     {49, 512, 16, 128, false}, {49, 512, 33, 4, true},
+                {256, 64, 16, 128, true}};
   constexpr int64_t kTile = 128;
   for (const auto& row : kCases) {
     Case c;
@@ -412,7 +398,7 @@ TEST_CASE("int8 products that 16 bits cannot hold", "[attention][i8_extremes]") 
     c.kv_len = 2 * kTile;
     c.head_dim = row.head_dim;
     c.v_head_dim = row.v_head_dim;
-    c.mask = row.mask;
+    c.causal = row.causal;
     c.scale = 1.0f / static_cast<float>(row.head_dim);
     Problem problem(c, 1);
     for (int64_t i = 0; i < c.q_len; ++i) {
@@ -432,7 +418,7 @@ TEST_CASE("int8 products that 16 bits cannot hold", "[attention][i8_extremes]") 
                           << Name(precision) << " on " << tier << ", source "
                           << static_cast<int>(source));
         const Setup setup = {tier, precision, source};
-        if (row.mask == Mask::kNone && row.v_run == kTile) {
+        if (!row.causal && row.v_run == kTile) {
           // In closed form: weights e^0.5 and e^-0.5, values 1 and -1. Many rows: scores in steps
           // of 1/64 octave, each off by up to half of one for its own rounding and as much for that
           // of the row's factor.

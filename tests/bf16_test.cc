@@ -50,7 +50,7 @@ TEST_CASE("scores may be anywhere", "[bf16]") {
       c.head_dim = 24;
       c.v_head_dim = 20;
       c.scale = 0.25f;
-      c.mask = q_len == 49 ? Mask::kNone : Mask::kCausal;
+      c.causal = q_len != 49;
       Problem problem(c, 1);
       for (int64_t i = 0; i < q_len; ++i) problem.q.Set(0, i, 0, 7, 16.0f);
       for (int64_t key = 0; key < c.kv_len; ++key) {
@@ -188,7 +188,7 @@ TEST_CASE("rows do not depend on what others see", "[bf16]") {
   c.q_len = c.kv_len = 48;
   c.head_dim = 16;
   c.v_head_dim = 20;
-  c.mask = Mask::kCausal;
+  c.causal = true;
   const Problem before(c, 7);
   for (const float last : {40.0f, -40.0f, NAN, HUGE_VALF, -HUGE_VALF}) {
     for (const bool in_k : {true, false}) {
@@ -233,7 +233,7 @@ TEST_CASE("a NaN beside the last visible key stays hidden", "[bf16]") {
   c.heads = 48;
   c.kv_heads = 1;
   c.v_head_dim = 20;
-  c.mask = Mask::kCausal;
+  c.causal = true;
   const int64_t poisoned = GENERATE(61, 63);
   Problem problem(c, 3);
   for (int64_t d = 0; d < 20; ++d) problem.v.Set(0, poisoned, 0, d, NAN);

@@ -80,14 +80,14 @@ TEST_CASE("scores of every steepness", "[i8]") {
   PathCheck check;
   uint64_t seed = 0;
   for (const float q_gain : {1.0f, 16.0f, 64.0f, 256.0f, 1024.0f}) {
-    for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
+    for (const bool causal : {false, true}) {
       for (const int64_t head_dim : {3, 64, 512}) {
         Case c;
         c.q_len = c.kv_len = 257;
         c.head_dim = head_dim;
         c.v_head_dim = 16;
         c.q_gain = q_gain;
-        c.mask = mask;
+        c.causal = causal;
         Problem problem(c, ++seed);
         for (int64_t key = 1; key < c.kv_len; key += 2) {
           for (int64_t d = 0; d < head_dim; ++d) {
@@ -108,14 +108,14 @@ TEST_CASE("scores of every steepness", "[i8]") {
 TEST_CASE("keys of uneven length", "[i8]") {
   PathCheck check;
   for (const float q_gain : {1.0f, 16.0f, 64.0f}) {
-    for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
+    for (const bool causal : {false, true}) {
       for (const int64_t first_short : {0, 100, 250}) {
         Case c;
         c.q_len = 200;  // of which the last 8 are a task of their own
         c.kv_len = 257;
         c.head_dim = 32;
         c.q_gain = q_gain;
-        c.mask = mask;
+        c.causal = causal;
         Problem problem(c, 20);
         for (int64_t key = first_short; key < c.kv_len; key += 3) {
           for (int64_t d = 0; d < c.head_dim; ++d) {
@@ -212,7 +212,7 @@ TEST_CASE("hidden keys below the lowest scores", "[i8]") {
       Case c;
       c.q_len = c.kv_len = 256;
       c.v_head_dim = 16;
-      c.mask = Mask::kCausal;
+      c.causal = true;
       const QuantMethod method = QuantMethodOf(c, setup);
       int64_t edge = 1;  // the head_dim that comes closest
       for (int64_t dim = 1; dim <= 512; ++dim) {

@@ -92,7 +92,8 @@ void CheckPacked(const internal::PackedKv* packed, const Problem& problem, int64
   for (int64_t b = 0; b < problem.c.kv_batch; ++b) {
     for (int64_t h = 0; h < problem.c.kv_heads; ++h) {
       INFO("batch " << b << ", head " << h);
-      const QuantHead expected = QuantizeHeadOf(problem, b, h, method, center_keys);
+      const QuantHead expected =
+          QuantizeHeadOf(problem, b, h, method, problem.c.kv_len, center_keys);
       const QuantHead actual = Unpack(packed->head(static_cast<size_t>(b), static_cast<size_t>(h)),
                                       static_cast<size_t>(problem.c.kv_len));
       CHECK(FirstDifference(actual.k_center, expected.k_center) == expected.k_center.size());

@@ -27,7 +27,7 @@ std::vector<Case> ParallelCases() {
   prefill.heads = 6;
   prefill.kv_heads = 2;
   prefill.head_dim = 24;
-  prefill.mask = Mask::kCausal;
+  prefill.causal = true;
 
   Case decode;  // one query over many keys
   decode.kv_len = 2500;
@@ -94,7 +94,7 @@ TEST_CASE("threads share a plan and a memory", "[parallel]") {
   constexpr int kThreads = 4;
   const int repeats = IsEmulated() ? 3 : 20;
   Case c = ParallelCases().front();
-  c.mask = Mask::kNone;
+  c.causal = false;
   const Setup setup = {BestTier(), precision, Source::kMemory};
   const Problem problem(c, 200);
   const Tensor expected = Attend(problem, setup);

@@ -38,8 +38,8 @@ void CheckCase(const Case& c, uint64_t seed) {
 TEST_CASE("rotated K of every kind of head_dim", "[attention][rotated]") {
   constexpr struct {
     int64_t q_len, kv_len;
-    Mask mask;
-  } kShapes[] = {{1, 66, Mask::kNone}, {5, 130, Mask::kCausal}, {49, 67, Mask::kCausal}};
+    bool causal;
+  } kShapes[] = {{1, 66, false}, {5, 130, true}, {49, 67, true}};
   uint64_t seed = 9000;
   for (const int64_t head_dim :
        {1,  2,  3,  4,  5,  6,  7,   8,   12,  15,  16,  24,  31,  32,  33, 40,
@@ -48,7 +48,7 @@ TEST_CASE("rotated K of every kind of head_dim", "[attention][rotated]") {
       Case c;
       c.q_len = shape.q_len;
       c.kv_len = shape.kv_len;
-      c.mask = shape.mask;
+      c.causal = shape.causal;
       c.head_dim = head_dim;
       c.v_head_dim = 20;
       c.distribution = ++seed % 2 == 0 ? Distribution::kKOutliers : Distribution::kKBias;
@@ -68,7 +68,7 @@ TEST_CASE("rotated K for groups and beams", "[attention][rotated]") {
   uint64_t seed = 9200;
   for (const auto& shape : kShapes) {
     for (const int64_t head_dim : {24, 64}) {
-      for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
+      for (const bool causal : {false, true}) {
         Case c;
         c.q_len = shape.q_len;
         c.kv_len = shape.kv_len;
@@ -77,7 +77,7 @@ TEST_CASE("rotated K for groups and beams", "[attention][rotated]") {
         c.kv_batch = shape.kv_batch;
         c.beams = shape.beams;
         c.head_dim = head_dim;
-        c.mask = mask;
+        c.causal = causal;
         c.q_dtype = c.k_dtype = ++seed % 2 == 0 ? DType::kF16 : DType::kI8;
         c.distribution = Distribution::kKOutliers;
         CheckCase(c, seed);

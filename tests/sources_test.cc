@@ -29,7 +29,7 @@ namespace testing {
 namespace {
 
 // i8_tensors: K and V come as int8 with scales of their own, whatever the precision stores.
-Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask, bool i8_tensors = false) {
+Case CrossCase(int64_t q_len, int64_t kv_len, bool causal, bool i8_tensors = false) {
   Case c;
   c.q_len = q_len;
   c.kv_len = kv_len;
@@ -39,7 +39,7 @@ Case CrossCase(int64_t q_len, int64_t kv_len, Mask mask, bool i8_tensors = false
   c.beams = 3;
   c.head_dim = 20;
   c.v_head_dim = 33;
-  c.mask = mask;
+  c.causal = causal;
   c.k_dtype = i8_tensors ? DType::kI8 : DType::kF16;
   c.v_dtype = i8_tensors ? DType::kI8 : DType::kBF16;
   c.k_scales = kPerSequence + kPerToken + kPerHead;
@@ -73,8 +73,8 @@ TEST_CASE("a memory gives the bits of its tensors", "[memory]") {
   uint64_t seed = 100;
   for (const int64_t kv_len : {0, 1, 63, 64, 65, 128, 130, 1100}) {
     for (const int64_t q_len : {1, 33}) {
-      for (const Mask mask : {Mask::kNone, Mask::kCausal}) {
-        const Problem problem(CrossCase(q_len, kv_len, mask, i8_tensors), ++seed);
+      for (const bool causal : {false, true}) {
+        const Problem problem(CrossCase(q_len, kv_len, causal, i8_tensors), ++seed);
         for (const Precision precision : kPrecisions) {
           for (const char* tier : SupportedTiers()) {
             if (!IsAffordable(problem.c, tier)) continue;
@@ -200,7 +200,7 @@ TEST_CASE("a cache of floats gives the bits of its tensors", "[cache]") {
   uint64_t seed = 200;
   for (const int64_t kv_len : {1, 63, 64, 65, 128, 130, 1100}) {
     for (const int64_t q_len : {1, 33}) {
-      const Problem problem(CrossCase(q_len, kv_len, Mask::kCausal, i8_tensors), ++seed);
+      const Problem problem(CrossCase(q_len, kv_len, true, i8_tensors), ++seed);
       for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kBF16}) {
         for (const char* tier : SupportedTiers()) {
           if (!IsAffordable(problem.c, tier)) continue;
@@ -218,7 +218,7 @@ TEST_CASE("a quantised cache has the centers of its first tokens", "[cache]") {
   const bool i8_tensors = GENERATE(false, true);
   uint64_t seed = 300;
   for (const int64_t kv_len : {1, 2, 64, 127, 128, 129, 300, 1100}) {
-    const Problem problem(CrossCase(7, kv_len, Mask::kCausal, i8_tensors), ++seed);
+    const Problem problem(CrossCase(7, kv_len, true, i8_tensors), ++seed);
     Expectations expected(problem);
     for (const Precision precision : {Precision::kI8, Precision::kI8Fine, Precision::kMixed16}) {
       for (const char* tier : SupportedTiers()) {
@@ -259,7 +259,7 @@ TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
   const std::vector<std::vector<int64_t>> groupings = {
       one_by_one, {7, 71, 72, 129, 200, 300}, {127, 128, 129, 255, 256, 300}, {1, 128, 300}};
 
-  const Case whole = CrossCase(2, kLength, Mask::kCausal, i8_tensors);
+  const Case whole = CrossCase(2, kLength, true, i8_tensors);
   const Problem problem(whole, 400);
   for (const char* tier : SupportedTiers()) {
     const Setup setup = {tier, precision};
@@ -291,7 +291,7 @@ TEST_CASE("decoding step by step is causal attention", "[cache]") {
   c.heads = 2;
   c.kv_heads = 1;
   c.head_dim = 16;
-  c.mask = Mask::kCausal;
+  c.causal = true;
   const Problem problem(c, 500);
   Case step_case = c;
   step_case.q_len = 1;
@@ -330,12 +330,12 @@ TEST_CASE("decoding step by step is causal attention", "[cache]") {
 TEST_CASE("a cleared cache starts anew in the same memory", "[cache]") {
   const Precision precision = GENERATE(from_range(kPrecisions));
   const int64_t new_length = GENERATE(1, 64, 70, 130, 140);
-  Problem first(CrossCase(3, 200, Mask::kCausal), 600);
+  Problem first(CrossCase(3, 200, true), 600);
   for (int64_t key = 0; key < 200; ++key) {
     for (int64_t d = 0; d < first.c.value_dim(); ++d) first.v.Set(1, key, 1, d, NAN);
     for (int64_t d = 0; d < first.c.head_dim; ++d) first.k.Set(0, key, 1, d, NAN);
   }
-  const Problem second(CrossCase(3, new_length, Mask::kCausal), 601);
+  const Problem second(CrossCase(3, new_length, true), 601);
   for (const char* tier : SupportedTiers()) {
     KvCache cache = NewCache(first.c, 200, {precision, tier});
     AppendRange(first, 0, 200, &cache);
@@ -353,7 +353,7 @@ TEST_CASE("a cleared cache starts anew in the same memory", "[cache]") {
 }
 
 TEST_CASE("copies of a memory share its storage and outlive it", "[memory]") {
-  const Problem problem(CrossCase(5, 100, Mask::kNone), 700);
+  const Problem problem(CrossCase(5, 100, false), 700);
   const Setup setup = {BestTier(), Precision::kI8, Source::kMemory};
   const Tensor expected = Attend(problem, setup);
 
@@ -388,7 +388,7 @@ TEST_CASE("copies of a memory share its storage and outlive it", "[memory]") {
 
 TEST_CASE("one plan serves every shape up to its maxima", "[plan]") {
   const Precision precision = GENERATE(from_range(kPrecisions));
-  Case largest = CrossCase(40, 200, Mask::kCausal);
+  Case largest = CrossCase(40, 200, true);
   for (const char* tier : SupportedTiers()) {
     const Setup setup = {tier, precision};
     AttentionDesc desc = DescOf(largest, setup);
@@ -415,7 +415,7 @@ TEST_CASE("one plan serves every shape up to its maxima", "[plan]") {
 // What the scalar kernels need beside a memory or cache.
 TEST_CASE("a plan that needs no workspace runs without one", "[plan]") {
   const Source source = GENERATE(Source::kMemory, Source::kCache);
-  const Problem problem(CrossCase(5, 70, Mask::kCausal), 850);
+  const Problem problem(CrossCase(5, 70, true), 850);
   for (const Precision precision : kPrecisions) {
     for (const char* tier : SupportedTiers()) {
       const Setup setup = {tier, precision, source};
@@ -448,7 +448,7 @@ static_assert(std::is_nothrow_move_constructible_v<KvCache> &&
               std::is_nothrow_move_assignable_v<KvCache>);
 
 TEST_CASE("a moved cache takes its tokens along", "[cache]") {
-  const Problem problem(CrossCase(2, 70, Mask::kCausal), 870);
+  const Problem problem(CrossCase(2, 70, true), 870);
   const Setup setup = {BestTier(), Precision::kI8, Source::kCache};
   KvCache from = CacheOf(problem, setup);
   const size_t bytes = from.bytes();
@@ -472,7 +472,7 @@ TEST_CASE("a cache takes what its tokens take, and int8's open tile", "[cache]")
   } kDims[] = {{64, 64}, {1, 1}, {20, 33}, {512, 512}};
   constexpr int64_t kHeads = 2 * 2;  // batch times kv heads
   for (const auto& dims : kDims) {
-    Case c = CrossCase(1, 0, Mask::kNone);
+    Case c = CrossCase(1, 0, false);
     c.head_dim = dims.head_dim;
     c.v_head_dim = dims.v_head_dim;
     REQUIRE(c.kv_batch * c.kv_heads == kHeads);
@@ -512,7 +512,7 @@ TEST_CASE("an int8 cache is smaller than an f16 one from 550 tokens on", "[cache
     int64_t capacity;
     double min, max;  // bytes of int8 to bytes of f16
   } kCases[] = {{64, 1.0, 2.75}, {512, 1.0, 1.1}, {576, 0.9, 1.0}, {4096, 0.5, 0.6}};
-  Case c = CrossCase(1, 0, Mask::kNone);
+  Case c = CrossCase(1, 0, false);
   c.head_dim = c.v_head_dim = 64;
   for (const auto& row : kCases) {
     for (const char* tier : SupportedTiers()) {

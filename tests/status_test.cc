@@ -90,7 +90,6 @@ TEST_CASE("Plan::Create refuses", "[status]") {
        }},
       {"max_workers 0", kInvalid, "max_workers", [](auto& d) { d.max_workers = 0; }},
       {"max_workers negative", kInvalid, "max_workers", [](auto& d) { d.max_workers = -1; }},
-      {"no such mask", kInvalid, "mask", [](auto& d) { d.mask = static_cast<Mask>(9); }},
       {"scale NaN", kInvalid, "scale", [](auto& d) { d.scale = NAN; }},
       {"scale infinite", kInvalid, "scale", [](auto& d) { d.scale = -HUGE_VALF; }},
       {"no such precision", kInvalid, "precision", [](auto& d) { d.precision = kNoPrecision; }},

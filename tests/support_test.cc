@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <catch2/catch_test_macros.hpp>
+#include <string>
 #include <vector>
 
 #include "support/check.h"
@@ -123,7 +124,7 @@ TEST_CASE("the oracle on a case done by hand", "[support]") {
   in.k = {0.0, log(3.0)};
   in.v = {1.0, -8.0, 5.0, 4.0};
   in.scale = 0.5;
-  in.mask = Mask::kCausal;
+  in.causal = true;
   const OracleOutput result = ComputeOracle(in);
   CHECK(result.out[0] == 1.0);
   CHECK(result.out[1] == -8.0);
@@ -133,12 +134,139 @@ TEST_CASE("the oracle on a case done by hand", "[support]") {
   CHECK(fabs(result.score_bound[1] - log(3.0)) < 1e-15);
 }
 
-TEST_CASE("the causal mask is aligned bottom-right", "[support]") {
-  CHECK(VisibleKeys(Mask::kNone, 3, 5, 0) == 5);
-  CHECK(VisibleKeys(Mask::kCausal, 3, 5, 0) == 3);
-  CHECK(VisibleKeys(Mask::kCausal, 3, 5, 2) == 5);
-  CHECK(VisibleKeys(Mask::kCausal, 5, 3, 1) == 0);
-  CHECK(VisibleKeys(Mask::kCausal, 5, 3, 2) == 1);
+// "1" = seen, a row for each query.
+std::string Picture(const Masks& masks, const Sequence& s) {
+  std::string picture;
+  for (int64_t i = 0; i < s.q_len; ++i) {
+    if (i > 0) picture += ' ';
+    for (int64_t j = 0; j < s.kv_len + 1; ++j) picture += Sees(masks, s, i, 0, j) ? '1' : '0';
+  }
+  return picture;
+}
+
+TEST_CASE("what the oracle's queries see", "[support]") {
+  Sequence s;
+  s.q_len = 3;
+  s.kv_len = 5;
+  Masks masks;
+  CHECK(Picture(masks, s) == "111110 111110 111110");
+  masks.causal = true;
+  CHECK(Picture(masks, s) == "111000 111100 111110");
+  masks.q_start = 0;
+  CHECK(Picture(masks, s) == "100000 110000 111000");
+  masks.q_start = -2;
+  CHECK(Picture(masks, s) == "000000 000000 100000");
+  s.prefix_len = 2;
+  CHECK(Picture(masks, s) == "110000 110000 110000");
+  masks.q_start = 9;
+  CHECK(Picture(masks, s) == "111110 111110 111110");
+
+  s.prefix_len = 0;
+  masks = Masks();
+  masks.window_left = 1;
+  CHECK(Picture(masks, s) == "011110 001110 000110");
+  masks.window_right = 0;
+  CHECK(Picture(masks, s) == "011000 001100 000110");
+  s.prefix_len = 1;
+  CHECK(Picture(masks, s) == "111000 101100 100110");
+  s.prefix_len = 0;
+  masks.window_left = -1;
+  masks.window_right = 1;
+  CHECK(Picture(masks, s) == "111100 111110 111110");
+  masks.causal = true;
+  CHECK(Picture(masks, s) == "111000 111100 111110");
+
+  masks = Masks();
+  masks.mask = [](int64_t, int64_t l, int64_t, int64_t j) { return l != j; };
+  CHECK(Picture(masks, s) == "011110 101110 110110");
+  s.prefix_len = 5;  // overrides what is told by position, nothing else
+  masks.window_left = 0;
+  CHECK(Picture(masks, s) == "011110 101110 110110");
+  s.q_begin = 1;
+  CHECK(Picture(masks, s) == "101110 110110 111010");
+  s = Sequence();
+  s.q_len = 3;
+  s.kv_len = 5;
+  masks = Masks();
+  masks.q_block = 2;
+  masks.kv_block = 3;
+  masks.blocks = [](int64_t, int64_t l, int64_t, int64_t j) { return l == 1 || j == 1; };
+  CHECK(Picture(masks, s) == "000110 000110 111110");
+
+  s.q_len = 5;
+  s.kv_len = 3;
+  masks = Masks();
+  masks.causal = true;
+  CHECK(Picture(masks, s) == "0000 0000 1000 1100 1110");
+}
+
+// One query, three keys with products 0, log 2 and log 6.
+OracleInput OneQuery() {
+  OracleInput in;
+  in.q_dims = {1, 1, 1, 1};
+  in.k_dims = {1, 3, 1, 1};
+  in.v_dims = {1, 3, 1, 1};
+  in.q = {1.0};
+  in.k = {0.0, log(2.0), log(6.0)};
+  in.v = {1.0, 10.0, 100.0};
+  return in;
+}
+
+TEST_CASE("score modifications of the oracle, done by hand", "[support]") {
+  const auto is = [](const std::vector<double>& x, double expected) {
+    return fabs(x[0] - expected) <= 1e-14 * fabs(expected);
+  };
+  OracleInput in = OneQuery();
+  OracleOutput result = ComputeOracle(in);
+  CHECK(is(result.out, (1.0 + 20.0 + 600.0) / 9.0));
+  CHECK(is(result.lse, log(9.0)));
+
+  in.sinks = {log(3.0)};
+  result = ComputeOracle(in);
+  CHECK(is(result.out, 621.0 / 12.0));
+  CHECK(is(result.lse, log(12.0)));
+  CHECK(is(result.key_share, 0.75));
+
+  in.mask = [](int64_t, int64_t, int64_t, int64_t) { return false; };
+  result = ComputeOracle(in);
+  CHECK(result.out[0] == 0.0);
+  CHECK(is(result.lse, log(3.0)));
+  in.sinks.clear();
+  CHECK(ComputeOracle(in).lse[0] == -HUGE_VAL);
+  in.mask = nullptr;
+
+  in.bias = [](int64_t, int64_t, int64_t, int64_t j) { return j == 1 ? log(4.0) : -HUGE_VAL; };
+  result = ComputeOracle(in);
+  CHECK(result.out[0] == 10.0);
+  CHECK(is(result.lse, log(8.0)));
+  in.bias = [](int64_t, int64_t, int64_t, int64_t) { return -HUGE_VAL; };
+  result = ComputeOracle(in);
+  CHECK(result.out[0] == 0.0);
+  CHECK(result.lse[0] == -HUGE_VAL);
+  in.bias = [](int64_t, int64_t, int64_t, int64_t j) { return j == 1 ? HUGE_VAL : 0.0; };
+  result = ComputeOracle(in);
+  CHECK(isnan(result.out[0]));
+  CHECK(isnan(result.lse[0]));
+  in.bias = nullptr;
+
+  in.alibi_slopes = {log(2.0)};  // the query stands at key 2: 1/4, 2/2, 6
+  result = ComputeOracle(in);
+  CHECK(is(result.out, (0.25 + 10.0 + 600.0) / 7.25));
+  in.q_start = -1;  // 1/2, 2/4, 6/8
+  CHECK(is(ComputeOracle(in).out, (0.5 + 5.0 + 75.0) / 1.75));
+  in.q_start = AttentionArgs::kBottomRight;
+  in.alibi_slopes.clear();
+
+  in.relative_buckets = {4, 2, true};  // buckets by j - 2: -2 -> 1, -1 -> 1, 0 -> 0
+  in.relative_bias = {log(2.0), log(3.0), 99.0, 99.0};
+  CHECK(is(ComputeOracle(in).out, (3.0 + 60.0 + 1200.0) / 21.0));
+  in.relative_bias.clear();
+
+  in.softcap = 2.0;
+  in.score_offset = in.score_offset_bound = {1e9};
+  result = ComputeOracle(in);
+  CHECK(is(result.out, 37.0));
+  CHECK(is(result.lse, 2.0 + log(3.0)));
 }
 
 TEST_CASE("the int8 simulation is near the oracle", "[support]") {
@@ -148,7 +276,7 @@ TEST_CASE("the int8 simulation is near the oracle", "[support]") {
     c.kv_len = 300;
     c.head_dim = 64;
     c.heads = 2;
-    c.mask = Mask::kCausal;
+    c.causal = true;
     c.distribution = distribution;
     const Problem problem(c, 1);
     const Expected simulated = Expect(problem, {BestTier(), Precision::kI8});

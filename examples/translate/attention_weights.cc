@@ -10,7 +10,6 @@ using sightline::AttentionArgs;
 using sightline::AttentionDesc;
 using sightline::ConstTensorView;
 using sightline::DType;
-using sightline::Mask;
 using sightline::Plan;
 using sightline::TensorView;
 
@@ -24,7 +23,7 @@ Status AttentionWeightsReader::Create(const Config& config, AttentionWeightsRead
   desc.v_head_dim = static_cast<int64_t>(config.max_len);
   desc.max_q_len = desc.max_kv_len = static_cast<int64_t>(config.max_len);
   if (Status status = Plan::Create(desc, &result.cross_plan_); !status.ok()) return status;
-  desc.mask = Mask::kCausal;
+  desc.causal = true;
   if (Status status = Plan::Create(desc, &result.causal_plan_); !status.ok()) return status;
   result.identity_.resize(config.max_len * config.max_len);
   for (size_t i = 0; i < config.max_len; ++i) result.identity_[i * config.max_len + i] = 1.0f;

@@ -12,7 +12,6 @@ using sightline::CrossMemory;
 using sightline::DType;
 using sightline::KvCache;
 using sightline::KvCacheDesc;
-using sightline::Mask;
 using sightline::Plan;
 using sightline::Precision;
 using sightline::TensorView;
@@ -115,7 +114,7 @@ Status Decoder::Create(const Model& model, Precision precision, Decoder* decoder
   // max_kv_len.
   AttentionDesc desc = DescOf(config, precision);
   if (Status status = Plan::Create(desc, &result.cross_plan_); !status.ok()) return status;
-  desc.mask = Mask::kCausal;
+  desc.causal = true;
   if (Status status = Plan::Create(desc, &result.self_plan_); !status.ok()) return status;
 
   KvCacheDesc cache_desc;

@@ -1,8 +1,8 @@
 // Encoder and decoder: plain loops for the projections, Sightline for all attention.
 //
-//   encoder self-attention   K and V as tensors of the call        Plan, Mask::kNone
-//   decoder self-attention   one KvCache for each layer            Plan, Mask::kCausal
-//   cross-attention          one CrossMemory for each layer        Plan, Mask::kNone
+//   encoder self-attention   K and V as tensors of the call        Plan
+//   decoder self-attention   one KvCache for each layer            Plan, causal
+//   cross-attention          one CrossMemory for each layer        Plan
 //
 // Plans are made once and serve every sentence; caches are cleared and refilled; a cross memory is
 // prepared once for each sentence and read at every step. Nothing else outlives a call.

@@ -36,11 +36,16 @@
 
 namespace sightline {
 
-enum class Mask : uint8_t {
-  kNone = 0,
-  // Query i sees keys 0 ... kv_len - q_len + i: aligned bottom-right, so that the last query sees
-  // every key. (PyTorch's and oneDNN's is_causal is top-left: the same only when q_len == kv_len.)
-  kCausal = 1,
+// T5's relative-position bias: key j gives query i the bias table[bucket(j - i)] of its head, where
+// i and j are positions (see AttentionDesc::causal). Distances below half of a side's buckets have
+// one each, larger ones share buckets of logarithmic width up to max_distance, and all beyond it
+// the last. Raffel et al. 2020, "Exploring the Limits of Transfer Learning"; formula:
+// docs/score_modifications.md.
+struct RelativeBuckets {
+  int64_t num_buckets = 0;     // 0 = no such bias; else 2 to 4096, of both sides together
+  int64_t max_distance = 128;  // more than half of a side's buckets, up to 65536
+  bool bidirectional = true;   // encoders: num_buckets is even, 4 and more; false for decoders,
+                               // whose keys ahead are in bucket 0
 };
 
 // What is known before any data is: a plan made from it serves every shape up to the maxima.
@@ -56,8 +61,20 @@ struct AttentionDesc {
   // packed already and may be longer; plans that read nothing else leave 0.
   int64_t max_kv_len = 0;
 
-  Mask mask = Mask::kNone;
-  float scale = 0.0f;  // 0 = 1 / sqrt(head_dim); T5 passes 1
+  // What a query sees by its position. Keys have positions 0, 1, 2 … and queries those from q_start
+  // on, by default so that the last query of a sequence stands at its last key (bottom-right;
+  // PyTorch's and oneDNN's is_causal is top-left: AttentionArgs::q_start = 0). All of these, and
+  // the masks of AttentionArgs, are combined: a key is seen if every one of them shows it. Formulas
+  // and how other libraries' masks translate: docs/masks.md.
+  bool causal = false;        // no key behind the query's own position
+  int64_t window_left = -1;   // most keys before the query's own position; -1 = all
+  int64_t window_right = -1;  // and behind it
+
+  // Scores are s = softcap(scale * q·k) + biases: docs/score_modifications.md.
+  float scale = 0.0f;    // 0 = 1 / sqrt(head_dim); T5 passes 1
+  float softcap = 0.0f;  // x becomes softcap * tanh(x / softcap); 0 = off (Gemma 2: 50)
+  RelativeBuckets relative_buckets;
+
   Precision precision = Precision::kF32;
   bool rotate_k = false;  // kI8 with outlier channels in K; see KvFormat in sightline/kv.h
 
@@ -97,7 +114,29 @@ class Plan {
   std::shared_ptr<const internal::PlanImpl> impl_;
 };
 
-// One call's tensors. K and V come from exactly one of: `k` and `v`; `memory`; `cache`.
+// Sparse attention: a query sees keys of the blocks whose element is true.
+struct BlockMask {
+  // [batch, ceil(q_len / q_block), num_heads, ceil(kv_len / kv_block)]
+  MaskView blocks;
+  int64_t q_block = 0;   // queries and
+  int64_t kv_block = 0;  // keys of a block, at least 1; multiples of 64 are fastest
+};
+
+// Attention weights as an output, of all heads and queries or of some, with no larger buffer than
+// what is asked for. They take a second pass over K, and AttentionArgs::lse.
+struct WeightsOutput {
+  // f32, f16 or bf16 [batch, queries, heads, kv_len]; keys that a query does not see, and those
+  // from its sequence's end on, get 0. dim may be larger than kv_len.
+  TensorView out;
+  const int32_t* heads = nullptr;  // [num_heads]: which, in the order of `out`; null = all
+  int64_t num_heads = 0;
+  const int32_t* queries = nullptr;  // [num_queries]: which, ascending; null = all. Not for ragged
+  int64_t num_queries = 0;           // batches.
+  bool average_heads = false;        // the mean of these heads, as the one head of `out`; f32
+};
+
+// One call's tensors. K and V come from exactly one of: `k` and `v`; `memory`; `cache`. What is
+// left null or at its default is off. Arrays are read by the call only; f32 unless said otherwise.
 struct AttentionArgs {
   ConstTensorView q;  // [batch, q_len, num_heads, head_dim]
 
@@ -109,6 +148,45 @@ struct AttentionArgs {
   const KvCache* cache = nullptr;
 
   TensorView out;  // [batch, q_len, num_heads, v_head_dim]; must not share memory with an input
+
+  // Masks. `kv batch` is the batch of K and V, or the number of ragged sequences.
+  static constexpr int64_t kBottomRight = INT64_MIN;
+  int64_t q_start = kBottomRight;    // position of query 0: by default kv_len - q_len
+  const int32_t* kv_lens = nullptr;  // [kv batch]: keys in use, 0 to kv_len; the rest is padding
+  const int32_t* prefix_lens = nullptr;  // [kv batch]: so many first keys are seen by every query,
+                                         // whatever causal and the windows say (prefix LM; with a
+                                         // window: attention sinks of StreamingLLM)
+  MaskView mask;                         // [batch, q_len, num_heads, kv_len]: true = seen.
+  BlockMask block_mask;                  // Broadcast axes of both have stride 0.
+
+  // Ragged batches: num_sequences > 0 sequences, one after the other along the length of q and out,
+  // whose batch is 1: sequence s has queries q_indptr[s] … q_indptr[s + 1] - 1, and keys
+  // kv_indptr[s] … kv_indptr[s + 1] - 1 of k and v, or, without kv_indptr, all of batch entry s of
+  // k and v, the memory or the cache. Both begin with 0 and never fall. The plan's max_batch bounds
+  // num_sequences, its max_q_len and max_kv_len those of each. Masks, biases and lse have q's
+  // length, and their keys count from 0 in each sequence (a block_mask is not for ragged batches).
+  int64_t num_sequences = 0;
+  const int32_t* q_indptr = nullptr;   // [num_sequences + 1]
+  const int32_t* kv_indptr = nullptr;  // [num_sequences + 1]
+
+  // Score modifications. Biases are added in the order in which they stand here; -inf hides a key
+  // (weight 0), +inf makes the row NaN.
+  ConstTensorView
+      bias;  // f32, f16 or bf16 [batch, q_len, num_heads, kv_len]; broadcast by stride 0
+  const float* relative_bias = nullptr;  // [num_buckets, num_heads] of the plan's relative_buckets
+  const float* alibi_slopes = nullptr;   // [num_heads]: adds -slope * |query's - key's position|
+  const float* sinks = nullptr;          // [num_heads]: a logit that takes weight and has no value
+
+  // f32 [batch, q_len, num_heads, 1], optional: natural log of the softmax denominator, the sink
+  // included; -inf for a row that sees nothing.
+  TensorView lse;
+
+  // Both need lse.
+  WeightsOutput weights;
+  // f32, optional: the sum of weights over queries, for each key: what a cache forgets last.
+  // [batch, 1, num_heads, kv_len]. Over the heads of a group as well if mass.heads is num_kv_heads,
+  // and over beams if mass.batch is that of K and V; ragged batches have an entry per sequence.
+  TensorView mass;
 };
 
 // Computes attention. Const and re-entrant; allocates nothing. With no workspace the plan's own is

@@ -140,6 +140,40 @@ struct ConstTensorView : BasicTensorView<const void> {
                         view.head_stride, view.dim_stride, view.scale} {}
 };
 
+// A mask of booleans: a byte each, of which 0 is false. Shape and strides as of a tensor; a stride
+// of 0 broadcasts along its axis.
+struct MaskView {
+  const void* data = nullptr;  // element [0, 0, 0, 0]
+
+  int64_t batch = 0;
+  int64_t length = 0;
+  int64_t heads = 0;
+  int64_t dim = 0;
+
+  int64_t batch_stride = 0;
+  int64_t length_stride = 0;
+  int64_t head_stride = 0;
+  int64_t dim_stride = 0;
+
+  // Row-major [batch, length, heads, dim] without gaps.
+  static MaskView Dense(const void* data, int64_t batch, int64_t length, int64_t heads,
+                        int64_t dim) {
+    MaskView view;
+    view.data = data;
+    view.batch = batch;
+    view.length = length;
+    view.heads = heads;
+    view.dim = dim;
+    const uint64_t row = static_cast<uint64_t>(dim);  // unsigned, as in BasicTensorView::Dense
+    view.dim_stride = 1;
+    view.head_stride = dim;
+    view.length_stride = static_cast<int64_t>(row * static_cast<uint64_t>(heads));
+    view.batch_stride =
+        static_cast<int64_t>(row * static_cast<uint64_t>(heads) * static_cast<uint64_t>(length));
+    return view;
+  }
+};
+
 }  // namespace sightline
 
 #endif  // SIGHTLINE_TENSOR_H_

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "support/numeric.h"
+#include "support/tiers.h"
 
 namespace sightline {
 namespace testing {
@@ -130,6 +131,22 @@ bool Equals::match(const Tensor& out) const {
 }
 
 std::string Equals::describe() const { return "has the same bits; first difference" + first_; }
+
+void CheckEverywhere(const Problem& problem, Source source) {
+  Expectations expectations(problem);
+  INFO(problem.c.ToString() << ", source " << static_cast<int>(source));
+  for (const Precision precision : kPrecisions) {
+    for (const char* tier : SupportedTiers()) {
+      if (!IsAffordable(problem.c, tier)) continue;
+      INFO("precision " << Name(precision) << ", tier " << tier);
+      const Setup setup = {tier, precision, source};
+      const Expected& expected = expectations(setup);
+      Tensor lse;
+      CHECK_THAT(Attend(problem, setup, &lse), IsClose(expected));
+      if (problem.c.features.lse) CHECK_THAT(lse, IsClose(expected.Lse()));
+    }
+  }
+}
 
 }  // namespace testing
 }  // namespace sightline

@@ -70,6 +70,10 @@ class Equals : public Catch::Matchers::MatcherBase<Tensor> {
   mutable std::string first_;
 };
 
+// Checks the output, and lse where the case asks for it, in all precisions and on all tiers that
+// can afford the case.
+void CheckEverywhere(const Problem& problem, Source source = Source::kTensors);
+
 }  // namespace testing
 }  // namespace sightline
 

@@ -19,6 +19,7 @@
 
 #include "sightline/attention.h"
 #include "support/numeric.h"
+#include "support/oracle.h"
 #include "support/quantized_simulation.h"
 #include "support/tensor.h"
 
@@ -42,6 +43,57 @@ constexpr Distribution kDistributions[] = {Distribution::kGaussian,       Distri
                                            Distribution::kAllEqual,       Distribution::kOneHot};
 const char* Name(Distribution distribution);
 
+// A mask or bias of a case, with an element for each query, head and key, or blocks of them.
+struct GridCase {
+  bool on = false;
+  double density = 0.5;           // share of the elements that show their keys
+  unsigned varies = kPerElement;  // along the other axes its stride is 0; a sum of Granularity
+  int64_t extra_keys = 0;         // beyond those that there are
+  Layout layout = Layout::kDense;
+};
+
+// What a case asks for beyond plain attention; by default nothing.
+struct Features {
+  int64_t window_left = -1;
+  int64_t window_right = -1;
+  int64_t q_start = AttentionArgs::kBottomRight;
+  std::vector<int32_t> kv_lens, prefix_lens;  // one for each batch entry of K/V; empty = null
+  GridCase mask;
+  GridCase blocks;
+  int64_t q_block = 64;
+  int64_t kv_block = 64;
+
+  // Ragged: queries of the case's q_len, and keys of its kv_len or, without kv_indptr, batch
+  // entries of K/V.
+  std::vector<int32_t> q_indptr, kv_indptr;
+
+  float softcap = 0.0f;
+  GridCase bias;
+  DType bias_dtype = DType::kF32;
+  RelativeBuckets relative_buckets;
+  std::vector<float> alibi_slopes, sinks;  // one for each head; empty = null
+
+  bool lse = false;
+  Layout lse_layout = Layout::kDense;
+
+  bool ragged() const { return !q_indptr.empty(); }
+  // Whether scores are more than products of Q and K.
+  bool modifies_scores() const {
+    return softcap != 0.0f || bias.on || relative_buckets.num_buckets != 0 || !alibi_slopes.empty();
+  }
+  std::string ToString() const;
+};
+
+// Keys that are packed together, and the queries that attend to them: a batch entry of K/V, or a
+// ragged sequence.
+struct KvRun {
+  int64_t kv_batch = 0;
+  int64_t kv_begin = 0;
+  int64_t kv_len = 0;
+  int64_t q_begin = 0;
+  int64_t q_len = 0;
+};
+
 struct Case {
   int64_t q_len = 1;
   int64_t kv_len = 1;
@@ -51,7 +103,7 @@ struct Case {
   int64_t kv_heads = 1;
   int64_t kv_batch = 1;
   int64_t beams = 1;  // q's batch is kv_batch * beams
-  Mask mask = Mask::kNone;
+  bool causal = false;
   float scale = 0.0f;
   DType q_dtype = DType::kF32;
   DType k_dtype = DType::kF32;
@@ -69,9 +121,11 @@ struct Case {
   Placement placement = Placement::kAtEnd;  // of all buffers, the workspace included
   Distribution distribution = Distribution::kGaussian;
   float q_gain = 1.0f;  // Q is multiplied by it
+  Features features;
 
-  int64_t batch() const { return kv_batch * beams; }
+  int64_t batch() const { return features.ragged() ? 1 : kv_batch * beams; }
   int64_t value_dim() const { return v_head_dim == 0 ? head_dim : v_head_dim; }
+  std::vector<KvRun> Runs() const;
   int64_t MultiplyAdds() const;
   std::string ToString() const;
 };
@@ -81,10 +135,21 @@ struct Problem {
   Problem(const Case& description, uint64_t seed);
 
   Tensor NewOut() const;
+  Tensor NewLse() const;
 
   Case c;
   Tensor q, k, v;
+  Tensor mask, blocks;   // i8, whose quanta are the booleans
+  Tensor bias;           // [batch, q_len, heads, kv_len and more]
+  Tensor relative_bias;  // [1, num_buckets, heads, 1]
+  // What the case lists, between guard pages.
+  GuardedBuffer kv_lens, prefix_lens, q_indptr, kv_indptr, alibi_slopes, sinks;
 };
+
+// What the oracle needs to know about the case: see there. The masks refer to the problem.
+Masks MasksOf(const Problem& problem);
+// One for each run, or for each of its beams.
+std::vector<Sequence> SequencesOf(const Case& c);
 
 constexpr std::array<Precision, 6> kPrecisions = {Precision::kF32,  Precision::kF16,
                                                   Precision::kI8,   Precision::kI8Fine,
@@ -105,21 +170,25 @@ struct Setup {
 };
 
 AttentionDesc DescOf(const Case& c, const Setup& setup);
-AttentionArgs TensorArgs(const Problem& problem, const Tensor& out);  // q, k, v and out
+// All but lse.
+AttentionArgs TensorArgs(const Problem& problem, const Tensor& out);
 CrossMemory MemoryOf(const Problem& problem, const Setup& setup);
 // A cache that got all tokens of the problem in one Append.
 KvCache CacheOf(const Problem& problem, const Setup& setup);
 
 // Creates a plan (and a memory or cache) and runs it with a workspace between guard pages that is
 // full of NaN. Fails the test if the library reports an error, runs another tier or writes into a
-// gap.
-Tensor Attend(const Problem& problem, const Setup& setup);
+// gap. *lse: of a case that asks for it.
+Tensor Attend(const Problem& problem, const Setup& setup, Tensor* lse = nullptr);
+// The same, but returns what went wrong; empty = nothing.
+std::string TryAttend(const Problem& problem, const Setup& setup, Tensor* out, Tensor* lse);
 
 // How Q and P meet bf16: in f32, rounded to it, or P straight from sums
 // (kernels/softmax_bf16-inl.h).
 enum class BF16Arithmetic { kNone, kRounded, kDirect };
 
-// What a setup's tier does in a quantised precision with so many rows; of floats the default.
+// What a setup's tier does in a quantised precision with the rows of the first run; of floats the
+// default.
 QuantMethod QuantMethodOf(const Case& c, const Setup& setup);
 
 // What comes out, and how far off it may be before it is stored as an element of the output.
@@ -127,11 +196,16 @@ struct Expected {
   Dims dims;
   std::vector<double> value;      // in the order of Dims::Index
   std::vector<double> tolerance;  // the same
-  FixedPointPaths paths;          // how the simulation got there
+  std::vector<double> lse;        // [batch][q_len][heads]
+  std::vector<double> lse_tolerance;
+  FixedPointPaths paths;  // how the simulation got there
+
+  Expected Lse() const;  // as of a tensor
 };
 
 // V in floats: the oracle on what the precision leaves of Q, K and V, with tolerances derived in
-// problem.cc. i8, i8_fine: the simulation of what the tier does with them.
+// problem.cc. i8, i8_fine: the simulation of what the tier does with them, or, where scores are
+// modified, also the oracle.
 Expected Expect(const Problem& problem, const Setup& setup);
 
 // The same for many setups: what tiers have in common is computed once. The problem has to outlive
@@ -141,12 +215,17 @@ class Expectations {
   explicit Expectations(const Problem& problem) : problem_(problem) {}
   const Expected& operator()(const Setup& setup);
 
-  // On what an expectation depends beside the problem.
+  // On what an expectation depends beside the problem: how the keys of a run are held and its rows
+  // computed, which depends on their number.
+  struct Arithmetic {
+    QuantMethod quant;
+    int64_t num_keys = 0;  // of the run, as they are quantised together
+    int64_t center_keys = 0;
+    BF16Arithmetic bf16 = BF16Arithmetic::kNone;
+  };
   struct Method {
     Precision precision;
-    QuantMethod quant;
-    int64_t center_keys;
-    BF16Arithmetic bf16;
+    std::vector<Arithmetic> runs;  // as Case::Runs()
   };
 
  private:
@@ -161,9 +240,10 @@ class Expectations {
 // The oracle on what the element types left of the inputs, whatever the precision; no tolerance.
 std::vector<double> ExactOutput(const Problem& problem);
 
-// K and V of one head as the simulation stores them; see QuantizeHead.
-QuantHead QuantizeHeadOf(const Problem& problem, int64_t batch, int64_t head,
-                         const QuantMethod& method, int64_t center_keys);
+// The first num_keys of K and V of one head of a run (a batch entry of K/V, unless ragged) as the
+// simulation stores them; see QuantizeHead.
+QuantHead QuantizeHeadOf(const Problem& problem, int64_t run, int64_t head,
+                         const QuantMethod& method, int64_t num_keys, int64_t center_keys);
 
 // The centers' keys of a KvCache with so many tokens.
 int64_t CacheCenterKeys(int64_t length);

@@ -1,5 +1,6 @@
 #include "support/quantized_simulation.h"
 
+#include <limits.h>
 #include <math.h>
 
 #include <algorithm>
@@ -17,6 +18,8 @@ constexpr int kNarrow = 127;
 constexpr int kWide = 4095;
 // Relative error of a kernel's 2^x in f32: its polynomial, and half a rounding of its argument.
 constexpr double kExpError = 4e-7;
+// Octaves from where on kernels may take a weight as 0: of a tile, or of all keys beside a sink.
+constexpr int kLowestShare = -100;
 
 // ---- Quanta -----------------------------------------------------------------------------------
 
@@ -78,16 +81,20 @@ std::vector<float> Center(std::vector<float>* x, size_t n, size_t dim, size_t ce
 
 // One row's sums of integer products, and what a unit of them is worth but for K's scale.
 struct Row {
+  std::vector<bool> sees;  // as dots
   std::vector<int32_t> dots;
   float scale = 0.0f;
+  bool key_scale_first = false;
 
   float Score(const QuantHead& head, size_t key) const {
-    return (static_cast<float>(dots[key]) * scale) * head.k_scale[key];
+    const float dot = static_cast<float>(dots[key]);
+    const float k_scale = head.k_scale[key];
+    return key_scale_first ? (dot * k_scale) * scale : (dot * scale) * k_scale;
   }
 };
 
 struct Tile {
-  double max = 0.0;                // in octaves
+  double max = -HUGE_VAL;          // in octaves
   double sum = 0.0;                // of p
   std::vector<int64_t> product;    // [v_head_dim]: P . V
   std::vector<int64_t> magnitude;  // P . |V|
@@ -108,13 +115,22 @@ struct Tile {
   }
 };
 
+// The largest score of the keys that the row sees.
+float LargestScore(const QuantHead& head, const Row& row, size_t begin, size_t end) {
+  float max = -HUGE_VALF;
+  for (size_t key = begin; key < end; ++key) {
+    if (row.sees[key]) max = std::max(max, row.Score(head, key));
+  }
+  return max;
+}
+
 Tile AttendTileF32(const QuantHead& head, const Row& row, int max_p, size_t begin, size_t end) {
   Tile tile(head.v_head_dim);
-  float max = -HUGE_VALF;
-  for (size_t key = begin; key < end; ++key) max = std::max(max, row.Score(head, key));
+  const float max = LargestScore(head, row, begin, end);
   tile.max = static_cast<double>(max);
   if (max == -HUGE_VALF) return tile;
   for (size_t key = begin; key < end; ++key) {
+    if (!row.sees[key]) continue;
     const double p = exp2(static_cast<double>(row.Score(head, key) - max));
     tile.sum += p;
     const double scaled = max_p * p;
@@ -183,19 +199,20 @@ RowFactor RowFactorOf(float row_scale, const KeyFactors& keys, int shift) {
 
 // Distances to the tile's maximum, in steps.
 struct Distances {
+  static constexpr int kHidden = -1;
   double max = 0.0;
   std::vector<int> y;
 };
 
 Distances WideDistances(const QuantHead& head, const Row& row, size_t begin, size_t end) {
   Distances result;
-  float max = -HUGE_VALF;
-  for (size_t key = begin; key < end; ++key) max = std::max(max, row.Score(head, key));
+  const float max = LargestScore(head, row, begin, end);
   result.max = static_cast<double>(max);
   for (size_t key = begin; key < end; ++key) {
     const float y = (max - row.Score(head, key)) * static_cast<float>(kFractions);
     // !: also where both are -inf. Such a tile has no weight.
-    result.y.push_back(!(y < 32767.0f) ? 32767 : static_cast<int>(nearbyintf(y)));
+    const int steps = !(y < 32767.0f) ? 32767 : static_cast<int>(nearbyintf(y));
+    result.y.push_back(row.sees[key] ? steps : Distances::kHidden);
   }
   return result;
 }
@@ -212,13 +229,15 @@ Distances FixedDistances(const QuantHead& head, const Row& row, const RowFactor&
   const int bound = 32767 >> factor.gain_bits;
   std::vector<int> scores;
   bool saturated = false;
+  int max = INT_MIN;
   for (size_t key = begin; key < end; ++key) {
     int s = MulQ15((row.dots[key] + half) >> shift, fractions[key - begin]);
     s = MulQ15(s, factor.fraction);
-    saturated = saturated || s > bound || s < -bound;
     scores.push_back(std::clamp(s, -bound, bound) * (1 << factor.gain_bits));
+    if (!row.sees[key]) continue;
+    saturated = saturated || s > bound || s < -bound;
+    max = std::max(max, scores.back());
   }
-  const int max = *std::max_element(scores.begin(), scores.end());
   if (factor.gain_bits > 0) {
     const int highest = bound * (1 << factor.gain_bits);
     if (max >= highest || max < kGuardOctaves * kFractions - highest) {
@@ -232,7 +251,10 @@ Distances FixedDistances(const QuantHead& head, const Row& row, const RowFactor&
   }
   Distances result;
   result.max = static_cast<double>(max) / kFractions;
-  for (const int s : scores) result.y.push_back(std::min(max - s, 32767));
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const int steps = std::min(max - scores[i], 32767);
+    result.y.push_back(row.sees[begin + i] ? steps : Distances::kHidden);
+  }
   return result;
 }
 
@@ -244,6 +266,7 @@ Tile AttendTileFixed(const QuantHead& head, const QuantMethod& method, const Dis
   int64_t sum = 0;
   for (size_t i = 0; i < distances.y.size(); ++i) {
     const int y = distances.y[i];
+    if (y == Distances::kHidden) continue;
     const int p = method.exp2[static_cast<size_t>(y % kFractions)] >> std::min(y / kFractions, 16);
     sum += p;
     tile.AddKey(head, begin + i, (p + one / 2) / one, false);
@@ -256,18 +279,26 @@ Tile AttendTileFixed(const QuantHead& head, const QuantMethod& method, const Dis
 
 // ---- Rows -------------------------------------------------------------------------------------
 
-Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, float kept_q_scale,
-          size_t visible, float scale_log2e) {
-  const size_t dim = head.head_dim;
-  std::vector<float> finite(q, q + dim);
+// Returns the scale of the query's quanta.
+float QuantizeQueryTo(const QuantHead& head, const QuantMethod& method, const float* q,
+                      float kept_scale, int16_t* quanta) {
+  std::vector<float> finite(q, q + head.head_dim);
   for (float& x : finite) x = Sanitize(x);
   if (!head.q_factor.empty()) RotateQ(head.q_factor, &finite);
+  return QuantizeRun(finite.data(), head.head_dim, 1, LargestQuantaOf(method, head.head_dim).q,
+                     kept_scale, quanta);
+}
+
+Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, float kept_q_scale,
+          const std::vector<bool>& sees, float scale_log2e) {
+  const size_t dim = head.head_dim;
   std::vector<int16_t> quanta(dim);
-  const int max_q = LargestQuantaOf(method, dim).q;
   Row row;
-  row.scale = QuantizeRun(finite.data(), dim, 1, max_q, kept_q_scale, quanta.data()) * scale_log2e;
-  row.dots.resize(visible);
-  for (size_t key = 0; key < visible; ++key) {
+  row.scale = QuantizeQueryTo(head, method, q, kept_q_scale, quanta.data()) * scale_log2e;
+  row.key_scale_first = !method.exp2.empty();
+  row.sees = sees;
+  row.dots.resize(sees.size());
+  for (size_t key = 0; key < sees.size(); ++key) {
     const int16_t* k = head.k.data() + key * dim;
     int32_t dot = 0;
     for (size_t d = 0; d < dim; ++d) dot += quanta[d] * k[d];
@@ -278,10 +309,11 @@ Row RowOf(const QuantHead& head, const QuantMethod& method, const float* q, floa
 
 std::vector<Tile> TilesOf(const QuantHead& head, const QuantMethod& method, const Row& row,
                           const SeenKeys& seen, FixedPointPaths* paths) {
+  const size_t num_keys = seen.visible.size();
   std::vector<Tile> tiles;
   if (method.exp2.empty()) {
-    for (size_t begin = 0; begin < seen.visible; begin += kScaleTileKeys) {
-      const size_t end = std::min(begin + kScaleTileKeys, seen.visible);
+    for (size_t begin = 0; begin < num_keys; begin += kScaleTileKeys) {
+      const size_t end = std::min(begin + kScaleTileKeys, num_keys);
       tiles.push_back(AttendTileF32(head, row, method.max_p, begin, end));
     }
     return tiles;
@@ -289,14 +321,20 @@ std::vector<Tile> TilesOf(const QuantHead& head, const QuantMethod& method, cons
   const int shift = SumShift(method, head.head_dim);
   KeyFactors keys;
   RowFactor factor;
-  for (size_t begin = 0; begin < seen.visible; begin += method.p_tile_keys) {
+  for (size_t begin = 0; begin < num_keys; begin += method.p_tile_keys) {
     const size_t first = begin / kScaleTileKeys * kScaleTileKeys;
     if (begin == first) {
-      const size_t num_keys = std::min(kScaleTileKeys, seen.task_visible - first);
-      keys = KeyFactorsOf(head.k_scale.data() + first, num_keys);
+      const size_t num_factors = std::min(kScaleTileKeys, seen.task_visible - first);
+      keys = KeyFactorsOf(head.k_scale.data() + first, num_factors);
       factor = RowFactorOf(row.scale, keys, shift);
     }
-    const size_t end = std::min(begin + method.p_tile_keys, seen.visible);
+    const size_t end = std::min(begin + method.p_tile_keys, num_keys);
+    const auto first_seen = row.sees.begin() + static_cast<ptrdiff_t>(begin);
+    if (std::find(first_seen, row.sees.begin() + static_cast<ptrdiff_t>(end), true) ==
+        row.sees.begin() + static_cast<ptrdiff_t>(end)) {
+      tiles.emplace_back(head.v_head_dim);
+      continue;
+    }
     const int* fractions = keys.fractions.data() + (begin - first);
     const Distances distances =
         FixedDistances(head, row, factor, fractions, shift, begin, end, paths);
@@ -394,40 +432,56 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
   return head;
 }
 
-void QuantizeQuery(const QuantMethod& method, size_t head_dim, double* q) {
-  std::vector<float> finite(q, q + head_dim);
-  for (float& x : finite) x = Sanitize(x);
-  std::vector<int16_t> quanta(head_dim);
-  const float scale = QuantizeRun(finite.data(), head_dim, 1, LargestQuantaOf(method, head_dim).q,
-                                  0.0f, quanta.data());
-  for (size_t d = 0; d < head_dim; ++d) {
+void QuantizeQuery(const QuantHead& head, const QuantMethod& method, float kept_scale, double* q) {
+  const std::vector<float> query(q, q + head.head_dim);
+  std::vector<int16_t> quanta(head.head_dim);
+  const float scale = QuantizeQueryTo(head, method, query.data(), kept_scale, quanta.data());
+  for (size_t d = 0; d < head.head_dim; ++d) {
     q[d] = static_cast<double>(quanta[d]) * static_cast<double>(scale);
   }
 }
 
+CenterProduct MultiplyCenter(const QuantHead& head, const double* q) {
+  CenterProduct product;
+  for (size_t d = 0; d < head.head_dim; ++d) {
+    const double x = static_cast<double>(Sanitize(static_cast<float>(q[d])));
+    const double term = x * static_cast<double>(head.k_center[d]);
+    product.sum += term;
+    product.magnitude += fabs(term);
+  }
+  return product;
+}
+
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
-                            float kept_q_scale, const SeenKeys& seen, float scale_log2e) {
+                            float kept_q_scale, const SeenKeys& seen, float scale_log2e,
+                            double sink) {
+  constexpr double kLn2 = 0.6931471805599453;
   QuantResult result;
   result.value.assign(head.v_head_dim, 0.0);
   result.tolerance.assign(head.v_head_dim, 0.0);
 
   const Row row = RowOf(head, method, q, kept_q_scale, seen.visible, scale_log2e);
-  for (size_t key = 0; key < seen.visible; ++key) {
+  for (size_t key = 0; key < seen.visible.size(); ++key) {
     // Beyond the range of f32, relative to which nothing is a number.
-    if (row.Score(head, key) < HUGE_VALF) continue;
+    if (!seen.visible[key] || row.Score(head, key) < HUGE_VALF) continue;
     result.value.assign(head.v_head_dim, static_cast<double>(NAN));
+    result.lse = static_cast<double>(NAN);
     return result;
   }
 
   const std::vector<Tile> tiles = TilesOf(head, method, row, seen, &result.paths);
   double max = -HUGE_VAL;
   for (const Tile& tile : tiles) max = std::max(max, tile.max);
+  result.lse = sink * kLn2;
+  result.lse_tolerance = 4.0 * kF32Unit * (isfinite(sink) ? fabs(result.lse) : 0.0);
   if (max == -HUGE_VAL) return result;  // nothing to see
   if (!method.exp2.empty()) CountReferences(tiles, &result.paths);
+  max = std::max(max, sink);
 
   double sum = 0.0;
   std::vector<double> magnitude(head.v_head_dim, 0.0);
   std::vector<double> undecided(head.v_head_dim, 0.0);
+  std::vector<double> largest_v_scale(head.v_head_dim, 0.0);
   const size_t tile_keys = method.exp2.empty() ? kScaleTileKeys : method.p_tile_keys;
   for (size_t t = 0; t < tiles.size(); ++t) {
     const Tile& tile = tiles[t];
@@ -436,19 +490,29 @@ QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, co
     sum += weight * tile.sum;
     for (size_t c = 0; c < head.v_head_dim; ++c) {
       const double unit = weight * static_cast<double>(v_scale[c]) / method.max_p;
+      largest_v_scale[c] = std::max(largest_v_scale[c], static_cast<double>(v_scale[c]));
       result.value[c] += unit * static_cast<double>(tile.product[c]);
       magnitude[c] += unit * static_cast<double>(tile.magnitude[c]);
       undecided[c] += unit * static_cast<double>(tile.undecided[c]);
     }
   }
-  const size_t f32_terms = method.exp2.empty() ? seen.visible : 0;
-  const double growth =
+  const double all = sum + exp2(sink - max);
+  const size_t f32_terms = method.exp2.empty() ? seen.visible.size() : 0;
+  double growth =
       static_cast<double>(f32_terms + 8 * tiles.size() + 16) * kF32Unit + 2.0 * kExpError;
+  const double sink_error = isfinite(sink) ? 4.0 * kF32Unit * (fabs(sink) + fabs(max)) : 0.0;
+  growth += expm1(sink_error);
+  result.lse = (max + log2(all)) * kLn2;
+  result.lse_tolerance = growth + 4.0 * kF32Unit * (fabs(max) + fabs(log2(all)));
   for (size_t c = 0; c < head.v_head_dim; ++c) {
-    const double center = static_cast<double>(head.v_center[c]);
-    result.value[c] = result.value[c] / sum + center;
-    result.tolerance[c] = undecided[c] / sum + growth * magnitude[c] / sum +
+    const double center = static_cast<double>(head.v_center[c]) * (sum / all);
+    result.value[c] = result.value[c] / all + center;
+    result.tolerance[c] = undecided[c] / all + growth * magnitude[c] / all +
                           2.0 * kF32Unit * (fabs(result.value[c]) + fabs(center));
+    const double largest =
+        fabs(static_cast<double>(head.v_center[c])) + kNarrow * largest_v_scale[c];
+    result.tolerance[c] += ldexp(largest, kLowestShare);
+    if (isfinite(sink)) result.tolerance[c] += growth * fabs(center);
   }
   return result;
 }

@@ -26,7 +26,10 @@
 //  - In fixed point: see AttendQuantized.
 //
 //  - Output: sum over tiles of 2^(m - max m) * v_scale * (P . V) / 255, divided by the same sum of
-//    the unrounded p, + v's center. m: the tile's maximum.
+//    the unrounded p, + v's center. m: the tile's maximum. A sink is one more p in the denominator,
+//    and the center's weight is what it leaves.
+//
+//  - Masks: keys that a row does not see have no part in its maxima, P and sums.
 //
 // Rounding is to nearest, ties to even unless said otherwise. 127 (of Q) and 255 are what most
 // tiers have.
@@ -83,8 +86,17 @@ QuantHead QuantizeHead(const std::vector<float>& k, const std::vector<float>& v,
                        size_t head_dim, size_t v_head_dim, const QuantMethod& method,
                        size_t center_keys, const KeptScales& kept = {});
 
-// A query, [head_dim], becomes what its quanta are worth.
-void QuantizeQuery(const QuantMethod& method, size_t head_dim, double* q);
+// A query, [head_dim], becomes what its quanta are worth beside those of K: rotated if K is.
+// kept_scale: of a row of int8 that is kept, or 0.
+void QuantizeQuery(const QuantHead& head, const QuantMethod& method, float kept_scale, double* q);
+
+// What K's center adds to the product of a query, [head_dim], and any key; and the sum of the
+// magnitudes.
+struct CenterProduct {
+  double sum = 0.0;
+  double magnitude = 0.0;
+};
+CenterProduct MultiplyCenter(const QuantHead& head, const double* q);
 
 // Which ways a simulation took through fixed point, in pairs of a row and a tile: a test that is
 // there for one of them requires that it was met.
@@ -117,17 +129,21 @@ LargestQuanta LargestQuantaOf(const QuantMethod& method, size_t head_dim);
 struct QuantResult {
   std::vector<double> value;      // [v_head_dim]
   std::vector<double> tolerance;  // the same: bounds |kernel - value| before the output is stored
+  // Log of the denominator, without what K's center adds to every score.
+  double lse = 0.0;
+  double lse_tolerance = 0.0;
   FixedPointPaths paths;
 };
 
-// Keys below `visible` are seen by a row, those below `task_visible` by the last row that a kernel
-// computes in one task with it.
+// What a row sees, and how far the rows see that a kernel computes in one task with it: the keys
+// below task_visible, by position alone.
 struct SeenKeys {
-  size_t visible;
+  std::vector<bool> visible;  // no longer than task_visible; all others are hidden
   size_t task_visible;
 };
 
-// One query; q is [head_dim]. kept_q_scale: of a row of int8 that is kept, or 0.
+// One query; q is [head_dim]. kept_q_scale: of a row of int8 that is kept, or 0. sink: a logit, in
+// octaves and without what K's center adds to the scores; -inf = none.
 //
 // In fixed point scores are integers in 1/64 octave. For each tile of 128 keys, as far as the task
 // sees it:
@@ -144,8 +160,9 @@ struct SeenKeys {
 //    of 16 bits, +-(32767 >> e), then times 2^e.
 //
 //  - e > 9, or e > 0 where the smallest k_scale (zeros aside) is below 1/8 of the largest, or a
-//    maximum that was clamped or is less than 16 octaves above what is: S in f32 as above, and
-//    y = round((max - S) * 64), at most 32767. For all others y = max - s.
+//    maximum that was clamped or is less than 16 octaves above what is: in f32,
+//    S = (float(q . k) * k_scale) * (q_scale * log2 e), and y = round((max - S) * 64), at most
+//    32767. For all others y = max - s.
 //
 //  - p = exp2[y % 64] >> (y / 64), P = (p + 64) >> 7, or (p + 128) >> 8 where 2^8 * max_p fits 16
 //    bits. The maximum is that of p_tile_keys keys.
@@ -161,8 +178,16 @@ struct SeenKeys {
 //    sums are exact. Products run over one term per tile, and every rescaling rounds once.
 //    Together: (visible + 8 tiles + 16) u on the sum of magnitudes, in fixed point (8 tiles + 16)
 //    u.
+//
+//  - A sink enters the denominator with such an error, and with that the center.
+//
+//  - What underflows: a weight below 2^-100, of a tile or of all keys beside a sink, may count as
+//  0.
+//
+//  - lse: the error of the sums, and roundings of the maximum and of the change of base.
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
-                            float kept_q_scale, const SeenKeys& seen, float scale_log2e);
+                            float kept_q_scale, const SeenKeys& seen, float scale_log2e,
+                            double sink);
 
 }  // namespace testing
 }  // namespace sightline

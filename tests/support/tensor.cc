@@ -119,6 +119,31 @@ Room RoomFor(const Dims& dims, Layout layout, Placement placement, int64_t size)
   return room;
 }
 
+// The axes of `granularity` as they are, of the others one element at most.
+Dims Varying(const Dims& dims, unsigned granularity) {
+  const auto count = [granularity](int64_t n, Granularity axis) {
+    return (granularity & axis) != 0 || n == 0 ? n : 1;
+  };
+  return {count(dims.batch, kPerSequence), count(dims.length, kPerToken),
+          count(dims.heads, kPerHead), count(dims.dim, kPerChannel)};
+}
+
+// Strides in bytes; 0 along the axes that are not in `granularity`.
+Strides VaryingStrides(const Strides& strides, unsigned granularity) {
+  const auto stride = [granularity](int64_t bytes, Granularity axis) {
+    return (granularity & axis) != 0 ? bytes : 0;
+  };
+  return {stride(strides.batch, kPerSequence), stride(strides.length, kPerToken),
+          stride(strides.heads, kPerHead), stride(strides.dim, kPerChannel)};
+}
+
+void SetStrides(const Strides& strides, TensorView* view) {
+  view->batch_stride = strides.batch;
+  view->length_stride = strides.length;
+  view->head_stride = strides.heads;
+  view->dim_stride = strides.dim;
+}
+
 // f(b, l, h, d) in the order of Dims::Index.
 template <typename F>
 void ForEach(const Dims& dims, const F& f) {
@@ -197,32 +222,44 @@ Tensor::Tensor(DType dtype, const Dims& dims, Layout layout, Placement placement
   Room room = RoomFor(dims, layout, placement, SizeBytes(dtype));
   buffer_ = std::move(room.buffer);
   view_ = TensorView::Dense(room.first, dtype, dims.batch, dims.length, dims.heads, dims.dim);
-  view_.batch_stride = room.strides.batch;
-  view_.length_stride = room.strides.length;
-  view_.head_stride = room.strides.heads;
-  view_.dim_stride = room.strides.dim;
+  SetStrides(room.strides, &view_);
   if (dtype != DType::kI8) return;
 
-  const auto count = [granularity](int64_t n, Granularity axis) {
-    return (granularity & axis) != 0 || n == 0 ? n : 1;
-  };
-  const Dims scale_dims = {count(dims.batch, kPerSequence), count(dims.length, kPerToken),
-                           count(dims.heads, kPerHead), count(dims.dim, kPerChannel)};
+  const Dims scale_dims = Varying(dims, granularity);
   room = RoomFor(scale_dims, layout, placement, sizeof(float));
   scale_buffer_ = std::move(room.buffer);
-  const auto stride = [granularity](int64_t bytes, Granularity axis) {
-    return (granularity & axis) != 0 ? bytes : 0;
-  };
-  view_.scale.data = reinterpret_cast<const float*>(room.first);
-  view_.scale.batch_stride = stride(room.strides.batch, kPerSequence);
-  view_.scale.length_stride = stride(room.strides.length, kPerToken);
-  view_.scale.head_stride = stride(room.strides.heads, kPerHead);
-  view_.scale.dim_stride = stride(room.strides.dim, kPerChannel);
+  const Strides strides = VaryingStrides(room.strides, granularity);
+  view_.scale = {reinterpret_cast<const float*>(room.first), strides.batch, strides.length,
+                 strides.heads, strides.dim};
   // Normal numbers reach about 4: no power of two, so that products and quotients are rounded.
   Rng rng(granularity);
   ForEach(scale_dims, [&](int64_t b, int64_t l, int64_t h, int64_t d) {
     SetScale(b, l, h, d, static_cast<float>((0.5 + rng.Uniform()) * 4.0 / 127.0));
   });
+}
+
+Tensor Tensor::Broadcast(DType dtype, const Dims& dims, unsigned granularity, Layout layout,
+                         Placement placement) {
+  Tensor t(dtype, Varying(dims, granularity), layout, placement);
+  const TensorView& view = t.view_;
+  const Strides strides = VaryingStrides(
+      {view.batch_stride, view.length_stride, view.head_stride, view.dim_stride}, granularity);
+  t.dims_ = dims;
+  t.view_.batch = dims.batch;
+  t.view_.length = dims.length;
+  t.view_.heads = dims.heads;
+  t.view_.dim = dims.dim;
+  SetStrides(strides, &t.view_);
+  return t;
+}
+
+MaskView Tensor::mask_view() const {
+  MaskView mask = MaskView::Dense(view_.data, view_.batch, view_.length, view_.heads, view_.dim);
+  mask.batch_stride = view_.batch_stride;
+  mask.length_stride = view_.length_stride;
+  mask.head_stride = view_.head_stride;
+  mask.dim_stride = view_.dim_stride;
+  return mask;
 }
 
 unsigned char* Tensor::At(int64_t b, int64_t l, int64_t h, int64_t d) const {

@@ -85,6 +85,7 @@ enum Granularity : unsigned {
   kPerChannel = 8,
 };
 constexpr unsigned kNumGranularities = 16;
+constexpr unsigned kPerElement = kNumGranularities - 1;
 // "/tensor", or "/token/head" and the like.
 std::string GranularityName(unsigned granularity);
 
@@ -94,10 +95,14 @@ class Tensor {
   // The scales have layout and placement of the elements, in memory of their own.
   Tensor(DType dtype, const Dims& dims, Layout layout = Layout::kDense,
          Placement placement = Placement::kAtEnd, unsigned granularity = kPerTensor);
+  // A tensor that varies along the axes of `granularity` only: along the others its stride is 0.
+  static Tensor Broadcast(DType dtype, const Dims& dims, unsigned granularity, Layout layout,
+                          Placement placement);
 
   const Dims& dims() const { return dims_; }
   DType dtype() const { return dtype_; }
   TensorView view() const { return view_; }
+  MaskView mask_view() const;  // of i8, which is as long as a boolean
 
   void Set(int64_t b, int64_t l, int64_t h, int64_t d, float x);
   float Get(int64_t b, int64_t l, int64_t h, int64_t d) const;

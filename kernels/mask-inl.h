@@ -1,0 +1,221 @@
+// Which keys of a tile rows see, as bits: position (causal, windows, prefix, padding), masks of
+// single keys and of blocks all become one form, so that kernels know one.
+//
+// Most pairs of tiles are seen whole or not at all, which bounds of the query tile tell: those pay
+// two comparisons. For the others bits are made, row by row where there are masks, otherwise for
+// kLanes rows at once in 20 instructions for 32 keys. Kernels then test one bit for each score, but
+// where all rows see a step's keys, and skip what no row sees at either end of the tile.
+#ifndef SIGHTLINE_KERNELS_MASK_INL_H_
+#define SIGHTLINE_KERNELS_MASK_INL_H_
+
+#include "kernels/schemes-inl.h"
+
+namespace sightline {
+namespace SIGHTLINE_TIER {
+namespace {
+
+// Keys [0, n), n <= 32, of a word of the mask.
+HWY_INLINE uint32_t BitsBelow(size_t n) {
+  return static_cast<uint32_t>((uint64_t{1} << MinOf(n, kMaskBits)) - 1);
+}
+
+// What is left of keys below `limit`, counted from `begin` on.
+HWY_INLINE size_t KeysFrom(size_t begin, size_t limit) { return limit > begin ? limit - begin : 0; }
+
+// Sets the bits of elements [0, n) that are not 0, n <= kKvTile.
+HWY_INLINE void BitsOfBytes(const uint8_t* HWY_RESTRICT bytes, size_t n, RowMask& mask) {
+  constexpr size_t kBytes = hn::MaxLanes(DU8());
+  HWY_ALIGN uint8_t bits[kKvTile / 8 + 8] = {};
+  for (size_t i = 0; i < n; i += kBytes) {
+    const VU8 x = i + kBytes <= n ? hn::LoadU(du8, bytes + i) : hn::LoadN(du8, bytes + i, n - i);
+    hn::StoreMaskBits(du8, hn::Ne(x, hn::Zero(du8)), bits + i / 8);
+  }
+  __builtin_memcpy(mask.words, bits, sizeof(mask.words));
+}
+
+// What one mask says of keys [key, key + n) for a row.
+HWY_INLINE RowMask BitsOfMask(const MaskRows& rows, const RowIndex& index, size_t key, size_t n) {
+  RowMask mask = {};
+  const uint8_t* from = MaskOf(rows, index, key);
+  if (rows.kv_block == 1 && rows.key_stride == 1) {
+    BitsOfBytes(from, n, mask);
+    return mask;
+  }
+  for (size_t i = 0; i < n;) {
+    const size_t end = MinOf(n, i + rows.kv_block - (key + i) % rows.kv_block);
+    if (*MaskOf(rows, index, key + i) != 0) {
+      for (; i < end; ++i) mask.words[i / kMaskBits] |= uint32_t{1} << i % kMaskBits;
+    }
+    i = end;
+  }
+  return mask;
+}
+
+// Keys [begin, limit) and those of the prefix, of n from `first` on: bits of one word.
+HWY_INLINE uint32_t RangeBits(const AttendTask& task, size_t begin, size_t limit, size_t first,
+                              size_t n) {
+  const uint32_t by_position =
+      BitsBelow(KeysFrom(first, limit)) & ~BitsBelow(KeysFrom(first, begin));
+  return (by_position | BitsBelow(KeysFrom(first, task.prefix_len))) & BitsBelow(n);
+}
+
+// Keys [key, key + n) that row r of the task sees, n <= kKvTile.
+HWY_INLINE RowMask MaskOfRow(const AttendTask& task, size_t r, const KeyRange& range, size_t key,
+                             size_t n) {
+  RowMask mask;
+  for (size_t w = 0; w < kMaskWords; ++w) {
+    mask.words[w] =
+        RangeBits(task, range.begin, range.limit, key + w * kMaskBits, KeysFrom(w * kMaskBits, n));
+  }
+  for (const MaskRows& rows : task.masks) {
+    if (rows.data == nullptr) continue;
+    const RowMask seen = BitsOfMask(rows, IndexOf(r, task.q.beams, task.q.group), key, n);
+    for (size_t w = 0; w < kMaskWords; ++w) mask.words[w] &= seen.words[w];
+  }
+  return mask;
+}
+
+// True if rows whose ranges have these bounds see none of keys [key, end), or all of them, as far
+// as position goes.
+struct RangeBounds {
+  size_t min_begin, max_begin;
+  size_t min_limit, max_limit;
+};
+HWY_INLINE bool SeesNone(const AttendTask& task, const RangeBounds& rows, size_t key, size_t end) {
+  return key >= task.prefix_len && (end <= rows.min_begin || key >= rows.max_limit);
+}
+HWY_INLINE bool SeesAll(const AttendTask& task, const RangeBounds& rows, size_t key, size_t end) {
+  return end <= task.prefix_len || (rows.max_begin <= key && end <= rows.min_limit);
+}
+
+// Bits below lane n of each lane, n of any sign.
+HWY_INLINE VI32 LaneBitsBelow(VI32 n) {
+  const VI32 bits = hn::Set(di32, int32_t{kMaskBits});
+  const VI32 shift = hn::Clamp(n, hn::Zero(di32), hn::Set(di32, int32_t{kMaskBits} - 1));
+  const VI32 below = hn::Sub(hn::Shl(hn::Set(di32, 1), shift), hn::Set(di32, 1));
+  return hn::IfThenElse(hn::Ge(n, bits), hn::Set(di32, -1), below);
+}
+
+// Keys of the tile that all rows see and that any of them sees, as bits.
+struct CommonBits {
+  uint32_t all[kMaskWords];
+  uint32_t any[kMaskWords];
+};
+
+// Bits of all rows of a query tile by position.
+HWY_INLINE void FillByPosition(const AttendTask& task, const QueryTile& q, size_t key, size_t n,
+                               CommonBits& common) {
+  const size_t rows = q.num_vectors * kLanes;
+  for (size_t w = 0; w < kMaskWords; ++w) {
+    const size_t first = key + w * kMaskBits;
+    const size_t in_use = KeysFrom(w * kMaskBits, n);
+    common.all[w] = RangeBits(task, q.max_begin, q.min_limit, first, in_use);
+    common.any[w] = RangeBits(task, q.min_begin, q.max_limit, first, in_use);
+    const VI32 origin = hn::Set(di32, static_cast<int32_t>(first));
+    const VI32 prefix =
+        hn::Set(di32, static_cast<int32_t>(BitsBelow(KeysFrom(first, task.prefix_len))));
+    const VI32 bits_in_use = hn::Set(di32, static_cast<int32_t>(BitsBelow(in_use)));
+    for (size_t row = 0; row < rows; row += kLanes) {
+      const VI32 below_limit = LaneBitsBelow(hn::Sub(hn::Load(di32, q.limit + row), origin));
+      const VI32 below_begin = LaneBitsBelow(hn::Sub(hn::Load(di32, q.begin + row), origin));
+      const VI32 seen = hn::Or(hn::AndNot(below_begin, below_limit), prefix);
+      hn::Store(hn::And(seen, bits_in_use), di32, q.mask + w * rows + row);
+    }
+  }
+}
+
+// The same where there are masks. Rows that are not real see what the last one does.
+HWY_NOINLINE void FillByMasks(const AttendTask& task, const QueryTile& q, size_t key, size_t n,
+                              CommonBits& common) {
+  const size_t rows = q.num_vectors * kLanes;
+  for (size_t w = 0; w < kMaskWords; ++w) {
+    common.all[w] = ~uint32_t{0};
+    common.any[w] = 0;
+  }
+  RowMask mask = {};
+  for (size_t r = 0; r < rows; ++r) {
+    const size_t row = q.first_row + r;
+    if (r < q.num_rows) mask = MaskOfRow(task, row, RangeOf(task, row), key, n);
+    for (size_t w = 0; w < kMaskWords; ++w) {
+      common.all[w] &= mask.words[w];
+      common.any[w] |= mask.words[w];
+      q.mask[w * rows + r] = static_cast<int32_t>(mask.words[w]);
+    }
+  }
+}
+
+// What the query tile sees of keys [key, key + n), n <= kKvTile.
+HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
+  const RangeBounds rows = {q.min_begin, q.max_begin, q.min_limit, q.max_limit};
+  TileMask mask = {};
+  mask.words = q.mask;
+  if (SeesNone(task, rows, key, key + n)) return mask;
+  const bool has_masks = HasMasks(task);
+  if (!has_masks && n % kMaskAlign == 0 && SeesAll(task, rows, key, key + n)) {
+    mask.end = n;
+    for (size_t w = 0; w < kMaskWords; ++w) mask.all[w] = BitsBelow(KeysFrom(w * kMaskBits, n));
+    return mask;
+  }
+  CommonBits common;
+  if (has_masks) {
+    FillByMasks(task, q, key, n, common);
+  } else {
+    FillByPosition(task, q, key, n, common);
+  }
+  for (size_t w = kMaskWords; w-- > 0;) {
+    mask.all[w] = common.all[w];
+    const uint32_t any = common.any[w];
+    if (any == 0) continue;
+    const size_t lowest = static_cast<size_t>(__builtin_ctz(any));
+    const size_t highest = kMaskBits - 1 - static_cast<size_t>(__builtin_clz(any));
+    if (mask.end == 0) mask.end = w * kMaskBits + highest + 1;
+    mask.first = w * kMaskBits + lowest / kMaskAlign * kMaskAlign;
+  }
+  return mask;
+}
+
+// The same of the tile's keys from `part` on, a multiple of kMaskBits, of which there are n.
+template <size_t kQV>
+HWY_INLINE TileMask MaskFrom(const TileMask& mask, size_t part, size_t n) {
+  TileMask rest = {};
+  rest.words = mask.words + part / kMaskBits * kQV * kLanes;
+  rest.first = KeysFrom(part, mask.first);
+  rest.end = MinOf(KeysFrom(part, mask.end), n);
+  for (size_t w = part / kMaskBits; w < kMaskWords; ++w) {
+    rest.all[w - part / kMaskBits] = mask.all[w];
+  }
+  return rest;
+}
+
+// True if all rows see keys [key, key + n) of the tile, which are part of one word.
+HWY_INLINE bool AllSee(const TileMask& mask, size_t key, size_t n) {
+  const uint32_t bits = BitsBelow(n) << key % kMaskBits;
+  return (mask.all[key / kMaskBits] & bits) == bits;
+}
+// And if they see all that there are to see: [first, end), with whole lanes of kDepth keys.
+HWY_INLINE bool AllSeeAll(const TileMask& mask, size_t depth) {
+  for (size_t key = mask.first; key < RoundUp(mask.end, depth); key += depth) {
+    if (!AllSee(mask, key, depth)) return false;
+  }
+  return true;
+}
+
+// Lanes of vector v of the rows that see key `key` of the tile.
+template <size_t kQV>
+HWY_INLINE hn::Mask<DI32> SeenBy(const TileMask& mask, size_t key, size_t v) {
+  const VI32 word = hn::Load(di32, mask.words + (key / kMaskBits * kQV + v) * kLanes);
+  const uint32_t bit = uint32_t{1} << key % kMaskBits;
+  return hn::TestBit(word, hn::Set(di32, static_cast<int32_t>(bit)));
+}
+
+// Hidden scores become -inf, whatever the product was (NaN included).
+template <size_t kQV>
+HWY_INLINE VF Hide(VF s, const TileMask& mask, size_t key, size_t v) {
+  return hn::IfThenElse(hn::RebindMask(df, SeenBy<kQV>(mask, key, v)), s, NegInf());
+}
+
+}  // namespace
+}  // namespace SIGHTLINE_TIER
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KERNELS_MASK_INL_H_

@@ -1,0 +1,392 @@
+// Score modifications: softcap, additive bias, T5's relative-position bias, ALiBi and sinks; and
+// lse. Each alone in prefill and decode, T5's buckets against a table of their own, and numbers at
+// the edge: infinite biases, sinks that take all or nothing, scores far beyond the cap.
+#include <math.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
+#include <functional>
+#include <vector>
+
+#include "support/check.h"
+#include "support/problem.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+Case ModifiedCase(int64_t q_len, int64_t kv_len) {
+  Case c;
+  c.q_len = q_len;
+  c.kv_len = kv_len;
+  c.heads = 2;
+  c.head_dim = 12;
+  c.v_head_dim = 20;
+  c.distribution = Distribution::kKBias;  // integers of K have lost a mean that scores have to have
+  c.features.lse = true;
+  return c;
+}
+
+void AddSoftcap(Features* f) { f->softcap = 1.5f; }
+void AddBias(Features* f) {
+  f->bias.on = true;
+  f->bias.density = 0.9;
+}
+void AddBuckets(Features* f) { f->relative_buckets = {32, 128, true}; }
+void AddOneWayBuckets(Features* f) { f->relative_buckets = {32, 128, false}; }
+void AddAlibi(Features* f) { f->alibi_slopes = {0.5f, 0.0625f}; }
+void AddSinks(Features* f) { f->sinks = {1.0f, -0.5f}; }
+void AddAll(Features* f) {
+  AddSoftcap(f);
+  AddBias(f);
+  AddBuckets(f);
+  AddAlibi(f);
+  AddSinks(f);
+}
+using Modification = void (*)(Features*);
+constexpr Modification kModifications[] = {AddSoftcap, AddBias,  AddBuckets, AddOneWayBuckets,
+                                           AddAlibi,   AddSinks, AddAll};
+
+TEST_CASE("each score modification around every tile size", "[modifications]") {
+  const Modification modification = GENERATE(from_range(kModifications));
+  constexpr int64_t kQueries[] = {1, 3, 15, 17, 48, 49, 192, 193};
+  uint64_t seed = 0;
+  for (const int64_t kv_len : {1, 16, 63, 64, 65, 127, 128, 129, 192, 1023, 1025}) {
+    for (const int64_t step : {0, 3, 6}) {
+      Case c = ModifiedCase(kQueries[(seed + static_cast<uint64_t>(step)) % 8], kv_len);
+      modification(&c.features);
+      c.causal = ++seed % 2 == 0;
+      CheckEverywhere(Problem(c, seed));
+    }
+  }
+}
+
+TEST_CASE("lse alone", "[modifications]") {
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  uint64_t seed = 1000;
+  for (const Layout layout : {Layout::kDense, Layout::kHeadsFirst, Layout::kPadded,
+                              Layout::kReversed, Layout::kDimStrided}) {
+    for (const int64_t q_len : {1, 4, 50}) {
+      for (const int64_t kv_len : {0, 1, 129, 300}) {
+        Case c = ModifiedCase(q_len, kv_len);
+        if (kv_len == 0) c.distribution = Distribution::kGaussian;
+        c.kv_heads = 2;
+        c.heads = 4;
+        c.kv_batch = 2;
+        c.beams = 2;
+        c.causal = ++seed % 2 == 0;
+        c.features.lse_layout = layout;
+        CheckEverywhere(Problem(c, seed), source);
+      }
+    }
+  }
+}
+
+TEST_CASE("modifications beside masks, over a memory and a cache", "[modifications]") {
+  const Source source = GENERATE(Source::kMemory, Source::kCache);
+  uint64_t seed = 1500;
+  for (const Modification modification : kModifications) {
+    for (const int64_t q_len : {1, 4, 40}) {
+      Case c = ModifiedCase(q_len, 200);
+      modification(&c.features);
+      c.features.window_left = 70;
+      c.features.kv_lens = {170};
+      c.features.mask.on = true;
+      CheckEverywhere(Problem(c, ++seed), source);
+    }
+  }
+}
+
+// ---- Bias -------------------------------------------------------------------------------------
+
+TEST_CASE("a bias of each type, layout and along each axis", "[modifications]") {
+  constexpr Layout kLayouts[] = {Layout::kDense,      Layout::kHeadsFirst, Layout::kFused,
+                                 Layout::kDimStrided, Layout::kDimFirst,   Layout::kReversed,
+                                 Layout::kPadded,     Layout::kSharedHeads};
+  constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+  uint64_t seed = 2000;
+  for (unsigned varies = 0; varies < kNumGranularities; ++varies) {
+    for (const Layout layout : kLayouts) {
+      Case c = ModifiedCase(++seed % 2 == 0 ? 2 : 21, 137);
+      c.kv_batch = 2;
+      c.beams = 2;
+      c.kv_heads = seed / 2 % 2 == 0 ? 1 : 2;
+      c.placement = seed / 4 % 2 == 0 ? Placement::kAtEnd : Placement::kAtFront;
+      AddBias(&c.features);
+      c.features.bias_dtype = kDTypes[seed % 3];
+      c.features.bias.varies = varies;
+      c.features.bias.layout = layout;
+      c.features.bias.extra_keys = static_cast<int64_t>(seed % 4) * 5;
+      CheckEverywhere(Problem(c, seed));
+    }
+  }
+}
+
+// Sets the bias of both heads.
+void SetBias(Problem* problem, int64_t i, int64_t j, float x) {
+  for (int64_t h = 0; h < 2; ++h) problem->bias.Set(0, i, h, j, x);
+}
+
+TEST_CASE("a bias of -inf hides keys, tiles and rows", "[modifications]") {
+  uint64_t seed = 3000;
+  for (const int64_t q_len : {1, 4, 50}) {
+    for (const int64_t kv_len : {1, 130, 300, 1100}) {
+      for (const bool has_sinks : {false, true}) {
+        Case c = ModifiedCase(q_len, kv_len);
+        AddBias(&c.features);
+        if (has_sinks) AddSinks(&c.features);
+        Problem problem(c, ++seed);
+        for (int64_t i = 0; i < q_len; ++i) {
+          for (int64_t j = 0; j < kv_len; ++j) {
+            const bool patterns[] = {j < 64, j >= 64 && j < 256, true, j % 128 != 127, j != 0};
+            if (patterns[(i + static_cast<int64_t>(seed)) % 5]) {
+              SetBias(&problem, i, j, -HUGE_VALF);
+            }
+          }
+        }
+        CheckEverywhere(problem);
+      }
+    }
+  }
+}
+
+TEST_CASE("a bias of +inf makes its row NaN, unless it is hidden", "[modifications]") {
+  for (const int64_t q_len : {1, 4, 50}) {
+    for (const int64_t key : {0, 63, 64, 200, 299}) {
+      Case c = ModifiedCase(q_len, 300);
+      AddBias(&c.features);
+      c.features.bias.density = 1.0;
+      c.features.kv_lens = {299};
+      c.features.mask.on = true;
+      Problem problem(c, 4000);
+      // Seen by every other query.
+      for (int64_t i = 0; i < q_len; ++i) {
+        SetBias(&problem, i, key, HUGE_VALF);
+        for (int64_t h = 0; h < 2; ++h) problem.mask.SetQuantum(0, i, h, key, i % 2 == 0 ? 1 : 0);
+      }
+      for (const Precision precision : kPrecisions) {
+        for (const char* tier : SupportedTiers()) {
+          INFO(c.ToString() << ", key " << key << ", " << Name(precision) << " on " << tier);
+          Tensor lse;
+          const Tensor out = Attend(problem, {tier, precision}, &lse);
+          int64_t num_wrong = 0;
+          for (int64_t i = 0; i < q_len; ++i) {
+            const bool is_lost = i % 2 == 0 && key < 299;
+            for (int64_t h = 0; h < 2; ++h) {
+              num_wrong += isnan(lse.Get(0, i, h, 0)) == is_lost ? 0 : 1;
+              for (int64_t d = 0; d < c.v_head_dim; ++d) {
+                num_wrong += isnan(out.Get(0, i, h, d)) == is_lost ? 0 : 1;
+              }
+            }
+          }
+          CHECK(num_wrong == 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("biases hundreds apart", "[modifications]") {
+  uint64_t seed = 4500;
+  for (const float gain : {30.0f, 1000.0f, 1e6f}) {
+    for (const int64_t q_len : {1, 4, 50}) {
+      Case c = ModifiedCase(q_len, 300);
+      AddBias(&c.features);
+      c.features.bias.density = 1.0;
+      Problem problem(c, ++seed);
+      for (int64_t i = 0; i < q_len; ++i) {
+        for (int64_t h = 0; h < 2; ++h) {
+          for (int64_t j = 0; j < 300; ++j) {
+            problem.bias.Set(0, i, h, j, gain * problem.bias.Get(0, i, h, j));
+          }
+        }
+      }
+      CheckEverywhere(problem);
+    }
+  }
+}
+
+// ---- Sinks ------------------------------------------------------------------------------------
+
+TEST_CASE("sinks of any size", "[modifications]") {
+  uint64_t seed = 5000;
+  for (const float sink : {-HUGE_VALF, -1e30f, -1e4f, -200.0f, -50.0f, 0.0f, 20.0f, 50.0f, 88.0f,
+                           200.0f, 1e4f, 1e30f}) {
+    for (const int64_t q_len : {1, 4, 50}) {
+      for (const int64_t kv_len : {1, 129, 300}) {
+        for (const bool has_bias : {false, true}) {
+          Case c = ModifiedCase(q_len, kv_len);
+          c.features.sinks = {sink, 1.0f};
+          if (has_bias) AddBias(&c.features);
+          CheckEverywhere(Problem(c, ++seed));
+        }
+      }
+    }
+  }
+}
+
+// ---- Softcap ----------------------------------------------------------------------------------
+
+TEST_CASE("softcap of scores far beyond it, and far below", "[modifications]") {
+  uint64_t seed = 6000;
+  for (const float softcap : {1e-3f, 0.5f, 50.0f, 1e6f}) {
+    for (const float q_gain : {1e-6f, 1.0f, 100.0f, 1e8f}) {
+      for (const int64_t q_len : {1, 4, 50}) {
+        Case c = ModifiedCase(q_len, 150);
+        c.q_gain = q_gain;
+        c.features.softcap = softcap;
+        CheckEverywhere(Problem(c, ++seed));
+      }
+    }
+  }
+}
+
+// Above the cap nothing but a bias gets there.
+TEST_CASE("the cap comes before the biases", "[modifications]") {
+  for (const int64_t q_len : {1, 4, 50}) {
+    Case c = ModifiedCase(q_len, 70);
+    c.features.softcap = 2.0f;
+    AddBias(&c.features);
+    c.features.bias.density = 1.0;
+    Problem problem(c, 6500);
+    for (int64_t i = 0; i < q_len; ++i) {
+      for (int64_t j = 0; j < 70; ++j) SetBias(&problem, i, j, j == 42 ? 100.0f : 0.0f);
+    }
+    for (const Precision precision : kPrecisions) {
+      for (const char* tier : SupportedTiers()) {
+        INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+        Tensor lse;
+        Attend(problem, {tier, precision}, &lse);
+        for (int64_t i = 0; i < q_len; ++i) {
+          CHECK(fabsf(lse.Get(0, i, 0, 0) - 100.0f) <= 2.001f);
+        }
+      }
+    }
+  }
+}
+
+// ---- Relative positions -----------------------------------------------------------------------
+
+struct Buckets {
+  int64_t bucket;
+  int64_t count;
+};
+
+// Buckets of key position - query position from -200 to 200, with 32 buckets up to 128: computed
+// with fractions. A distance d >= m = 8 (16 one way) is in bucket m + i for the largest i with
+// (d / m)^m >= (128 / m)^i, and never beyond the last; these agree with what T5 in Hugging Face
+// Transformers computes in f32.
+constexpr Buckets kBothWays[] = {
+    {15, 110}, {14, 27}, {13, 18}, {12, 14}, {11, 9},  {10, 7},  {9, 4},   {8, 4},
+    {7, 1},    {6, 1},   {5, 1},   {4, 1},   {3, 1},   {2, 1},   {1, 1},   {0, 1},
+    {17, 1},   {18, 1},  {19, 1},  {20, 1},  {21, 1},  {22, 1},  {23, 1},  {24, 4},
+    {25, 4},   {26, 7},  {27, 9},  {28, 14}, {29, 18}, {30, 27}, {31, 110}};
+constexpr Buckets kOneWay[] = {{31, 88}, {30, 14}, {29, 12}, {28, 10}, {27, 10}, {26, 8}, {25, 7},
+                               {24, 6},  {23, 6},  {22, 5},  {21, 4},  {20, 4},  {19, 3}, {18, 3},
+                               {17, 2},  {16, 3},  {15, 1},  {14, 1},  {13, 1},  {12, 1}, {11, 1},
+                               {10, 1},  {9, 1},   {8, 1},   {7, 1},   {6, 1},   {5, 1},  {4, 1},
+                               {3, 1},   {2, 1},   {1, 1},   {0, 201}};
+
+std::vector<int64_t> ExpectedBuckets(bool bidirectional) {
+  std::vector<int64_t> buckets;
+  const auto append = [&](const auto& runs) {
+    for (const Buckets& run : runs) {
+      buckets.insert(buckets.end(), static_cast<size_t>(run.count), run.bucket);
+    }
+  };
+  if (bidirectional) append(kBothWays);
+  if (!bidirectional) append(kOneWay);
+  return buckets;
+}
+
+TEST_CASE("the oracle's buckets are those of the reference", "[modifications]") {
+  for (const bool bidirectional : {false, true}) {
+    const std::vector<int64_t> expected = ExpectedBuckets(bidirectional);
+    REQUIRE(expected.size() == 401);
+    for (int64_t relative = -200; relative <= 200; ++relative) {
+      INFO("distance " << relative);
+      CHECK(RelativeBucket({32, 128, bidirectional}, relative) ==
+            expected[static_cast<size_t>(relative + 200)]);
+    }
+  }
+}
+
+// Query i of 401 sees one key: lse is what that key's bucket says, but for steps of fixed point.
+TEST_CASE("the kernels' buckets are those of the reference", "[modifications]") {
+  for (const bool bidirectional : {false, true}) {
+    const std::vector<int64_t> expected = ExpectedBuckets(bidirectional);
+    for (const int64_t key : {200, 0}) {
+      Case c;
+      c.q_len = 401;
+      c.kv_len = 201;
+      c.head_dim = 4;
+      c.features.q_start = key - 200;
+      c.features.mask.on = true;
+      c.features.lse = true;
+      c.features.relative_buckets = {32, 128, bidirectional};
+      Problem problem(c, 7000);
+      for (int64_t i = 0; i < c.q_len; ++i) {
+        for (int64_t d = 0; d < c.head_dim; ++d) problem.q.Set(0, i, 0, d, 0.0f);
+        for (int64_t j = 0; j < c.kv_len; ++j) {
+          problem.mask.SetQuantum(0, i, 0, j, j == key ? 1 : 0);
+        }
+      }
+      for (int64_t bucket = 0; bucket < 32; ++bucket) {
+        problem.relative_bias.Set(0, bucket, 0, 0, static_cast<float>(bucket));
+      }
+      for (const Precision precision : kPrecisions) {
+        for (const char* tier : SupportedTiers()) {
+          INFO(Name(precision) << " on " << tier << ", key " << key);
+          Tensor lse;
+          Attend(problem, {tier, precision}, &lse);
+          int64_t num_wrong = 0;
+          for (int64_t i = 0; i < c.q_len; ++i) {
+            const float bucket = static_cast<float>(expected[static_cast<size_t>(400 - i)]);
+            num_wrong += fabsf(lse.Get(0, i, 0, 0) - bucket) < 0.1f ? 0 : 1;
+          }
+          CHECK(num_wrong == 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("buckets of any number and reach", "[modifications]") {
+  uint64_t seed = 8000;
+  for (const int64_t num_buckets : {2, 4, 32, 64, 256, 4096}) {
+    for (const int64_t max_distance : {3, 33, 129, 2049, 65536}) {
+      for (const bool bidirectional : {false, true}) {
+        const int64_t max_exact = num_buckets / (bidirectional ? 4 : 2);
+        if (max_distance <= max_exact || max_exact == 0) continue;
+        for (const int64_t q_len : {1, 4, 50}) {
+          Case c = ModifiedCase(q_len, 200);
+          c.features.relative_buckets = {num_buckets, max_distance, bidirectional};
+          if (++seed % 3 == 0) c.features.q_start = 70000;  // far beyond
+          if (seed % 3 == 1) c.features.q_start = 100;
+          CheckEverywhere(Problem(c, seed));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("ALiBi before, at and behind the query", "[modifications]") {
+  uint64_t seed = 9000;
+  for (const int64_t q_start :
+       {AttentionArgs::kBottomRight, int64_t{0}, int64_t{-40}, int64_t{90}, int64_t{5000}}) {
+    for (const int64_t q_len : {1, 4, 50}) {
+      for (const float slope : {0.0f, 1.0f, 0.00390625f, -0.25f}) {
+        Case c = ModifiedCase(q_len, 180);
+        c.features.q_start = q_start;
+        c.features.alibi_slopes = {slope, 0.5f};
+        CheckEverywhere(Problem(c, ++seed));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline
