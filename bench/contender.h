@@ -38,9 +38,11 @@ class Entry {
   virtual bool needs_reset() const { return false; }
   virtual void Reset() {}
 
-  // The output of the last Run as f32 [batch * beams, q_len, heads, v_head_dim], dense. For a
-  // store, of an untimed attention over what was stored.
+  // The output of the last Run as f32 [q_batch, q_length, heads, v_head_dim], dense. For a store,
+  // of an untimed attention over what was stored.
   virtual std::vector<float> Output() = 0;
+  // What it gave beside it, of what the case asks for.
+  virtual FurtherOutputs Further() { return {}; }
 
   // Bytes of K and V, as stored, that one step reads (a store: writes).
   virtual double kv_bytes() const = 0;
@@ -59,6 +61,10 @@ class Contender {
   virtual std::string version() const = 0;
   virtual std::string tier() const { return "own"; }  // peers choose their instructions themselves
   virtual const std::vector<Offer>& offers() const = 0;
+
+  // Whether Enter looks at Case::features. A contender that does not is not asked about cases that
+  // have some.
+  virtual bool knows_features() const { return false; }
 
   // Null, with the reason in *why_not, if the contender cannot compute the case. The problem
   // outlives the call only.

@@ -270,7 +270,7 @@ void Benchmark::Measure() {
         MeasureOffer(c, participant, offer, &problem, &why_not);
         if (why_not.empty()) continue;
         const std::string& name = participant.contender->name();
-        refusals_[name + " " + offer.precision + ": " + why_not].insert(Name(c.op));
+        refusals_[name + " " + offer.precision + ": " + why_not].insert(c.OpName());
         all_right_ = all_right_ && name != "sightline";
       }
     }
@@ -296,6 +296,13 @@ void Benchmark::MeasureOffer(const Case& c, const Participant& participant, cons
   } catch (const std::exception& e) {  // a peer's
     *why_not = e.what();
     return;
+  }
+  if (c.has_features()) {
+    const std::string plain =
+        RowName(*participant.contender, c.Plain(), offer.precision, options_.threads);
+    const auto found = std::find_if(rows_.begin(), rows_.end(),
+                                    [&](const Row& other) { return other.name == plain; });
+    if (found != rows_.end()) Compare(*found, &row);
   }
   PrintRow(row, std::cout);
   all_right_ = all_right_ && row.error.empty();

@@ -16,7 +16,8 @@ namespace {
 
 // Beyond any model.
 constexpr int64_t kMaxCount = int64_t{1} << 20;
-constexpr double kMaxElements = 0x1p40;  // of Q or of K and V
+constexpr double kMaxElements = 0x1p40;           // of a tensor, or of K and V
+constexpr int64_t kMaxTokens = int64_t{1} << 30;  // of a ragged batch
 
 // What has been read of the current model.
 struct Model {
@@ -26,7 +27,6 @@ struct Model {
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
   float scale = 0.0f;
-  std::string left_out;
 };
 
 bool IsName(const std::string& text) {
@@ -48,8 +48,75 @@ std::vector<int64_t> ParseCounts(const std::string& text) {
   return counts;
 }
 
-void LeaveOut(const std::string& what, std::string* left_out) {
-  *left_out += (left_out->empty() ? "" : " and ") + what;
+// What a row of an op may say beside `quick`: a word with counts, "k=5,6", or a word alone.
+struct RowWord {
+  std::string word;
+  bool has_counts;
+  int64_t* value;  // of the case that is being read
+};
+
+std::vector<RowWord> RowWords(Case* c) {
+  std::vector<RowWord> words = {{"k", true, &c->kv_len}, {"batch", true, &c->batch}};
+  // Decoding and storing have no q: one query per step, and one to look at what was stored.
+  if (!IsDecode(c->op) && !IsStore(c->op)) words.push_back({"q", true, &c->q_len});
+  if (c->op == Op::kDecodeCross) words.push_back({"beams", true, &c->beams});
+  if (IsStore(c->op)) return words;
+  const bool is_self = c->op == Op::kSelf || c->op == Op::kSelfCausal;
+  for (const FeatureWord& feature : kFeatureWords) {
+    const std::string word = feature.word;
+    if ((word == "ragged" || word == "parts") && !is_self) continue;
+    if ((word == "window" || word == "prefix") && !is_self && c->op != Op::kDecodeSelf) continue;
+    words.push_back({word, feature.label != nullptr, &(c->features.*feature.value)});
+  }
+  return words;
+}
+
+// Empty, or why a row's features are not measured together, or not at all.
+std::string WrongFeatures(const Case& c) {
+  constexpr int64_t kMaxPadding = 49;  // percent, so that the emptiest sequence has a key
+  constexpr int64_t kMaxBuckets = 128;
+  const Features& f = c.features;
+  if (f.prefix != 0 && f.window == 0 && !c.causal()) {
+    return "'prefix' without a causal mask or a window shows nothing new";
+  }
+  if (f.padding > kMaxPadding) {
+    return "padding=" + std::to_string(f.padding) + ": at most 49 percent";
+  }
+  if (f.t5 != 0 && (f.t5 < 4 || f.t5 > kMaxBuckets || f.t5 % 2 != 0)) {
+    return "t5=" + std::to_string(f.t5) + ": an even number of buckets from 4 to 128";
+  }
+  if (f.weights > c.heads) {
+    return "weights=" + std::to_string(f.weights) + ": there are " + std::to_string(c.heads) +
+           " heads";
+  }
+  if (f.ragged != 0 && f.parts != 0) return "'ragged' or 'parts', not both";
+  if (c.ragged()) {
+    const char* word = f.ragged != 0 ? "ragged" : "parts";
+    if (c.kv_len != c.q_len) {
+      return std::string("'") + word +
+             "' has no k of its own: sequences have as many keys as queries";
+    }
+    if (c.batch * c.q_len > kMaxTokens) {
+      return std::string("'") + word + "' has no more than " + std::to_string(kMaxTokens) +
+             " tokens, q times batch";
+    }
+    if (f.prefix + f.padding + f.mask + f.block_mask + f.bias + f.weights + f.mass != 0) {
+      return std::string("'") + word +
+             "' goes with window, softcap, t5, alibi, sinks and lse alone";
+    }
+  }
+  return "";
+}
+
+// Of the largest tensor.
+double Elements(const Case& c) {
+  const double heads =
+      static_cast<double>(c.batch) * static_cast<double>(std::max(c.beams * c.heads, c.kv_heads));
+  const double length = static_cast<double>(std::max(c.q_len, c.kv_len));
+  const double inputs = heads * length * static_cast<double>(c.head_dim + c.v_head_dim);
+  const Features& f = c.features;
+  if (f.mask + f.bias + f.weights == 0) return inputs;
+  return std::max(inputs, heads * static_cast<double>(c.q_len) * static_cast<double>(c.kv_len));
 }
 
 class Reader {
@@ -69,6 +136,11 @@ class Reader {
   }
 
  private:
+  struct Axis {
+    int64_t* target;
+    std::vector<int64_t> values;
+  };
+
   std::string ReadProperty(const std::string& key, const std::string& value) {
     if (key == "model") {
       if (!IsName(value)) return "model '" + value + "': names are made of a-z, 0-9 and _";
@@ -77,18 +149,12 @@ class Reader {
       return "";
     }
     if (model_.name.empty()) return "'" + key + "' before any 'model NAME'";
-    if (key == "scale" || key == "softcap") {
+    if (key == "scale") {
       char* end = nullptr;
       const float number = strtof(value.c_str(), &end);
       if (*end != '\0' || !(number > 0.0f) || isinf(number))
         return key + " '" + value + "' is no positive number";
-      if (key == "scale") model_.scale = number;
-      if (key == "softcap") LeaveOut("softcap", &model_.left_out);
-      return "";
-    }
-    if (key == "bias") {
-      if (!IsName(value)) return "bias '" + value + "': names are made of a-z, 0-9 and _";
-      LeaveOut(value + " bias", &model_.left_out);
+      model_.scale = number;
       return "";
     }
     const std::map<std::string, int64_t*> counts = {{"heads", &model_.heads},
@@ -98,8 +164,8 @@ class Reader {
     const auto count = counts.find(key);
     if (count == counts.end()) {
       return "unknown word '" + key +
-             "'; known are model, heads, kv_heads, head_dim, v_head_dim, scale, softcap, bias and "
-             "the ops self, self_causal, cross, decode_self, decode_cross, prepare, append";
+             "'; known are model, heads, kv_heads, head_dim, v_head_dim, scale and the ops self, "
+             "self_causal, cross, decode_self, decode_cross, prepare, append";
     }
     const std::vector<int64_t> values = ParseCounts(value);
     if (values.size() != 1) return key + " '" + value + "' is no count from 1 to 1048576";
@@ -119,60 +185,64 @@ class Reader {
     c.head_dim = model_.head_dim;
     c.v_head_dim = model_.v_head_dim != 0 ? model_.v_head_dim : model_.head_dim;
     c.scale = model_.scale;
-    c.left_out = model_.left_out;
     if (c.heads % c.kv_heads != 0) {
       return "kv_heads " + std::to_string(c.kv_heads) + " does not divide heads " +
              std::to_string(c.heads);
     }
 
-    // Decoding and storing have no q: one query per step, and one to look at what was stored.
-    const bool has_q = !IsDecode(op) && !IsStore(op);
-    std::map<std::string, std::vector<int64_t>> lists;
-    for (std::string word; words >> word;) {
-      if (word == "quick") {
+    // Which values each word takes: a row for each combination, those of the last word next to each
+    // other.
+    std::vector<Axis> axes;
+    std::set<std::string> given;
+    const std::vector<RowWord> known = RowWords(&c);
+    for (std::string text; words >> text;) {
+      if (text == "quick") {
         c.quick = true;
         continue;
       }
-      const size_t equals = word.find('=');
-      const std::string key = word.substr(0, equals);
-      const bool known = key == "k" || key == "batch" || key == "window" || (key == "q" && has_q) ||
-                         (key == "beams" && op == Op::kDecodeCross);
-      if (equals == std::string::npos || !known) {
-        return std::string(Name(op)) + " has no '" + word + "'; it takes k, batch, window" +
-               (has_q ? ", q" : "") + (op == Op::kDecodeCross ? ", beams" : "") + " and quick";
+      const size_t equals = text.find('=');
+      const std::string key = text.substr(0, equals);
+      const auto word = std::find_if(known.begin(), known.end(), [&](const RowWord& candidate) {
+        return candidate.word == key && candidate.has_counts == (equals != std::string::npos);
+      });
+      if (word == known.end()) {
+        std::string takes;
+        for (const RowWord& one : known)
+          takes.append(one.word).append(one.has_counts ? "=, " : ", ");
+        return std::string(Name(op)) + " has no '" + text + "'; it takes " + takes + "quick";
       }
-      if (lists.count(key) != 0) return std::string(Name(op)) + ": '" + key + "' twice";
-      lists[key] = ParseCounts(word.substr(equals + 1));
-      if (lists[key].empty()) {
-        return "'" + word + "': expected counts from 1 to 1048576, separated by commas";
+      if (!given.insert(key).second) return std::string(Name(op)) + ": '" + key + "' twice";
+      axes.push_back({word->value, {1}});
+      if (!word->has_counts) continue;
+      axes.back().values = ParseCounts(text.substr(equals + 1));
+      if (axes.back().values.empty()) {
+        return "'" + text + "': expected counts from 1 to 1048576, separated by commas";
       }
     }
-    if (lists.count("window") != 0) LeaveOut("sliding window", &c.left_out);
-    if (has_q && lists["q"].empty()) return std::string(Name(op)) + " needs q=";
-    if (!has_q && lists["k"].empty()) return std::string(Name(op)) + " needs k=";
+    const bool has_q = !IsDecode(op) && !IsStore(op);
+    const std::string needed = has_q ? "q" : "k";
+    if (given.count(needed) == 0) return std::string(Name(op)) + " needs " + needed + "=";
+    return AddCases(axes, 0, &c);
+  }
 
-    const auto or_one = [&lists](const char* key) {
-      const std::vector<int64_t>& list = lists[key];
-      return list.empty() ? std::vector<int64_t>{1} : list;
-    };
-    for (const int64_t batch : or_one("batch")) {
-      for (const int64_t beams : or_one("beams")) {
-        for (const int64_t q : or_one("q")) {
-          for (const int64_t k : lists["k"].empty() ? std::vector<int64_t>{q} : lists["k"]) {
-            c.batch = batch;
-            c.beams = beams;
-            c.q_len = q;
-            c.kv_len = k;
-            const double heads = static_cast<double>(batch * std::max(beams * c.heads, c.kv_heads));
-            const double length = static_cast<double>(std::max(q, k));
-            if (heads * length * static_cast<double>(c.head_dim + c.v_head_dim) > kMaxElements) {
-              return c.Shape() + " is too large: more than 2^40 elements";
-            }
-            cases_->push_back(c);
-          }
-        }
+  // Adds a case for each combination of what axes from `begin` on say of *c.
+  std::string AddCases(const std::vector<Axis>& axes, size_t begin, Case* c) {
+    if (begin < axes.size()) {
+      for (const int64_t value : axes[begin].values) {
+        *axes[begin].target = value;
+        std::string wrong = AddCases(axes, begin + 1, c);
+        if (!wrong.empty()) return wrong;
       }
+      return "";
     }
+    Case added = *c;
+    if (added.kv_len == 0) added.kv_len = added.q_len;
+    std::string wrong = WrongFeatures(added);
+    if (!wrong.empty()) return wrong;
+    if (Elements(added) > kMaxElements) {
+      return added.Shape() + " is too large: more than 2^40 elements";
+    }
+    cases_->push_back(added);
     return "";
   }
 
@@ -221,7 +291,7 @@ bool ReadModelFolder(const std::string& folder, std::vector<Case>* cases, std::s
   }
   std::set<std::string> names;
   for (const Case& c : read) {
-    const std::string name = std::string(Name(c.op)) + "/" + c.model + "/" + c.Shape();
+    const std::string name = c.OpName() + "/" + c.model + "/" + c.Shape();
     if (names.insert(name).second) continue;
     *error = "in '" + folder + "' the row " + name + " is there twice";
     return false;

@@ -7,14 +7,15 @@
 //   head_dim 64
 //   v_head_dim 64        # default: head_dim
 //   scale 1              # default: 1 / sqrt(head_dim)
-//   bias relative        # the model adds to its scores what the benchmark does not compute yet; likewise softcap 50
 //   self q=1500          # a row: an op of bench/case.h, then q, k (default: q, where there are queries), batch, beams
 //   decode_cross k=1500 beams=1,5 quick
+//   self q=512 t5=32     # and the Features of bench/case.h: window, prefix, padding, block_mask, softcap, t5 and weights
+//   self q=512 mask lse  # with a number, the others alone
 // clang-format on
 //
-// A list makes a row of each value. `quick` puts a row into `./run bench --quick`; `window` names a
-// sliding window that is not computed yet. The report draws what models called sweep_... have over
-// their length. An error says file, line, what was given and what is allowed.
+// A list makes a row of each value. `quick` puts a row into `./run bench --quick`. The report draws
+// what models called sweep_... have over their length. An error says file, line, what was given and
+// what is allowed.
 #ifndef SIGHTLINE_BENCH_MODEL_FILE_H_
 #define SIGHTLINE_BENCH_MODEL_FILE_H_
 

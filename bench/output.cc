@@ -36,6 +36,10 @@ Run RunOf(const Row& row) {
   run.counters["kv_bytes"] = row.kv_bytes;
   run.counters["rel_l2"] = row.rel_l2;
   run.counters["spread"] = row.timing.spread;
+  if (!row.plain.empty()) {
+    run.counters["time_ratio"] = row.time_ratio;
+    run.counters["pair_ratio"] = row.pair_ratio;
+  }
   return run;
 }
 
@@ -60,6 +64,15 @@ void PrintRow(const Row& row, std::ostream& out) {
   snprintf(line, sizeof(line), "%10.1f us %7.1f %-5s %6.1f %% %9.1e  ", row.timing.seconds * 1e6,
            speed * 1e-9, in_bytes ? "GB/s" : "GOP/s", row.roof * 100, row.rel_l2);
   out << line << row.name;
+  if (!row.plain.empty()) {
+    snprintf(line, sizeof(line), "  (%.3f of the time of %s", row.time_ratio, row.plain.c_str());
+    out << line;
+    if (row.pair_ratio != row.time_ratio) {
+      snprintf(line, sizeof(line), ", %.3f for each visible pair", row.pair_ratio);
+      out << line;
+    }
+    out << ")";
+  }
   if (!row.label.empty()) out << "  (" << row.label << ")";
   out << "\n" << std::flush;
 }

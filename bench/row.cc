@@ -1,8 +1,10 @@
 #include "bench/row.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include <memory>
+#include <vector>
 
 namespace sightline {
 namespace bench {
@@ -16,6 +18,9 @@ std::string Format(const char* format, double x) {
 
 constexpr double kNearRoof = 0.95;
 
+constexpr char kNoFeatures[] =
+    "whatever the library has, this benchmark asks it for plain and causal attention only";
+
 void AddRemark(const std::string& remark, std::string* label) {
   *label += (label->empty() ? "" : "; ") + remark;
 }
@@ -25,7 +30,7 @@ void AddRemark(const std::string& remark, std::string* label) {
 std::string RowName(const Contender& contender, const Case& c, const std::string& precision,
                     int threads) {
   const std::string peer = contender.name() == "sightline" ? "" : "peer:" + contender.name() + "/";
-  return peer + Name(c.op) + "/" + c.model + "/" + precision + "/" + c.Shape() +
+  return peer + c.OpName() + "/" + c.model + "/" + precision + "/" + c.Shape() +
          "/tier:" + contender.tier() + "/threads:" + std::to_string(threads);
 }
 
@@ -38,22 +43,31 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
                 const Effort& effort, Row* row, std::string* why_not) {
   const Case& c = problem.c;
   const int threads = roofs->threads();
+  if (c.has_features() && !contender->knows_features()) {
+    *why_not = kNoFeatures;
+    return false;
+  }
   const std::unique_ptr<Entry> entry = contender->Enter(problem, offer.precision, threads, why_not);
   if (entry == nullptr) return false;
 
   *row = Row();
   row->name = RowName(*contender, c, offer.precision, threads);
   row->op = c.op;
+  row->op_name = c.OpName();
   row->kv_bytes = entry->kv_bytes();
   row->traffic_bytes = entry->traffic_bytes();
   if (!IsDecode(c.op) && !IsStore(c.op)) row->unit = roofs->UnitOf(offer.precision);
-  if (!c.left_out.empty()) AddRemark("without its " + c.left_out, &row->label);
 
   // Before and after it is timed: what goes wrong on the way would be fast.
   const auto check = [&] {
     row->error = entry->error();
     if (!row->error.empty()) return false;
-    row->rel_l2 = RelativeL2(problem, entry->Output());
+    const std::vector<float> out = entry->Output();
+    row->rel_l2 = RelativeL2(problem, out);
+    if (c.has_features()) {
+      const double further = FurtherRelativeL2(problem, out, entry->Further());
+      if (!(further <= row->rel_l2)) row->rel_l2 = further;  // NaN too
+    }
     if (!(row->rel_l2 <= offer.max_rel_l2)) {
       row->error = Format("its relative L2 error is %.2g", row->rel_l2) +
                    Format(", more than the %.2g that its precision explains", offer.max_rel_l2);
@@ -78,6 +92,18 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
     AddRemark(Format("spread %.1f %%", 100 * timing.spread), &row->label);
   }
   return true;
+}
+
+void Compare(const Row& plain, Row* row) {
+  if (!plain.error.empty() || !row->error.empty()) return;
+  row->time_ratio = row->timing.seconds / plain.timing.seconds;
+  const double operations = row->ops * row->timing.seconds;
+  const double plain_operations = plain.ops * plain.timing.seconds;
+  row->pair_ratio = row->time_ratio;
+  if (fabs(operations / plain_operations - 1.0) > 1e-9) {
+    row->pair_ratio *= plain_operations / operations;
+  }
+  row->plain = plain.op_name;
 }
 
 }  // namespace bench

@@ -14,13 +14,19 @@ namespace bench {
 struct Row {
   std::string name;
   Op op = Op::kSelf;
+  std::string op_name;  // with features
   Timing timing;
   double ops = 0.0;       // Case::Operations per second
   double roof = 0.0;      // see FractionOfRoof
   double kv_bytes = 0.0;  // Entry::kv_bytes
-  double rel_l2 = 0.0;    // RelativeL2 of the output
-  std::string label;      // remarks: what the model has and the row has not, a large spread
-  std::string error;      // the row does not count, because
+  double rel_l2 = 0.0;    // of the output, the larger one if there are further outputs
+  // Beside the row of Case::Plain of the same run: times as much time, and times as much time for
+  // each operation, and so for each visible pair. 0 = there is no such row.
+  double time_ratio = 0.0;
+  double pair_ratio = 0.0;
+  std::string plain;  // its op
+  std::string label;  // remarks: a large spread
+  std::string error;  // the row does not count, because
 
   std::string unit;            // of Roofs::Arithmetic; "" for decodes and stores
   double traffic_bytes = 0.0;  // Entry::traffic_bytes
@@ -38,6 +44,9 @@ std::string RowName(const Contender& contender, const Case& c, const std::string
 // does not compute such a case at all.
 bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer, Roofs* roofs,
                 const Effort& effort, Row* row, std::string* why_not);
+
+// Sets the ratios of a row and what it is compared with.
+void Compare(const Row& plain, Row* row);
 
 }  // namespace bench
 }  // namespace sightline

@@ -5,6 +5,8 @@
 //   decode_self          Run on a KvCache that holds kv_len tokens
 //   prepare              CrossMemory::Create, its allocation included
 //   append               KvCache::Append of one token
+//
+// Features are arguments of these Runs. Of `parts`, each sequence has a Run of its own.
 #include "bench/sightline_contender.h"
 
 #include <pthreadpool.h>
@@ -12,6 +14,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "kv/layout.h"
 #include "quant/elements.h"
@@ -92,14 +95,6 @@ class Tensor {
   const TensorView& view() const { return view_; }
   double bytes() const { return static_cast<double>(bytes_); }
 
-  // Tokens begin ... end - 1 of every sequence.
-  ConstTensorView Slice(int64_t begin, int64_t end) const {
-    TensorView slice = view_;
-    slice.data = static_cast<unsigned char*>(view_.data) + begin * view_.length_stride;
-    slice.length = end - begin;
-    return slice;
-  }
-
  private:
   struct alignas(64) CacheLine {
     unsigned char bytes[64];
@@ -113,6 +108,123 @@ class Tensor {
   TensorView view_;
 };
 
+// Tokens begin ... end - 1 of every sequence.
+TensorView Slice(TensorView view, int64_t begin, int64_t end) {
+  view.data = static_cast<unsigned char*>(view.data) + begin * view.length_stride;
+  view.length = end - begin;
+  return view;
+}
+
+// What the features of a case take and give beside Q, K, V and O, and the arguments that say so.
+class FeatureTensors {
+ public:
+  FeatureTensors(const Problem& problem, DType dtype)
+      : c_(problem.c),
+        relative_bias_(problem.relative_bias),
+        alibi_slopes_(problem.alibi_slopes),
+        sinks_(problem.sinks),
+        // A bias is the same for all of a batch, a mask also for all heads.
+        bias_(dtype, 1, If(f().bias, c_.q_len), c_.heads, c_.kv_len),
+        lse_(DType::kF32, c_.q_batch(), If(HasLse(), c_.q_length()), c_.heads, 1),
+        weights_(DType::kF32, c_.q_batch(), c_.q_len, f().weights, c_.kv_len),
+        mass_(DType::kF32, c_.q_batch(), If(f().mass, 1), c_.heads, c_.kv_len) {
+    if (f().bias != 0) bias_.Set(problem.bias);
+    for (const int64_t head : problem.weight_heads()) {
+      weight_heads_.push_back(static_cast<int32_t>(head));
+    }
+    if (c_.ragged()) indptr_ = c_.Indptr();
+    for (int64_t s = 0; s < c_.batch; ++s) {
+      if (f().padding != 0) kv_lens_.push_back(static_cast<int32_t>(c_.KvLen(s)));
+      if (f().prefix != 0) prefix_lens_.push_back(static_cast<int32_t>(f().prefix));
+    }
+    if (f().mask != 0) FillMask();
+    if (f().block_mask != 0) FillBlocks();
+  }
+  FeatureTensors(const FeatureTensors&) = delete;
+  FeatureTensors& operator=(const FeatureTensors&) = delete;
+
+  void SetDesc(AttentionDesc* desc) const {
+    desc->window_left = c_.WindowLeft();
+    desc->window_right = c_.WindowRight();
+    desc->softcap = static_cast<float>(f().softcap);
+    if (f().t5 != 0) desc->relative_buckets = c_.Buckets();
+  }
+
+  void SetArgs(AttentionArgs* args) const {
+    if (c_.PadsQueries()) args->q_start = c_.kv_len - c_.q_len;
+    args->kv_lens = DataOf(kv_lens_);
+    args->prefix_lens = DataOf(prefix_lens_);
+    if (f().mask != 0) {
+      args->mask = MaskView::Dense(mask_.data(), c_.q_batch(), c_.q_len, 1, c_.kv_len);
+      args->mask.heads = c_.heads;
+      args->mask.batch_stride = args->mask.head_stride = 0;
+    }
+    if (f().block_mask != 0) {
+      BlockMask* blocks = &args->block_mask;
+      blocks->blocks = MaskView::Dense(blocks_.data(), c_.q_batch(), BlocksOf(c_.q_len), c_.heads,
+                                       BlocksOf(c_.kv_len));
+      blocks->blocks.batch_stride = 0;
+      blocks->q_block = blocks->kv_block = f().block_mask;
+    }
+    if (f().ragged != 0) {
+      args->num_sequences = c_.batch;
+      args->q_indptr = args->kv_indptr = indptr_.data();
+    }
+    if (f().bias != 0) {
+      TensorView bias = bias_.view();
+      bias.batch = c_.q_batch();
+      bias.batch_stride = 0;
+      args->bias = bias;
+    }
+    args->relative_bias = DataOf(relative_bias_);
+    args->alibi_slopes = DataOf(alibi_slopes_);
+    args->sinks = DataOf(sinks_);
+    if (HasLse()) args->lse = lse_.view();
+    if (f().weights != 0) {
+      args->weights.out = weights_.view();
+      args->weights.heads = weight_heads_.data();
+      args->weights.num_heads = f().weights;
+    }
+    if (f().mass != 0) args->mass = mass_.view();
+  }
+
+  const std::vector<int32_t>& indptr() const { return indptr_; }
+
+  FurtherOutputs Get() const { return {lse_.Get(), weights_.Get(), mass_.Get()}; }
+
+ private:
+  const Features& f() const { return c_.features; }
+  bool HasLse() const { return f().lse + f().weights + f().mass != 0; }
+  // A tensor that is not there has a length of 0.
+  static int64_t If(int64_t is_there, int64_t length) { return is_there != 0 ? length : 0; }
+  int64_t BlocksOf(int64_t length) const { return (length + f().block_mask - 1) / f().block_mask; }
+  template <typename T>
+  static const T* DataOf(const std::vector<T>& x) {
+    return x.empty() ? nullptr : x.data();
+  }
+
+  void FillMask() {
+    for (int64_t i = 0; i < c_.q_len; ++i) {
+      for (int64_t j = 0; j < c_.kv_len; ++j) mask_.push_back(c_.MaskShows(i, j) ? 1 : 0);
+    }
+  }
+  void FillBlocks() {
+    for (int64_t i = 0; i < BlocksOf(c_.q_len); ++i) {
+      for (int64_t h = 0; h < c_.heads; ++h) {
+        for (int64_t j = 0; j < BlocksOf(c_.kv_len); ++j) {
+          blocks_.push_back(c_.BlockMaskShows(h, i, j) ? 1 : 0);
+        }
+      }
+    }
+  }
+
+  Case c_;
+  std::vector<int32_t> kv_lens_, prefix_lens_, indptr_, weight_heads_;
+  std::vector<unsigned char> mask_, blocks_;
+  std::vector<float> relative_bias_, alibi_slopes_, sinks_;
+  Tensor bias_, lse_, weights_, mass_;
+};
+
 // What every op has: tensors, threads, a plan.
 class SightlineEntry : public Entry {
  public:
@@ -120,26 +232,29 @@ class SightlineEntry : public Entry {
       : c_(problem.c),
         format_(format),
         pool_(threads),
-        q_(dtype(), c_.q_batch(), c_.q_len, c_.heads, c_.head_dim),
-        k_(dtype(), c_.batch, c_.kv_len, c_.kv_heads, c_.head_dim),
-        v_(dtype(), c_.batch, c_.kv_len, c_.kv_heads, c_.v_head_dim),
-        out_(dtype(), c_.q_batch(), c_.q_len, c_.heads, c_.v_head_dim) {
+        q_(dtype(), c_.q_batch(), c_.q_length(), c_.heads, c_.head_dim),
+        k_(dtype(), c_.kv_batch(), c_.kv_length(), c_.kv_heads, c_.head_dim),
+        v_(dtype(), c_.kv_batch(), c_.kv_length(), c_.kv_heads, c_.v_head_dim),
+        out_(dtype(), c_.q_batch(), c_.q_length(), c_.heads, c_.v_head_dim),
+        features_(problem, dtype()) {
     q_.Set(problem.q);
     k_.Set(problem.k);
     v_.Set(problem.v);
     args_.q = q_.view();
     args_.out = out_.view();
+    features_.SetArgs(&args_);
 
     AttentionDesc desc;
     desc.num_heads = c_.heads;
     desc.num_kv_heads = c_.kv_heads;
     desc.head_dim = c_.head_dim;
     desc.v_head_dim = c_.v_head_dim;
-    desc.max_batch = c_.q_batch();
+    desc.max_batch = c_.features.ragged != 0 ? c_.batch : c_.q_batch();
     desc.max_q_len = c_.q_len;
     desc.max_kv_len = c_.kv_len;
-    desc.mask = c_.mask();
+    desc.causal = c_.causal();
     desc.scale = c_.scale;
+    features_.SetDesc(&desc);
     desc.precision = format.precision;
     desc.rotate_k = format.rotate_k;
     desc.tier = format.tier;
@@ -152,18 +267,22 @@ class SightlineEntry : public Entry {
 
   std::string error() const override { return status_.ok() ? "" : status_.message(); }
   std::vector<float> Output() override { return out_.Get(); }
+  FurtherOutputs Further() override { return features_.Get(); }
 
  protected:
   DType dtype() const { return TensorsOf(format_.precision); }
   void Note(const Status& status) {
     if (status_.ok()) status_ = status;
   }
-  void Attend() { Note(sightline::Run(plan_, args_, {}, pool_.parallel())); }
+  void Attend() { Attend(args_); }
+  void Attend(const AttentionArgs& args) {
+    Note(sightline::Run(plan_, args, {}, pool_.parallel()));
+  }
   ParallelFor parallel() const { return pool_.parallel(); }
 
   double raw_kv_bytes() const { return k_.bytes() + v_.bytes(); }
-  // What so many tokens take in a cache: the elements, and the scales of quantised K (per token)
-  // and V (per channel and tile). Not the room that a cache keeps beside them.
+  // What so many tokens of one sequence take in a cache: the elements, and the scales of quantised
+  // K (per token) and V (per channel and tile). Not the room that a cache keeps beside them.
   double cached_bytes(int64_t tokens) const {
     const Precision precision = format_.precision;
     const bool i8 = precision == Precision::kI8;
@@ -177,13 +296,14 @@ class SightlineEntry : public Entry {
     int64_t bytes = tokens * (c_.head_dim * k_bytes + c_.v_head_dim * v_bytes);
     if (quantized_k) bytes += tokens * scale_bytes;
     if (quantized_v) bytes += tiles * c_.v_head_dim * scale_bytes;
-    return static_cast<double>(c_.batch * c_.kv_heads * bytes);
+    return static_cast<double>(c_.kv_heads * bytes);
   }
 
   Case c_;
   KvFormat format_;
   Pool pool_;
   Tensor q_, k_, v_, out_;
+  FeatureTensors features_;
   Plan plan_;
   AttentionArgs args_;
   Status status_;
@@ -200,6 +320,33 @@ class SelfEntry : public SightlineEntry {
   double kv_bytes() const override { return raw_kv_bytes(); }
 };
 
+// Ragged sequences one after the other.
+class PartsEntry : public SightlineEntry {
+ public:
+  PartsEntry(const Problem& problem, const KvFormat& format, int threads)
+      : SightlineEntry(problem, format, threads) {
+    const std::vector<int32_t>& indptr = features_.indptr();
+    for (size_t s = 0; s + 1 < indptr.size(); ++s) {
+      const int64_t begin = indptr[s];
+      const int64_t end = indptr[s + 1];
+      AttentionArgs part = args_;
+      part.q = Slice(q_.view(), begin, end);
+      part.k = Slice(k_.view(), begin, end);
+      part.v = Slice(v_.view(), begin, end);
+      part.out = Slice(out_.view(), begin, end);
+      if (args_.lse.data != nullptr) part.lse = Slice(args_.lse, begin, end);
+      parts_.push_back(part);
+    }
+  }
+  void Run() override {
+    for (const AttentionArgs& part : parts_) Attend(part);
+  }
+  double kv_bytes() const override { return raw_kv_bytes(); }
+
+ private:
+  std::vector<AttentionArgs> parts_;
+};
+
 class MemoryEntry : public SightlineEntry {
  public:
   MemoryEntry(const Problem& problem, const KvFormat& format, int threads)
@@ -208,7 +355,13 @@ class MemoryEntry : public SightlineEntry {
     args_.memory = &memory_;
   }
   void Run() override { Attend(); }
-  double kv_bytes() const override { return static_cast<double>(memory_.bytes()); }
+  // Of keys in use.
+  double kv_bytes() const override {
+    int64_t used = 0;
+    for (int64_t s = 0; s < c_.batch; ++s) used += c_.KvLen(s);
+    return static_cast<double>(memory_.bytes()) * static_cast<double>(used) /
+           static_cast<double>(c_.batch * c_.kv_len);
+  }
 
  protected:
   CrossMemory memory_;
@@ -252,7 +405,12 @@ class DecodeSelfEntry : public CacheEntry {
   DecodeSelfEntry(const Problem& problem, const KvFormat& format, int threads)
       : CacheEntry(problem, format, threads, 0) {}
   void Run() override { Attend(); }
-  double kv_bytes() const override { return cached_bytes(c_.kv_len); }
+  // Of keys that windows and padding do not hide.
+  double kv_bytes() const override {
+    double bytes = 0.0;
+    for (int64_t s = 0; s < c_.batch; ++s) bytes += cached_bytes(c_.KeysInReach(s, 0));
+    return bytes;
+  }
 };
 
 class AppendEntry : public CacheEntry {
@@ -269,7 +427,7 @@ class AppendEntry : public CacheEntry {
     cache_.Clear();
     Note(cache_.Append(k_.view(), v_.view(), parallel()));
   }
-  double kv_bytes() const override { return cached_bytes(1); }
+  double kv_bytes() const override { return static_cast<double>(c_.batch) * cached_bytes(1); }
   double traffic_bytes() const override {
     return kv_bytes() + raw_kv_bytes() / static_cast<double>(c_.kv_len);
   }
@@ -283,7 +441,7 @@ class AppendEntry : public CacheEntry {
 
  private:
   void AppendToken(int64_t i) {
-    Note(cache_.Append(k_.Slice(i, i + 1), v_.Slice(i, i + 1), parallel()));
+    Note(cache_.Append(Slice(k_.view(), i, i + 1), Slice(v_.view(), i, i + 1), parallel()));
   }
 };
 
@@ -328,6 +486,7 @@ class SightlineContender : public Contender {
   std::string version() const override { return kVersion; }
   std::string tier() const override { return tier_; }
   const std::vector<Offer>& offers() const override { return offers_; }
+  bool knows_features() const override { return true; }
 
   std::unique_ptr<Entry> Enter(const Problem& problem, const std::string& precision, int threads,
                                std::string* why_not) override {
@@ -349,6 +508,9 @@ class SightlineContender : public Contender {
     switch (problem.c.op) {
       case Op::kSelf:
       case Op::kSelfCausal:
+        if (problem.c.features.parts != 0) {
+          return std::make_unique<PartsEntry>(problem, format, threads);
+        }
         return std::make_unique<SelfEntry>(problem, format, threads);
       case Op::kCross:
       case Op::kDecodeCross:

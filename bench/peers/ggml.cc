@@ -95,7 +95,7 @@ class GgmlEntry : public Entry {
 
     // Rows of Q that share K and V lie side by side (bench/peers/layout.h). To ggml they are one
     // head with many rows or, where a mask tells them apart, a group of heads.
-    const bool causal = c_.mask() == Mask::kCausal;
+    const bool causal = c_.causal();
     const int64_t rows = causal ? c_.q_len : Sharers(c_) * c_.q_len;
     const int64_t heads = causal ? Sharers(c_) * c_.kv_heads : c_.kv_heads;
 

@@ -55,7 +55,7 @@ class NaiveEntry : public Entry {
       const float* q = q_.data() + (head * c_.q_len + i) * c_.head_dim;
       float* o = o_.data() + (head * c_.q_len + i) * c_.v_head_dim;
       int64_t visible = c_.kv_len;
-      if (c_.mask() == Mask::kCausal) {
+      if (c_.causal()) {
         visible = std::clamp<int64_t>(c_.kv_len - c_.q_len + i + 1, 0, c_.kv_len);
       }
 

@@ -133,7 +133,7 @@ class OnednnEntry : public Entry {
  public:
   OnednnEntry(const Problem& problem, const std::string& precision, int threads)
       : c_(problem.c), type_(Parse(precision)), int8_(type_.kv == DType::s8), threads_(threads) {
-    const bool masked = c_.mask() == Mask::kCausal;
+    const bool masked = c_.causal();
     const int64_t rows = Sharers(c_) * c_.q_len;
     batched_ = !masked && rows <= kMaxBatchedRows;
     MakeItems();
@@ -317,7 +317,7 @@ class OnednnEntry : public Entry {
   }
 
   void MakeItems() {
-    may_pack_ = c_.mask() != Mask::kCausal;
+    may_pack_ = !c_.causal();
     try {
       TryMakeItems();
     } catch (const dnnl::error&) {
@@ -330,7 +330,7 @@ class OnednnEntry : public Entry {
   }
 
   void TryMakeItems() {
-    const bool masked = c_.mask() == Mask::kCausal;
+    const bool masked = c_.causal();
     const int64_t sharers = Sharers(c_);
     if (batched_) {
       const OmpThreads threads(threads_);
@@ -372,7 +372,7 @@ class OnednnEntry : public Entry {
       }
       last = block;
       double seconds_per_row = Tune(1, block) / static_cast<double>(block);
-      if (c_.mask() == Mask::kCausal) {  // on the diagonal, half of the block is computed in vain
+      if (c_.causal()) {  // on the diagonal, half of the block is computed in vain
         const auto needed = static_cast<double>(c_.kv_len) - static_cast<double>(c_.q_len) / 2;
         seconds_per_row *= (needed + static_cast<double>(block) / 2) / needed;
       }
@@ -654,7 +654,7 @@ class Onednn : public Contender {
       *why_not = "f32, bf16 and int8 only";
     } else if (c.op == Op::kAppend) {
       *why_not = "has no cache to append to";
-    } else if (c.mask() == Mask::kCausal && c.kv_len < c.q_len) {
+    } else if (c.causal() && c.kv_len < c.q_len) {
       *why_not = "its softmax has no rows without a visible key";
     } else if (precision == "bf16" && !OnednnUsesBf16()) {
       *why_not = "this CPU has no bf16 dot product that oneDNN uses";

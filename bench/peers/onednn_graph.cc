@@ -104,7 +104,7 @@ float Largest(const std::vector<float>& x) {
 // The probabilities of one row of Q, as far as they are not 0.
 std::vector<float> Probabilities(const Problem& p, const Problem::Row& row) {
   const Case& c = p.c;
-  const int64_t keys = c.mask() == Mask::kCausal ? c.kv_len - c.q_len + row.query + 1 : c.kv_len;
+  const int64_t keys = c.causal() ? c.kv_len - c.q_len + row.query + 1 : c.kv_len;
   const int64_t kv_head = row.head / (c.heads / c.kv_heads);
   const float* q =
       p.q.data() + ((row.batch * c.q_len + row.query) * c.heads + row.head) * c.head_dim;
@@ -171,7 +171,7 @@ class OnednnGraphEntry : public Entry {
   OnednnGraphEntry(const Problem& p, DType type, int threads)
       : c_(p.c), type_(type), threads_(threads) {
     const bool int8 = type == DType::s8;
-    const bool causal = c_.mask() == Mask::kCausal;
+    const bool causal = c_.causal();
     const bool one_head =
         !causal && OneHeadPerThread(Groups(c_), threads) && Sharers(c_) * c_.q_len <= kFewRows;
     const int64_t sharers = one_head ? 1 : Sharers(c_);
@@ -314,7 +314,7 @@ class OnednnGraph : public Contender {
       *why_not = "no such precision";
     } else if (IsStore(c.op)) {
       *why_not = "only attention is measured";
-    } else if (c.mask() == Mask::kCausal && c.kv_len < c.q_len) {
+    } else if (c.causal() && c.kv_len < c.q_len) {
       *why_not = "its softmax has no rows without a visible key";
     } else if (type->second == DType::bf16 && !OnednnUsesBf16()) {
       *why_not = "this CPU has no bf16 arithmetic that oneDNN uses";

@@ -260,7 +260,7 @@ class OnnxRuntime : public Contender {
   std::unique_ptr<Entry> Enter(const Problem& problem, const std::string& precision, int threads,
                                std::string* why_not) override {
     const Case& c = problem.c;
-    const bool causal = c.mask() == Mask::kCausal;
+    const bool causal = c.causal();
     const bool as_wide = c.v_head_dim == c.head_dim;
     if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
       *why_not = "the library is older than the headers it was compiled with";

@@ -78,7 +78,7 @@ class XnnpackEntry : public Entry {
     if (FoldsHeads(c_)) rows *= std::exchange(heads, 1);
 
     mask_.resize(static_cast<size_t>(rows * c_.kv_len) + kExtra, T::From(0.0f));
-    if (c_.mask() == Mask::kCausal) {
+    if (c_.causal()) {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t visible = c_.kv_len - c_.q_len + r % c_.q_len + 1;
         std::fill(mask_.begin() + r * c_.kv_len + visible, mask_.begin() + (r + 1) * c_.kv_len,
@@ -163,7 +163,7 @@ class Xnnpack : public Contender {
       *why_not = "XNNPACK does not support this CPU";
     } else if (IsStore(problem.c.op)) {
       *why_not = "its operator cannot keep packed K and V: it packs them in every run";
-    } else if (problem.c.kv_len < problem.c.q_len && problem.c.mask() == Mask::kCausal) {
+    } else if (problem.c.kv_len < problem.c.q_len && problem.c.causal()) {
       *why_not = "its softmax has no rows without a visible key";
     } else if (MaskBytes(problem.c, precision) > kMaxExtraBytes) {
       *why_not = "its mask would take more than 2 GiB";

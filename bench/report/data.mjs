@@ -6,20 +6,18 @@
 // Whatever a file may lack becomes null or an empty list here, so that nobody further on meets NaN,
 // undefined or a counter that is text. Only what is not a benchmark file at all is an InputError.
 
-import { DECODE, PREFILL, STORE } from './shared.mjs';
+import { parseOp } from './shared.mjs';
 
 // Said to the user as it is, without a stack.
 export class InputError extends Error {}
 
-const NAME = new RegExp(
-  `^(?:peer:([^/]+)/)?(${[...PREFILL, ...DECODE, ...STORE].join('|')})/([^/]+)/([^/]+)/([^/]+)` +
-    '/tier:([^/]+)/threads:(\\d+)$',
-);
+const NAME =
+  /^(?:peer:([^/]+)\/)?([^/]+)\/([^/]+)\/([^/]+)\/([^/]+)\/tier:([^/]+)\/threads:(\d+)$/;
 
 // "[peer:NAME/]op/model/precision/shape/tier:T/threads:N", or null.
 export function parseName(name) {
   const match = NAME.exec(name);
-  if (!match) return null;
+  if (!match || !parseOp(match[2])) return null;
   const [, peer, op, model, precision, shapeText, tier, threads] = match;
   const shape = parseShape(shapeText);
   return (
@@ -35,7 +33,7 @@ export function parseName(name) {
   );
 }
 
-// "b1.h12.kv12.d64.q1024.k1024[.dv128][.beams5]", or null.
+// "b1.h12.kv12.d64.q1024.k1024[.dv128][.beams5]" and features' numbers, or null.
 export function parseShape(text) {
   const shape = { text };
   for (const part of text.split('.')) {
@@ -79,6 +77,12 @@ function readRow(entry, id) {
     .split(';')
     .map((note) => note.trim());
   const spread = number(entry.spread);
+  const [timeRatio, pairRatio] = [positive(entry.time_ratio), positive(entry.pair_ratio)];
+  if (timeRatio && pairRatio) {
+    notes.push(
+      `${timeRatio.toFixed(2)} of the plain time, ${pairRatio.toFixed(2)} for each visible pair`,
+    );
+  }
   return {
     ...id,
     time: time !== null && unit ? time * unit : null,

@@ -8,8 +8,51 @@ export const isNoisy = (run) => run.spread > MAX_SPREAD;
 export const PREFILL = ['self', 'self_causal', 'cross'];
 export const DECODE = ['decode_self', 'decode_cross'];
 export const STORE = ['prepare', 'append'];
-export const kindOf = (op) =>
-  PREFILL.includes(op) ? 'prefill' : DECODE.includes(op) ? 'decode' : 'store';
+// What may stand behind an op, as in "self_causal_window_softcap": masks, score modifications and
+// further outputs (kFeatureWords in bench/case.h), and what a number of theirs is called in shapes.
+export const FEATURES = [
+  'window',
+  'prefix',
+  'padding',
+  'mask',
+  'block_mask',
+  'ragged',
+  'parts',
+  'softcap',
+  'bias',
+  't5',
+  'alibi',
+  'sinks',
+  'lse',
+  'weights',
+  'mass',
+];
+export const FEATURE_NUMBERS = {
+  w: (n) => `window ${n}`,
+  p: (n) => `prefix ${n}`,
+  pad: (n) => `padding ${n} %`,
+  block: (n) => `blocks of ${n}`,
+  cap: (n) => `softcap ${n}`,
+  buckets: (n) => `${n} buckets`,
+  of: (n) => `weights of ${n} heads`,
+};
+
+const OP = new RegExp(
+  `^(${[...PREFILL, ...DECODE, ...STORE].sort((a, b) => b.length - a.length).join('|')})` +
+    `((?:_(?:${FEATURES.join('|')}))*)$`,
+);
+
+// "self_causal_block_mask" -> { base: 'self_causal', features: ['block_mask'] }, or null.
+export function parseOp(op) {
+  const match = OP.exec(op);
+  if (!match) return null;
+  const features = match[2].match(new RegExp(`(?<=_)(?:${FEATURES.join('|')})(?=_|$)`, 'g'));
+  return { base: match[1], features: features ?? [] };
+}
+export function kindOf(op) {
+  const base = parseOp(op)?.base;
+  return PREFILL.includes(base) ? 'prefill' : DECODE.includes(base) ? 'decode' : 'store';
+}
 
 // "q8_0" -> 8, or null.
 export function bitsOf(precision) {

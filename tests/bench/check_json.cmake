@@ -1,6 +1,8 @@
 # Fails unless the file is what ./run bench --json promises: context and rows with every counter.
 #
-#   cmake -DJSON=file -P check_json.cmake
+#   cmake -DJSON=file [-DROWS_WITH_FEATURES=ON] -P check_json.cmake
+#
+# Rows with features also have ratios to those without.
 
 cmake_minimum_required(VERSION 3.25)
 
@@ -20,7 +22,7 @@ math(EXPR last "${count} - 1")
 set(precisions "")
 foreach(i RANGE ${last})
   string(JSON name GET "${json}" benchmarks ${i} run_name)
-  if(NOT name MATCHES "^[a-z_]+/[a-z0-9_]+/([a-z0-9_]+)/b[0-9]+\\.h[0-9]+\\.kv[0-9]+\\.d[0-9]+\\.q[0-9]+\\.k[0-9]+[.a-z0-9]*/tier:[a-z0-9_]+/threads:[0-9]+$")
+  if(NOT name MATCHES "^[a-z0-9_]+/[a-z0-9_]+/([a-z0-9_]+)/b[0-9]+\\.h[0-9]+\\.kv[0-9]+\\.d[0-9]+\\.q[0-9]+\\.k[0-9]+[.a-z0-9]*/tier:[a-z0-9_]+/threads:[0-9]+$")
     message(FATAL_ERROR "row name out of grammar: ${name}")
   endif()
   list(APPEND precisions ${CMAKE_MATCH_1})
@@ -32,6 +34,14 @@ foreach(i RANGE ${last})
       endif()
     endif()
   endforeach()
+  if(ROWS_WITH_FEATURES AND NOT name MATCHES "^(self|self_causal|cross|decode_self|decode_cross|self_parts)/")
+    foreach(counter IN ITEMS time_ratio pair_ratio)
+      string(JSON value ERROR_VARIABLE error GET "${json}" benchmarks ${i} ${counter})
+      if(error OR NOT value GREATER 0)
+        message(FATAL_ERROR "${name}: ${counter} is '${value}' ${error}")
+      endif()
+    endforeach()
+  endif()
 endforeach()
 foreach(precision IN ITEMS f32 f16 i8)
   if(NOT precision IN_LIST precisions)

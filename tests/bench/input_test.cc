@@ -5,6 +5,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <set>
 #include <sstream>
@@ -38,6 +39,8 @@ std::string ErrorOf(const std::string& text) {
   return error;
 }
 
+std::string RowOf(const Case& c) { return c.OpName() + "/" + c.model + "/" + c.Shape(); }
+
 TEST_CASE("A model file reads as written", "[input]") {
   const std::vector<Case> cases = Read(
       "# comment\n"
@@ -47,10 +50,9 @@ TEST_CASE("A model file reads as written", "[input]") {
       "head_dim 64\n"
       "v_head_dim 32\n"
       "scale 1\n"
-      "bias relative\n"
       "\n"
       "self q=10,20 batch=3\n"
-      "self_causal q=5 k=7 window=4 quick\n"
+      "self_causal q=5 k=7 quick\n"
       "decode_cross k=1500 beams=1,5\n"
       "model two\n"
       "heads 4\n"
@@ -61,18 +63,70 @@ TEST_CASE("A model file reads as written", "[input]") {
   CHECK(cases[0].op == Op::kSelf);
   CHECK(cases[0].Shape() == "b3.h8.kv2.d64.q10.k10.dv32");
   CHECK(cases[0].scale == 1.0f);
-  CHECK(cases[0].left_out == "relative bias");
+  CHECK_FALSE(cases[0].has_features());
   CHECK_FALSE(cases[0].quick);
   CHECK(cases[1].Shape() == "b3.h8.kv2.d64.q20.k20.dv32");
   CHECK(cases[2].Shape() == "b1.h8.kv2.d64.q5.k7.dv32");
-  CHECK(cases[2].left_out == "relative bias and sliding window");
   CHECK(cases[2].quick);
   CHECK(cases[3].Shape() == "b1.h8.kv2.d64.q1.k1500.dv32");
   CHECK(cases[4].Shape() == "b1.h8.kv2.d64.q1.k1500.dv32.beams5");
   // Nothing is inherited from the model before.
   CHECK(cases[5].Shape() == "b1.h4.kv4.d16.q1.k9");
   CHECK(cases[5].scale == 0.0f);
-  CHECK(cases[5].left_out.empty());
+}
+
+TEST_CASE("Features read as written", "[input]") {
+  const std::string head = "model m\nheads 8\nhead_dim 64\n";
+  // Each word that a row takes, and what its name and its shape become.
+  const struct {
+    const char* row;
+    const char* op;
+    const char* shape;  // behind q and k
+  } rows[] = {
+      {"self q=100 window=20", "self_window", ".w20"},
+      {"self_causal q=100 window=20 prefix=4", "self_causal_window_prefix", ".w20.p4"},
+      {"self_causal q=100 prefix=4", "self_causal_prefix", ".p4"},
+      {"self q=100 padding=5", "self_padding", ".pad5"},
+      {"self q=100 mask", "self_mask", ""},
+      {"self q=100 block_mask=16", "self_block_mask", ".block16"},
+      {"self q=100 ragged", "self_ragged", ""},
+      {"self_causal q=100 parts", "self_causal_parts", ""},
+      {"self q=100 softcap=50", "self_softcap", ".cap50"},
+      {"cross q=100 k=100 bias", "cross_bias", ""},
+      {"self q=100 t5=32", "self_t5", ".buckets32"},
+      {"self_causal q=100 alibi", "self_causal_alibi", ""},
+      {"self q=100 sinks", "self_sinks", ""},
+      {"self q=100 lse", "self_lse", ""},
+      {"cross q=100 k=100 weights=6", "cross_weights", ".of6"},
+      {"self q=100 mass", "self_mass", ""},
+      // Names do not depend on the order in the file.
+      {"self_causal mass softcap=3 window=20 q=100", "self_causal_window_softcap_mass",
+       ".w20.cap3"},
+  };
+  std::set<std::string> words;
+  for (const auto& row : rows) {
+    CAPTURE(row.row);
+    const std::vector<Case> cases = Read(head + row.row + "\n");
+    REQUIRE(cases.size() == 1);
+    CHECK(cases[0].has_features());
+    CHECK(cases[0].OpName() == row.op);
+    CHECK(cases[0].Shape() == std::string("b1.h8.kv8.d64.q100.k100") + row.shape);
+    for (const FeatureWord& feature : kFeatureWords) {
+      if (cases[0].features.*feature.value != 0) words.insert(feature.word);
+    }
+    // The row it is compared with.
+    const bool is_ragged = cases[0].features.ragged != 0;
+    CHECK(cases[0].Plain().OpName() == (is_ragged ? "self_parts" : Name(cases[0].op)));
+    CHECK(cases[0].Plain().Shape() == "b1.h8.kv8.d64.q100.k100");
+  }
+  CHECK(words.size() == std::size(kFeatureWords));
+
+  const std::vector<Case> lists = Read(head + "decode_self window=64,128 k=512,1024 softcap=50\n");
+  REQUIRE(lists.size() == 4);
+  CHECK(lists[0].Shape() == "b1.h8.kv8.d64.q1.k512.w64.cap50");
+  CHECK(lists[3].Shape() == "b1.h8.kv8.d64.q1.k1024.w128.cap50");
+  // Nothing is left of the row before.
+  CHECK_FALSE(Read(head + "self q=4 mask\nself q=4\n")[1].has_features());
 }
 
 TEST_CASE("Mistakes in a model file are named with their line", "[input]") {
@@ -100,6 +154,49 @@ TEST_CASE("Mistakes in a model file are named with their line", "[input]") {
   CHECK_THAT(ErrorOf(head + "self q=1048576 batch=1048576\n"), ContainsSubstring("is too large"));
 }
 
+TEST_CASE("Mistakes in features are named with their line", "[input]") {
+  const std::string head = "model m\nheads 8\nhead_dim 64\n";
+  CHECK_THAT(ErrorOf(head + "self q=4 widnow=2\n"),
+             ContainsSubstring("text:4: self has no 'widnow=2'; it takes k=, batch=, q=, window=, "
+                               "prefix=, padding=, mask, block_mask=, ragged, parts, softcap=, "
+                               "bias, t5=, alibi, sinks, lse, weights=, mass, quick"));
+  // With a number or without, not either way.
+  CHECK_THAT(ErrorOf(head + "self q=4 mask=1\n"), ContainsSubstring("self has no 'mask=1'"));
+  CHECK_THAT(ErrorOf(head + "self q=4 softcap\n"), ContainsSubstring("self has no 'softcap'"));
+  CHECK_THAT(ErrorOf(head + "self q=4 mask mask\n"), ContainsSubstring("self: 'mask' twice"));
+  CHECK_THAT(ErrorOf(head + "self q=4 window=0\n"),
+             ContainsSubstring("'window=0': expected counts"));
+  CHECK_THAT(ErrorOf(head + "self q=4 softcap=0.5\n"),
+             ContainsSubstring("'softcap=0.5': expected counts"));
+  // Stores know none, and windows are not for keys of another text.
+  CHECK_THAT(ErrorOf(head + "append k=4 lse\n"),
+             ContainsSubstring("append has no 'lse'; it takes k=, batch=, quick"));
+  CHECK_THAT(ErrorOf(head + "cross q=4 window=2\n"), ContainsSubstring("cross has no 'window=2'"));
+  CHECK_THAT(ErrorOf(head + "decode_self k=4 ragged\n"),
+             ContainsSubstring("decode_self has no 'ragged'"));
+  CHECK_THAT(ErrorOf(head + "self q=4 prefix=2\n"), ContainsSubstring("shows nothing new"));
+  CHECK_THAT(ErrorOf(head + "self q=4 padding=50\n"),
+             ContainsSubstring("padding=50: at most 49 percent"));
+  for (const char* t5 : {"t5=2", "t5=31", "t5=130"}) {
+    CHECK_THAT(ErrorOf(head + "self q=4 " + t5 + "\n"),
+               ContainsSubstring(std::string("text:4: ") + t5 + ": an even number of buckets"));
+  }
+  CHECK_THAT(ErrorOf(head + "self q=4 weights=6,9\n"),
+             ContainsSubstring("weights=9: there are 8 heads"));
+  CHECK_THAT(ErrorOf(head + "self q=4 ragged parts\n"), ContainsSubstring("not both"));
+  CHECK_THAT(ErrorOf(head + "self q=4 k=5 ragged\n"),
+             ContainsSubstring("'ragged' has no k of its own"));
+  for (const char* word : {"padding=5", "mask", "block_mask=2", "bias", "weights=2", "mass"}) {
+    CHECK_THAT(ErrorOf(head + "self q=4 parts " + word + "\n"),
+               ContainsSubstring("'parts' goes with window, softcap, t5, alibi, sinks and lse"));
+  }
+  CHECK_THAT(ErrorOf("model m\nheads 1\nhead_dim 1\nself q=1048576 batch=2048 ragged\n"),
+             ContainsSubstring("no more than 1073741824 tokens"));
+  CHECK_THAT(ErrorOf(head + "self q=1048576 mask\n"), ContainsSubstring("is too large"));
+  // What models once said of themselves.
+  CHECK_THAT(ErrorOf("model m\nbias relative\n"), ContainsSubstring("unknown word 'bias'"));
+}
+
 TEST_CASE("The models are there", "[input]") {
   std::vector<Case> cases;
   std::string error;
@@ -109,19 +206,41 @@ TEST_CASE("The models are there", "[input]") {
   std::map<Op, int> quick;
   std::map<Op, int> all;
   std::map<std::string, int> names;
+  std::set<std::string> features;
   for (const Case& c : cases) {
     models.insert(c.model);
     ++all[c.op];
+    for (const FeatureWord& feature : kFeatureWords) {
+      if (c.features.*feature.value == 0) continue;
+      features.insert(feature.word);
+    }
     if (c.quick) ++quick[c.op];
-    ++names[std::string(Name(c.op)) + "/" + c.model + "/" + c.Shape()];
+    // A row of the same run is compared with those before it.
+    if (c.model == "features" && c.has_features()) {
+      INFO(RowOf(c) << " is compared with " << RowOf(c.Plain()));
+      CHECK((c.features.parts != 0 || names.count(RowOf(c.Plain())) == 1));
+    }
+    ++names[RowOf(c)];
   }
-  for (const char* name :
-       {"transformer_base", "opus_mt", "t5_base", "flan_t5_base", "bart_base", "whisper_tiny",
-        "whisper_base", "whisper_small", "bert_base", "minilm_l6", "gpt2", "llama32_1b",
-        "qwen25_05b", "gemma3_1b", "blip_base", "llama32_11b_vision", "fid_t5_base", "sweep_d64",
-        "sweep_d128"}) {
+  for (const char* name : {"transformer_base", "opus_mt",      "t5_base",      "flan_t5_base",
+                           "bart_base",        "whisper_tiny", "whisper_base", "whisper_small",
+                           "bert_base",        "minilm_l6",    "gpt2",         "llama32_1b",
+                           "qwen25_05b",       "gemma3_1b",    "blip_base",    "llama32_11b_vision",
+                           "fid_t5_base",      "sweep_d64",    "sweep_d128",   "gemma2_2b",
+                           "features"}) {
     CAPTURE(name);
     CHECK(models.count(name) == 1);
+  }
+  CHECK(features.size() == std::size(kFeatureWords));
+  for (const char* row : {"self_t5/t5_base/b1.h12.kv12.d64.q512.k512.buckets32",
+                          "self_causal_window/gemma3_1b_local/b1.h4.kv1.d256.q2048.k2048.w512",
+                          "self_causal_softcap/gemma2_2b/b1.h8.kv4.d256.q512.k512.cap50",
+                          "self_causal_window/features/b1.h1.kv1.d64.q8192.k8192.w256",
+                          "cross_weights/features/b1.h8.kv8.d64.q448.k1500.of6",
+                          "decode_cross_weights/features/b1.h8.kv8.d64.q1.k1500.of6",
+                          "self_ragged/features/b16.h8.kv8.d64.q512.k512"}) {
+    CAPTURE(row);
+    CHECK(names.count(row) == 1);
   }
   for (const Op op : kAllOps) {
     CAPTURE(Name(op));

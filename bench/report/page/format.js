@@ -116,9 +116,17 @@ function lengthText(op, shape) {
   const parts = kindOf(op) === 'store' ? [`k ${shape.k}`] : [`q ${shape.q}`, `k ${shape.k}`];
   if (shape.beams > 1) parts.push(`${shape.beams} beams`);
   if (shape.b > 1) parts.push(`batch ${shape.b}`);
+  for (const [key, text] of Object.entries(FEATURE_NUMBERS))
+    if (key in shape) parts.push(text(shape[key]));
   return parts.join(', ');
 }
-const opShort = (op) => (Object.hasOwn(OP_SHORT, op) ? OP_SHORT[op] : op);
+
+// "causal self, block mask"
+function opShort(op) {
+  const parsed = parseOp(op);
+  if (!parsed) return op;
+  return [OP_SHORT[parsed.base], ...parsed.features.map((name) => name.replace('_', ' '))].join(', ');
+}
 const caseText = ({ op, shape }) => `${opShort(op)}, ${lengthText(op, shape)}`;
 const rateUnit = (kind) => (kind === 'store' ? 'Gelements/s' : 'GOP/s');
 const spreadText = (run) => `${(run.spread * 100).toFixed(1)}${NARROW}%`;

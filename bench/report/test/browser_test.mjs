@@ -208,6 +208,7 @@ describe('the page', { skip }, () => {
     assert.match(text, /spread \d\.\d.%/);
     assert.doesNotMatch(text, /±/);
     assert.match(text, /without its relative bias/);
+    assert.match(text, /causal self, window\s+q 2048, k 2048, window 512/);
     const contenders = await page.innerText('#contenders');
     assert.match(contenders, /Not measured\s+f32, decode cross, decode self: its graph has one/);
     assert.match(contenders, /Not measured\s+f32, decode cross: it has no beams: every one has/);

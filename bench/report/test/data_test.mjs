@@ -11,7 +11,15 @@ import { fileURLToPath } from 'node:url';
 import { counterpart, geomean, labelsOf, median, report, sweepsOf } from '../compare.mjs';
 import { InputError, parseName, parseShape, readBenchmark } from '../data.mjs';
 import { embedJson } from '../page.mjs';
-import { MAX_SPREAD, bitsOf, isNoisy } from '../shared.mjs';
+import {
+  FEATURES,
+  FEATURE_NUMBERS,
+  MAX_SPREAD,
+  bitsOf,
+  isNoisy,
+  kindOf,
+  parseOp,
+} from '../shared.mjs';
 import { makeFile, makeQuickFile } from './fixtures.mjs';
 
 const NAME = 'self_causal/gpt2/i8/b1.h12.kv12.d64.q1024.k1024/tier:avx2/threads:1';
@@ -59,11 +67,37 @@ describe('names', () => {
     });
     assert.equal(parseName(`peer:ggml/${NAME}`).contender, 'ggml');
   });
+  it('hold features behind the op, and their numbers in the shape', () => {
+    const name = NAME.replace('self_causal', 'self_causal_block_mask_softcap');
+    const { op, shape } = parseName(name.replace('.k1024', '.k1024.block64.cap50'));
+    assert.equal(op, 'self_causal_block_mask_softcap');
+    assert.deepEqual([shape.block, shape.cap], [64, 50]);
+    assert.deepEqual(parseOp(op), { base: 'self_causal', features: ['block_mask', 'softcap'] });
+    assert.deepEqual(parseOp('self'), { base: 'self', features: [] });
+    assert.deepEqual(['self_t5', 'decode_self_window', 'append'].map(kindOf), [
+      'prefill',
+      'decode',
+      'store',
+    ]);
+  });
+  it('know the features that the benchmark knows', () => {
+    const header = readFileSync(new URL('../../case.h', import.meta.url), 'utf8');
+    const known = [...header.matchAll(/^ {4}\{"(\w+)", (?:nullptr|"(\w+)"), &Features/gm)];
+    assert.deepEqual(
+      known.map(([, word]) => word),
+      FEATURES,
+    );
+    assert.deepEqual(
+      known.map(([, , label]) => label).filter(Boolean),
+      Object.keys(FEATURE_NUMBERS),
+    );
+  });
   it('of other benchmarks are no names', () => {
     for (const name of [
       '',
       'BM_Copy/8',
       NAME.replace('self_causal', 'softmax'),
+      NAME.replace('self_causal', 'self_causal_softmax'),
       NAME.replace('.k1024', ''),
       NAME.replace('/threads:1', ''),
       `${NAME}/real_time`,
@@ -93,6 +127,10 @@ describe('rows', () => {
     const rows = read([entry(NAME, 10), entry(NAME.replace('threads:1', 'threads:2'), 10)]).rows;
     assert.ok(Math.abs(rows[0].time - 10e-6) < 1e-12);
     assert.ok(Math.abs(rows[1].time - 5e-6) < 1e-12);
+  });
+  it('say how they compare with the row without features', () => {
+    const [row] = read([entry(NAME, 1, { time_ratio: 0.0625, pair_ratio: 1.0312 })]).rows;
+    assert.deepEqual(row.notes, ['0.06 of the plain time, 1.03 for each visible pair']);
   });
   it('survive missing, null, negative and textual counters', () => {
     const [row] = read([

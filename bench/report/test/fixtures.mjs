@@ -132,6 +132,7 @@ export function modelCases() {
     prefill('self_causal', 'gpt2', 12, 64, 256),
     prefill('self_causal', 'gpt2', 12, 64, 1024),
     decode('decode_self', 'gpt2', 12, 64, 1024),
+    { ...prefill('self_causal_window', 'gemma3_1b_local', 4, 256, 2048), kv: 1, window: 512 },
     prefill('self', 't5_base', 12, 64, 512, 512, 'without its relative bias'),
     prefill('cross', 't5_base', 12, 64, 128, 512),
     decode('decode_cross', 't5_base', 12, 64, 512, 4),
@@ -162,7 +163,8 @@ function bandwidthAt(machine, bytes) {
 function row(machine, item, contender, precision, [speed, error], tier, threads) {
   const shape =
     `b1.h${item.h}.kv${item.kv}.d${item.d}.q${item.q}.k${item.k}` +
-    (item.beams > 1 ? `.beams${item.beams}` : '');
+    (item.beams > 1 ? `.beams${item.beams}` : '') +
+    (item.window ? `.w${item.window}` : '');
   const id = `${item.op}/${item.model}/${precision}/${shape}/tier:${tier}/threads:${threads}`;
   const name = contender === 'sightline' ? id : `peer:${contender}/${id}`;
   const wobble = noise(name);
@@ -321,7 +323,7 @@ export function makeQuickFile(key) {
   const seen = new Set();
   return makeFile(key, {
     peers: false,
-    cases: modelCases().filter(({ op }) => !seen.has(op) && seen.add(op)),
+    cases: modelCases().filter(({ op, window }) => !window && !seen.has(op) && seen.add(op)),
   });
 }
 
