@@ -215,9 +215,14 @@ int64_t ListedHead(const WeightsOutput& weights, int64_t i) {
   return weights.heads != nullptr ? weights.heads[i] : i;
 }
 
-void RunSecondPass(const Call& call, const AttendTask& task, unsigned char* scratch) {
-  const bool few = task.row_end - task.row_begin <= call.plan.kernels->decode_rows;
-  (few ? call.plan.kernels->weigh_few : call.plan.kernels->weigh_many)(task, scratch);
+void RunSecondPass(const Call& call, AttendTask task, size_t begin, size_t end,
+                   unsigned char* scratch) {
+  for (size_t row = begin; row < end; row += kTaskRows) {
+    task.row_begin = row;
+    task.row_end = std::min(row + kTaskRows, end);
+    const bool few = task.row_end - task.row_begin <= call.plan.kernels->decode_rows;
+    (few ? call.plan.kernels->weigh_few : call.plan.kernels->weigh_many)(task, scratch);
+  }
 }
 
 // Weights of queries [begin, end) of those listed, for one head; runs of neighbours together.
@@ -232,10 +237,8 @@ void WeighQueries(const Call& call, AttendTask task, size_t begin, size_t end,
             queries[begin + count] == queries[begin] + static_cast<int32_t>(count))) {
       ++count;
     }
-    task.row_begin = first * call.beams;
-    task.row_end = (first + count) * call.beams;
     task.weights.first_row = (first - begin) * call.beams;
-    RunSecondPass(call, task, scratch);
+    RunSecondPass(call, task, first * call.beams, (first + count) * call.beams, scratch);
     begin += count;
   }
 }
@@ -296,12 +299,7 @@ void SumWeights(const Call& call, unsigned char* scratch, const ParallelFor& par
           task.weights.mass.data + static_cast<int64_t>(key) * task.weights.mass.dim_stride;
       memset(at, 0, sizeof(float));
     }
-    const size_t num_rows = NumRowsOf(call, rows);
-    for (size_t row = 0; row < num_rows; row += kTaskRows) {
-      task.row_begin = row;
-      task.row_end = std::min(row + kTaskRows, num_rows);
-      RunSecondPass(call, task, scratch + worker * call.plan.scratch_bytes);
-    }
+    RunSecondPass(call, task, 0, NumRowsOf(call, rows), scratch + worker * call.plan.scratch_bytes);
   };
   ForEachTask(parallel, static_cast<size_t>(mass.batch) * num_heads, sum);
 }
@@ -335,7 +333,7 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
     status = internal::ValidateWorkspace(given, impl.workspace_bytes, memory);
   }
   if (!status.ok()) return status;
-  if (args.q.batch == 0 || args.q.length == 0) return Status();
+  if (args.q.batch == 0) return Status();
 
   unsigned char* base = static_cast<unsigned char*>(workspace.data);
   internal::Call call = {impl, args, {}, {}, {}, 1, 0, nullptr};
@@ -349,7 +347,8 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
     call.heads = packed->heads();
   } else {
     call.heads = impl.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
-    internal::PackTensors(*impl.kernels, call.heads, args.k, args.v, call.keys, parallel);
+    if (args.q.length > 0)
+      internal::PackTensors(*impl.kernels, call.heads, args.k, args.v, call.keys, parallel);
   }
   call.biases = reinterpret_cast<float*>(base + impl.packed_bytes);
   internal::SpreadBuckets(call, parallel);

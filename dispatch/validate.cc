@@ -522,8 +522,11 @@ Status ValidateBiases(const AttentionDesc& desc, const AttentionArgs& args, int6
                       ArgMemory* memory) {
   if (IsGiven(args.bias)) {
     ViewSpans spans;
-    if (args.bias.dtype == DType::kI8)
-      return Status::Error(kInvalid, "bias.dtype is i8, must be f32, f16 or bf16");
+    if (args.bias.dtype != DType::kF32 && args.bias.dtype != DType::kF16 &&
+        args.bias.dtype != DType::kBF16) {
+      return Status::Error(kInvalid, "bias.dtype is %d (%s), must be f32, f16 or bf16",
+                           static_cast<int>(args.bias.dtype), Name(args.bias.dtype));
+    }
     SIGHTLINE_RETURN_IF_ERROR(ViewCheck("bias", args.bias, 0, kMaxCount).Validate(&spans));
     SIGHTLINE_RETURN_IF_ERROR(
         ValidatePerScore("bias", args.bias, desc, args.q, args.q.length, longest));
@@ -588,6 +591,18 @@ Status ValidateWeights(const AttentionDesc& desc, const AttentionArgs& args, int
       ValidateArray("weights.heads", weights.heads, weights.num_heads, memory));
   SIGHTLINE_RETURN_IF_ERROR(
       ValidateArray("weights.queries", weights.queries, weights.num_queries, memory));
+  const struct {
+    const char* name;
+    const int32_t* indices;
+    int64_t count;
+  } lists[] = {{"weights.heads", weights.heads, weights.num_heads},
+               {"weights.queries", weights.queries, weights.num_queries}};
+  for (const auto& list : lists) {
+    if (list.indices == nullptr && list.count != 0) {
+      return Status::Error(kInvalid, "%s is null, must not be: there are %lld", list.name,
+                           LL{list.count});
+    }
+  }
   int64_t num_heads = desc.num_heads;
   if (weights.heads != nullptr) {
     num_heads = weights.num_heads;

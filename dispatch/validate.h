@@ -61,9 +61,11 @@ class ArgMemory {
     const char* name;
     MemorySpan span;
   };
-  // q, k, v, out and their scales, the memory or cache, lse, and ten arrays and tensors of masks
-  // and biases.
-  Entry entries_[20];
+  // Each of these at most once: q, k, v, out and their scales, the memory or cache, kv_lens,
+  // prefix_lens, mask, block_mask, q_indptr, kv_indptr, bias, relative_bias, alibi_slopes, sinks,
+  // the heads and queries of weights, and the other outputs.
+  static constexpr size_t kMaxEntries = 8 + 1 + 12 + 3;
+  Entry entries_[kMaxEntries];
   size_t count_ = 0;
 };
 

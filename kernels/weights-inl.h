@@ -23,6 +23,11 @@ HWY_INLINE float ReferenceOf(const AttendTask& task, size_t r, float lack) {
   return lse == kNegInf ? 0.0f : lse * kLog2E - LackAtEnd(task, lack);
 }
 
+// The weight of a score. That of a hidden key is 0 in any row, also if the row's lse is NaN.
+HWY_INLINE VF WeightOf(VF s, VF reference) {
+  return hn::IfThenZeroElse(hn::Eq(s, NegInf()), Exp2(hn::Sub(s, reference)));
+}
+
 // Adds n elements to a row of f32.
 HWY_INLINE void AddToRow(const float* HWY_RESTRICT from, size_t n, const Row& row) {
   for (size_t i = 0; i < n; ++i) {
@@ -71,7 +76,7 @@ HWY_INLINE void WeighScores(const AttendTask& task, const QueryTile& q, const Ti
         const size_t at = begin + i;
         VF p = hn::Zero(df);
         if (mask.first <= at && at < mask.end) {
-          p = Exp2(hn::Sub(hn::Load(df, s + (at * kQV + v) * kLanes), reference));
+          p = WeightOf(hn::Load(df, s + (at * kQV + v) * kLanes), reference);
         }
         x[i] = hn::BitCast(di32, hn::Mul(p, factor));
       }
@@ -159,7 +164,7 @@ HWY_INLINE void ExpWeights(float factor, float reference, size_t n, float* HWY_R
   const VI32 end = hn::Set(di32, static_cast<int32_t>(n));
   for (size_t i = 0; i < kKvTile; i += kLanes) {
     const auto in_use = hn::Lt(hn::Iota(di32, static_cast<int32_t>(i)), end);
-    const VF p = Exp2(hn::Sub(hn::Load(df, s + i), hn::Set(df, reference)));
+    const VF p = WeightOf(hn::Load(df, s + i), hn::Set(df, reference));
     hn::Store(hn::IfThenElseZero(hn::RebindMask(df, in_use), hn::Mul(p, hn::Set(df, factor))), df,
               s + i);
   }

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
@@ -39,6 +41,7 @@ struct Mistake {
   StatusCode code;
   const char* named;  // a word of the message
   std::function<void(Call&)> spoil;
+  std::vector<const char*> said = {};  // other words: what was given, what is allowed
 };
 
 Case ValidCase() {
@@ -92,6 +95,64 @@ TEST_CASE("Plan::Create refuses", "[status]") {
       {"max_workers negative", kInvalid, "max_workers", [](auto& d) { d.max_workers = -1; }},
       {"scale NaN", kInvalid, "scale", [](auto& d) { d.scale = NAN; }},
       {"scale infinite", kInvalid, "scale", [](auto& d) { d.scale = -HUGE_VALF; }},
+      {"window_left -2",
+       kInvalid,
+       "window_left",
+       [](auto& d) { d.window_left = -2; },
+       {"-2", "-1"}},
+      {"window_left absurd", kInvalid, "window_left", [](auto& d) { d.window_left = kHuge; }},
+      {"window_left lowest", kInvalid, "window_left", [](auto& d) { d.window_left = INT64_MIN; }},
+      {"window_right -2",
+       kInvalid,
+       "window_right",
+       [](auto& d) { d.window_right = -2; },
+       {"-2", "-1"}},
+      {"window_right absurd", kInvalid, "window_right", [](auto& d) { d.window_right = kHuge; }},
+      {"softcap negative",
+       kInvalid,
+       "softcap",
+       [](auto& d) { d.softcap = -50.0f; },
+       {"-50", "0", "1e-30", "30"}},
+      {"softcap NaN", kInvalid, "softcap", [](auto& d) { d.softcap = NAN; }, {"nan"}},
+      {"softcap infinite", kInvalid, "softcap", [](auto& d) { d.softcap = HUGE_VALF; }, {"inf"}},
+      {"softcap tiny", kInvalid, "softcap", [](auto& d) { d.softcap = 1e-31f; }},
+      {"softcap subnormal", kInvalid, "softcap", [](auto& d) { d.softcap = 1e-45f; }},
+      {"softcap vast", kInvalid, "softcap", [](auto& d) { d.softcap = 2e30f; }},
+      {"one bucket",
+       kInvalid,
+       "relative_buckets.num_buckets",
+       [](auto& d) { d.relative_buckets.num_buckets = 1; },
+       {"1", "4", "4096", "even"}},
+      {"two buckets for both sides", kInvalid, "relative_buckets.num_buckets",
+       [](auto& d) { d.relative_buckets.num_buckets = 2; }},
+      {"odd buckets", kInvalid, "relative_buckets.num_buckets",
+       [](auto& d) { d.relative_buckets.num_buckets = 31; }},
+      {"one bucket of one side",
+       kInvalid,
+       "relative_buckets.num_buckets",
+       [](auto& d) { d.relative_buckets = {1, 128, false}; },
+       {"1", "2", "4096"}},
+      {"negative buckets", kInvalid, "relative_buckets.num_buckets",
+       [](auto& d) { d.relative_buckets.num_buckets = -32; }},
+      {"too many buckets", kInvalid, "relative_buckets.num_buckets",
+       [](auto& d) { d.relative_buckets = {4098, 65536, true}; }},
+      {"absurd buckets", kInvalid, "relative_buckets.num_buckets",
+       [](auto& d) { d.relative_buckets.num_buckets = kHuge - 1; }},
+      {"max_distance within the buckets of one distance each",
+       kInvalid,
+       "relative_buckets.max_distance",
+       [](auto& d) { d.relative_buckets = {32, 8, true}; },
+       {"8", "9", "65536"}},
+      {"the same of one side", kInvalid, "relative_buckets.max_distance",
+       [](auto& d) { d.relative_buckets = {32, 16, false}; }},
+      {"max_distance 0", kInvalid, "relative_buckets.max_distance",
+       [](auto& d) { d.relative_buckets = {32, 0, true}; }},
+      {"max_distance negative", kInvalid, "relative_buckets.max_distance",
+       [](auto& d) { d.relative_buckets = {32, -128, true}; }},
+      {"max_distance too far", kInvalid, "relative_buckets.max_distance",
+       [](auto& d) { d.relative_buckets = {32, 65537, true}; }},
+      {"max_distance absurd", kInvalid, "relative_buckets.max_distance",
+       [](auto& d) { d.relative_buckets = {32, INT64_MAX, true}; }},
       {"no such precision", kInvalid, "precision", [](auto& d) { d.precision = kNoPrecision; }},
       {"rotated f32", kInvalid, "rotate_k", [](auto& d) { d.rotate_k = true; }},
       {"rotated i8_fine", kInvalid, "rotate_k",
@@ -122,7 +183,9 @@ TEST_CASE("Plan::Create refuses", "[status]") {
     AttentionDesc desc = valid;
     mistake.spoil(desc);
     INFO(mistake.what);
-    CHECK_THAT(Plan::Create(desc, &plan), IsError(mistake.code, mistake.named));
+    const Status status = Plan::Create(desc, &plan);
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
     CHECK_FALSE(plan.empty());
     CHECK(plan.workspace_bytes() == workspace_bytes);
     Plan fresh;
@@ -149,7 +212,10 @@ struct RunCall {
         memory(MemoryOf(problem, setup)),
         cache(CacheOf(problem, setup)),
         out(problem.NewOut()),
-        wide_out(DType::kF32, {4, 12, 4, 12}) {
+        wide_out(DType::kF32, {4, 12, 4, 12}),
+        lse(problem.NewLse()),
+        weights(DType::kF32, {c.batch(), c.q_len, c.heads, c.kv_len}),
+        mass(DType::kF32, {c.batch(), 1, c.heads, c.kv_len}) {
     AttentionDesc desc = DescOf(problem.c, setup);
     desc.max_workers = 2;
     REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
@@ -159,6 +225,20 @@ struct RunCall {
     if (setup.source != Source::kTensors) args.k = args.v = ConstTensorView();
     if (setup.source == Source::kMemory) args.memory = &memory;
     if (setup.source == Source::kCache) args.cache = &cache;
+    if (c.features.lse) args.lse = lse.view();
+  }
+
+  void WipeOutputs() {
+    for (Tensor* tensor : {&out, &wide_out, &lse, &weights, &mass}) tensor->Wipe();
+  }
+  bool OutputsAreWiped() const {
+    return out.IsWiped() && wide_out.IsWiped() && lse.IsWiped() && weights.IsWiped() &&
+           mass.IsWiped();
+  }
+  // An array that lives as long as the call.
+  const int32_t* Ints(const std::vector<int32_t>& x) {
+    arrays.push_back(x);
+    return arrays.back().data();
   }
 
   Status Run() const { return sightline::Run(plan, args, workspace, parallel); }
@@ -171,6 +251,8 @@ struct RunCall {
   KvCache empty_cache;
   Tensor out;
   Tensor wide_out;
+  Tensor lse, weights, mass;  // if they are asked for
+  std::deque<std::vector<int32_t>> arrays;
   GuardedBuffer scratch;
 
   Plan plan;
@@ -184,9 +266,12 @@ Pointer Shifted(Pointer p, int64_t bytes) {
   return reinterpret_cast<Pointer>(reinterpret_cast<intptr_t>(p) + bytes);
 }
 
+// prepare: adds to a valid call what leaves it so.
 void CheckRunRefuses(const Setup& setup, const std::vector<Mistake<RunCall>>& mistakes,
-                     const Case& c = ValidCase()) {
+                     const Case& c = ValidCase(),
+                     const std::function<void(RunCall&)>& prepare = nullptr) {
   RunCall call(setup, c);
+  if (prepare) prepare(call);
   const AttentionArgs valid_args = call.args;
   const Workspace valid_workspace = call.workspace;
   const Plan valid_plan = call.plan;
@@ -195,12 +280,13 @@ void CheckRunRefuses(const Setup& setup, const std::vector<Mistake<RunCall>>& mi
     call.workspace = valid_workspace;
     call.plan = valid_plan;
     call.parallel = {};
-    call.out.Wipe();
+    call.WipeOutputs();
     mistake.spoil(call);
     INFO(mistake.what << ", " << Name(setup.precision));
-    CHECK_THAT(call.Run(), IsError(mistake.code, mistake.named));
-    CHECK(call.out.IsWiped());
-    CHECK(call.wide_out.IsWiped());
+    const Status status = call.Run();
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
+    CHECK(call.OutputsAreWiped());
   }
   // What was spoilt was the only thing wrong.
   call.args = valid_args;
@@ -447,6 +533,737 @@ TEST_CASE("Run refuses scales where it writes", "[status]") {
        [](auto& c) { c.args.out.scale.data = static_cast<float*>(c.workspace.data); }},
   };
   CheckRunRefuses({BestTier(), Precision::kI8}, mistakes, ValidI8Case());
+}
+
+// ---- Masks, biases and further outputs --------------------------------------------------------
+
+// Everything that a padded batch may bring, beside the tensors of `c`.
+Case RichCase(Case c = ValidCase()) {
+  Features& f = c.features;
+  f.kv_lens = {30, 40};
+  f.prefix_lens = {3, 50};
+  f.mask.on = f.blocks.on = f.bias.on = f.lse = true;
+  f.bias_dtype = DType::kF16;
+  f.q_block = 4;
+  f.kv_block = 16;
+  f.relative_buckets = {32, 128, true};
+  f.alibi_slopes = {0.5f, 0.25f, 0.125f, 0.0625f};
+  f.sinks = {0.0f, 1.0f, 2.0f, 3.0f};
+  return c;
+}
+
+void AskForWeights(RunCall& c) {
+  c.args.weights.out = c.weights.view();
+  c.args.weights.heads = c.Ints({3, 0, 0, 2});
+  c.args.weights.num_heads = 4;
+  c.args.weights.queries = c.Ints({0, 1, 2, 3, 4, 5});
+  c.args.weights.num_queries = 6;
+  c.args.mass = c.mass.view();
+}
+
+void CheckRichRunRefuses(const std::vector<Mistake<RunCall>>& mistakes) {
+  for (const Precision precision : {Precision::kF32, Precision::kI8}) {
+    CheckRunRefuses({BestTier(), precision}, mistakes, RichCase(), AskForWeights);
+  }
+}
+
+TEST_CASE("Run takes all arguments at once", "[status]") {
+  for (const Precision precision : kPrecisions) {
+    for (const Source source : {Source::kTensors, Source::kMemory, Source::kCache}) {
+      INFO(Name(precision) << ", source " << static_cast<int>(source));
+      RunCall call({BestTier(), precision, source}, RichCase(ValidI8Case()));
+      AskForWeights(call);
+      CHECK_THAT(call.Run(), IsOk());
+    }
+  }
+}
+
+TEST_CASE("Run refuses masks that contradict themselves or the call", "[status]") {
+  CheckRichRunRefuses({
+      {"q_start far behind",
+       kInvalid,
+       "q_start",
+       [](auto& c) { c.args.q_start = int64_t{1} << 31; },
+       {"2147483648", "2147483392"}},
+      {"q_start far before", kInvalid, "q_start",
+       [](auto& c) { c.args.q_start = AttentionArgs::kBottomRight + 1; }},
+      {"q_start absurd", kInvalid, "q_start", [](auto& c) { c.args.q_start = INT64_MAX; }},
+
+      {"kv_lens negative",
+       kInvalid,
+       "kv_lens",
+       [](auto& c) { c.args.kv_lens = c.Ints({40, -1}); },
+       {"1", "-1", "0", "40"}},
+      {"kv_lens lowest", kInvalid, "kv_lens",
+       [](auto& c) { c.args.kv_lens = c.Ints({INT32_MIN, 40}); }},
+      {"kv_lens beyond k",
+       kInvalid,
+       "kv_lens",
+       [](auto& c) { c.args.kv_lens = c.Ints({41, 40}); },
+       {"41", "40"}},
+      {"kv_lens between elements",
+       kInvalid,
+       "kv_lens",
+       [](auto& c) { c.args.kv_lens = Shifted(c.args.kv_lens, 2); },
+       {"4"}},
+      {"prefix_lens negative",
+       kInvalid,
+       "prefix_lens",
+       [](auto& c) { c.args.prefix_lens = c.Ints({-7, 1}); },
+       {"0", "-7"}},
+      {"prefix_lens absurd", kInvalid, "prefix_lens",
+       [](auto& c) { c.args.prefix_lens = c.Ints({0, INT32_MAX}); }},
+      {"prefix_lens between elements", kInvalid, "prefix_lens",
+       [](auto& c) { c.args.prefix_lens = Shifted(c.args.prefix_lens, -1); }},
+
+      {"mask nowhere", kInvalid, "mask.data", [](auto& c) { c.args.mask.data = nullptr; }},
+      {"mask of another batch",
+       kInvalid,
+       "mask.batch",
+       [](auto& c) { c.args.mask.batch = 2; },
+       {"2", "4"}},
+      {"mask of another length",
+       kInvalid,
+       "mask.length",
+       [](auto& c) { c.args.mask.length = 5; },
+       {"5", "6"}},
+      {"mask of no length", kInvalid, "mask.length", [](auto& c) { c.args.mask.length = 0; }},
+      {"mask of kv heads",
+       kInvalid,
+       "mask.heads",
+       [](auto& c) { c.args.mask.heads = 2; },
+       {"2", "4"}},
+      {"mask without heads", kInvalid, "mask.heads", [](auto& c) { c.args.mask.heads = 0; }},
+      {"mask of fewer keys",
+       kInvalid,
+       "mask.dim",
+       [](auto& c) { c.args.mask.dim = 39; },
+       {"39", "40"}},
+      {"mask of negative dim", kInvalid, "mask.dim", [](auto& c) { c.args.mask.dim = -40; }},
+      {"mask of absurd dim", kInvalid, "mask.dim", [](auto& c) { c.args.mask.dim = kHuge; }},
+      {"mask beyond the address space", kInvalid, "mask",
+       [](auto& c) { c.args.mask.length_stride = kHuge; }},
+      {"mask below address 0", kInvalid, "mask",
+       [](auto& c) { c.args.mask.dim_stride = INT64_MIN; }},
+
+      {"block_mask without q_block",
+       kInvalid,
+       "block_mask.q_block",
+       [](auto& c) { c.args.block_mask.q_block = 0; },
+       {"0", "1"}},
+      {"block_mask of negative q_block", kInvalid, "block_mask.q_block",
+       [](auto& c) { c.args.block_mask.q_block = -4; }},
+      {"block_mask without kv_block",
+       kInvalid,
+       "block_mask.kv_block",
+       [](auto& c) { c.args.block_mask.kv_block = 0; },
+       {"0", "1"}},
+      {"block_mask of absurd kv_block", kInvalid, "block_mask.kv_block",
+       [](auto& c) { c.args.block_mask.kv_block = INT64_MAX; }},
+      {"block_mask nowhere", kInvalid, "block_mask.blocks.data",
+       [](auto& c) { c.args.block_mask.blocks.data = nullptr; }},
+      {"block_mask of another batch",
+       kInvalid,
+       "block_mask.blocks.batch",
+       [](auto& c) { c.args.block_mask.blocks.batch = 1; },
+       {"1", "4"}},
+      {"block_mask of fewer blocks of queries",
+       kInvalid,
+       "block_mask.blocks.length",
+       [](auto& c) { c.args.block_mask.blocks.length = 1; },
+       {"1", "2"}},
+      {"block_mask of larger blocks of queries",
+       kInvalid,
+       "block_mask.blocks.length",
+       [](auto& c) { c.args.block_mask.q_block = 6; },
+       {"2", "1"}},
+      {"block_mask of kv heads",
+       kInvalid,
+       "block_mask.blocks.heads",
+       [](auto& c) { c.args.block_mask.blocks.heads = 2; },
+       {"2", "4"}},
+      {"block_mask of fewer blocks of keys",
+       kInvalid,
+       "block_mask.blocks.dim",
+       [](auto& c) { c.args.block_mask.blocks.dim = 2; },
+       {"2", "3"}},
+      {"block_mask of smaller blocks of keys",
+       kInvalid,
+       "block_mask.blocks.dim",
+       [](auto& c) { c.args.block_mask.kv_block = 13; },
+       {"3", "4"}},
+      {"block_mask beyond the address space", kInvalid, "block_mask.blocks",
+       [](auto& c) { c.args.block_mask.blocks.batch_stride = kHuge; }},
+  });
+}
+
+TEST_CASE("Run refuses biases and sinks that contradict themselves or the call", "[status]") {
+  CheckRichRunRefuses({
+      {"bias of i8",
+       kInvalid,
+       "bias.dtype",
+       [](auto& c) { c.args.bias.dtype = DType::kI8; },
+       {"i8", "f32", "f16", "bf16"}},
+      {"bias of no type",
+       kInvalid,
+       "bias.dtype",
+       [](auto& c) { c.args.bias.dtype = kNoDType; },
+       {"77"}},
+      {"bias nowhere", kInvalid, "bias.data", [](auto& c) { c.args.bias.data = nullptr; }},
+      {"bias between elements", kInvalid, "bias.data",
+       [](auto& c) { c.args.bias.data = Shifted(c.args.bias.data, 1); }},
+      {"bias stride between elements",
+       kInvalid,
+       "bias",
+       [](auto& c) { c.args.bias.dim_stride = 1; },
+       {"1", "2"}},
+      {"bias with scales",
+       kInvalid,
+       "bias.scale.data",
+       [](auto& c) { c.args.bias.scale = ScaleView::PerTensor(c.args.sinks); },
+       {"f16"}},
+      {"bias of another batch",
+       kInvalid,
+       "bias.batch",
+       [](auto& c) { c.args.bias.batch = 1; },
+       {"1", "4"}},
+      {"bias of another length",
+       kInvalid,
+       "bias.length",
+       [](auto& c) { c.args.bias.length = 7; },
+       {"7", "6"}},
+      {"bias of kv heads",
+       kInvalid,
+       "bias.heads",
+       [](auto& c) { c.args.bias.heads = 2; },
+       {"2", "4"}},
+      {"bias of fewer keys",
+       kInvalid,
+       "bias.dim",
+       [](auto& c) { c.args.bias.dim = 39; },
+       {"39", "40"}},
+      {"bias of absurd dim", kInvalid, "bias.dim", [](auto& c) { c.args.bias.dim = kHuge; }},
+      {"bias beyond the address space", kInvalid, "bias",
+       [](auto& c) { c.args.bias.batch_stride = kHuge - 1; }},
+
+      {"no relative_bias for the plan's buckets",
+       kInvalid,
+       "relative_bias",
+       [](auto& c) { c.args.relative_bias = nullptr; },
+       {"null", "relative_buckets", "32"}},
+      {"relative_bias without buckets",
+       kInvalid,
+       "relative_bias",
+       [](auto& c) { Replan(c, [](auto& d) { d.relative_buckets = {}; }); },
+       {"given", "relative_buckets", "0"}},
+      {"relative_bias between elements", kInvalid, "relative_bias",
+       [](auto& c) { c.args.relative_bias = Shifted(c.args.relative_bias, 2); }},
+      {"alibi_slopes between elements", kInvalid, "alibi_slopes",
+       [](auto& c) { c.args.alibi_slopes = Shifted(c.args.alibi_slopes, 3); }},
+      {"sinks between elements",
+       kInvalid,
+       "sinks",
+       [](auto& c) { c.args.sinks = Shifted(c.args.sinks, 1); },
+       {"4"}},
+  });
+}
+
+TEST_CASE("Run refuses further outputs that contradict themselves or the call", "[status]") {
+  CheckRichRunRefuses({
+      {"lse of f16",
+       kInvalid,
+       "lse.dtype",
+       [](auto& c) { c.args.lse.dtype = DType::kF16; },
+       {"f16", "f32"}},
+      {"lse of i8", kInvalid, "lse.dtype", [](auto& c) { c.args.lse.dtype = DType::kI8; }},
+      {"lse of no type", kInvalid, "lse.dtype", [](auto& c) { c.args.lse.dtype = kNoDType; }},
+      {"lse nowhere", kInvalid, "lse.data", [](auto& c) { c.args.lse.data = nullptr; }},
+      {"lse between elements", kInvalid, "lse.data",
+       [](auto& c) { c.args.lse.data = Shifted(c.args.lse.data, 2); }},
+      {"lse of another batch",
+       kInvalid,
+       "lse.batch",
+       [](auto& c) { c.args.lse.batch = 2; },
+       {"2", "4"}},
+      {"lse of another length",
+       kInvalid,
+       "lse.length",
+       [](auto& c) { c.args.lse.length = 5; },
+       {"5", "6"}},
+      {"lse of kv heads", kInvalid, "lse.heads", [](auto& c) { c.args.lse.heads = 2; }, {"2", "4"}},
+      {"lse of two", kInvalid, "lse.dim", [](auto& c) { c.args.lse.dim = 2; }, {"2", "1"}},
+      {"lse of none", kInvalid, "lse.dim", [](auto& c) { c.args.lse.dim = 0; }, {"0", "1"}},
+      {"lse's heads on each other", kInvalid, "lse", [](auto& c) { c.args.lse.head_stride = 0; }},
+      {"lse's queries on each other", kInvalid, "lse",
+       [](auto& c) { c.args.lse.length_stride = 4; }},
+      {"lse with scales", kInvalid, "lse.scale.data",
+       [](auto& c) { c.args.lse.scale = ScaleView::PerTensor(c.args.sinks); }},
+
+      {"weights without lse",
+       kInvalid,
+       "lse",
+       [](auto& c) {
+         c.args.lse = TensorView();
+         c.args.mass = TensorView();
+       },
+       {"weights"}},
+      {"mass without lse",
+       kInvalid,
+       "lse",
+       [](auto& c) {
+         c.args.lse = TensorView();
+         c.args.weights = {};
+       },
+       {"mass"}},
+      {"weights of i8",
+       kInvalid,
+       "weights.out.dtype",
+       [](auto& c) { c.args.weights.out.dtype = DType::kI8; },
+       {"i8", "f32", "f16", "bf16"}},
+      {"weights of no type", kInvalid, "weights.out.dtype",
+       [](auto& c) { c.args.weights.out.dtype = kNoDType; }},
+      {"averages of f16",
+       kInvalid,
+       "weights.out.dtype",
+       [](auto& c) {
+         c.args.weights.average_heads = true;
+         c.args.weights.out.dtype = DType::kF16;
+         c.args.weights.out.heads = 1;
+       },
+       {"f16", "f32"}},
+      {"weights nowhere", kInvalid, "weights.out.data",
+       [](auto& c) { c.args.weights.out.data = nullptr; }},
+      {"weights between elements", kInvalid, "weights.out.data",
+       [](auto& c) { c.args.weights.out.data = Shifted(c.args.weights.out.data, 1); }},
+      {"weights stride between elements", kInvalid, "weights.out",
+       [](auto& c) { c.args.weights.out.length_stride += 2; }},
+      {"weights of another batch",
+       kInvalid,
+       "weights.out.batch",
+       [](auto& c) { c.args.weights.out.batch = 2; },
+       {"2", "4"}},
+      {"weights of another length",
+       kInvalid,
+       "weights.out.length",
+       [](auto& c) { c.args.weights.out.length = 5; },
+       {"5", "6"}},
+      {"weights of all queries, but not of their length",
+       kInvalid,
+       "weights.out.length",
+       [](auto& c) {
+         c.args.weights.queries = nullptr;
+         c.args.weights.out.length = 3;
+       },
+       {"3", "6"}},
+      {"weights of other heads",
+       kInvalid,
+       "weights.out.heads",
+       [](auto& c) { c.args.weights.out.heads = 3; },
+       {"3", "4"}},
+      {"weights without heads", kInvalid, "weights.out.heads",
+       [](auto& c) { c.args.weights.out.heads = 0; }},
+      {"averages of several heads",
+       kInvalid,
+       "weights.out.heads",
+       [](auto& c) { c.args.weights.average_heads = true; },
+       {"4", "1"}},
+      {"weights of fewer keys",
+       kInvalid,
+       "weights.out.dim",
+       [](auto& c) { c.args.weights.out.dim = 39; },
+       {"39", "40"}},
+      {"weights of absurd dim", kInvalid, "weights.out.dim",
+       [](auto& c) { c.args.weights.out.dim = kHuge; }},
+      {"weights beyond the address space", kInvalid, "weights.out",
+       [](auto& c) { c.args.weights.out.batch_stride = kHuge; }},
+      {"weights' keys on each other", kInvalid, "weights.out",
+       [](auto& c) { c.args.weights.out.dim_stride = 0; }},
+      {"weights' queries on each other", kInvalid, "weights.out",
+       [](auto& c) { c.args.weights.out.length_stride = 39 * 4; }},
+
+      {"no head",
+       kInvalid,
+       "weights.num_heads",
+       [](auto& c) { c.args.weights.num_heads = 0; },
+       {"0", "1"}},
+      {"negative number of heads",
+       kInvalid,
+       "weights.num_heads",
+       [](auto& c) { c.args.weights.num_heads = -4; },
+       {"-4"}},
+      {"absurd number of heads", kInvalid, "weights.num_heads",
+       [](auto& c) { c.args.weights.num_heads = kHuge; }},
+      {"other number of heads",
+       kInvalid,
+       "weights.out.heads",
+       [](auto& c) { c.args.weights.num_heads = 3; },
+       {"4", "3"}},
+      {"head 4",
+       kInvalid,
+       "weights.heads",
+       [](auto& c) { c.args.weights.heads = c.Ints({0, 1, 4, 2}); },
+       {"2", "4", "0", "3"}},
+      {"head -1",
+       kInvalid,
+       "weights.heads",
+       [](auto& c) { c.args.weights.heads = c.Ints({-1, 1, 3, 2}); },
+       {"0", "-1", "3"}},
+      {"heads between elements", kInvalid, "weights.heads",
+       [](auto& c) { c.args.weights.heads = Shifted(c.args.weights.heads, 2); }},
+      {"negative number of queries",
+       kInvalid,
+       "weights.num_queries",
+       [](auto& c) { c.args.weights.num_queries = -6; },
+       {"-6", "0"}},
+      {"absurd number of queries", kInvalid, "weights.num_queries",
+       [](auto& c) { c.args.weights.num_queries = INT64_MAX; }},
+      {"no query",
+       kInvalid,
+       "weights.out.length",
+       [](auto& c) { c.args.weights.num_queries = 0; },
+       {"6", "0"}},
+      {"query 6",
+       kInvalid,
+       "weights.queries",
+       [](auto& c) { c.args.weights.queries = c.Ints({0, 1, 2, 3, 4, 6}); },
+       {"5", "6"}},
+      {"query -1",
+       kInvalid,
+       "weights.queries",
+       [](auto& c) { c.args.weights.queries = c.Ints({-1, 1, 2, 3, 4, 5}); },
+       {"0", "-1", "5"}},
+      {"a query twice",
+       kInvalid,
+       "weights.queries",
+       [](auto& c) { c.args.weights.queries = c.Ints({0, 1, 1, 3, 4, 5}); },
+       {"2", "1", "ascending"}},
+      {"queries backwards",
+       kInvalid,
+       "weights.queries",
+       [](auto& c) { c.args.weights.queries = c.Ints({5, 4, 3, 2, 1, 0}); },
+       {"ascending"}},
+      {"queries between elements", kInvalid, "weights.queries",
+       [](auto& c) { c.args.weights.queries = Shifted(c.args.weights.queries, 1); }},
+
+      {"mass of f16",
+       kInvalid,
+       "mass.dtype",
+       [](auto& c) { c.args.mass.dtype = DType::kF16; },
+       {"f16", "f32"}},
+      {"mass of no type", kInvalid, "mass.dtype", [](auto& c) { c.args.mass.dtype = kNoDType; }},
+      {"mass nowhere", kInvalid, "mass.data", [](auto& c) { c.args.mass.data = nullptr; }},
+      {"mass between elements", kInvalid, "mass.data",
+       [](auto& c) { c.args.mass.data = Shifted(c.args.mass.data, 2); }},
+      {"mass of another batch",
+       kInvalid,
+       "mass.batch",
+       [](auto& c) { c.args.mass.batch = 3; },
+       {"3", "4", "2"}},
+      {"mass of queries",
+       kInvalid,
+       "mass.length",
+       [](auto& c) {
+         c.args.weights = {};
+         c.args.mass = c.weights.view();
+       },
+       {"6", "1"}},
+      {"mass of no length", kInvalid, "mass.length", [](auto& c) { c.args.mass.length = 0; }},
+      {"mass of other heads",
+       kInvalid,
+       "mass.heads",
+       [](auto& c) { c.args.mass.heads = 3; },
+       {"3", "4", "2"}},
+      {"mass of fewer keys",
+       kInvalid,
+       "mass.dim",
+       [](auto& c) { c.args.mass.dim = 39; },
+       {"39", "40"}},
+      {"mass's keys on each other", kInvalid, "mass", [](auto& c) { c.args.mass.dim_stride = 0; }},
+      {"mass's heads on each other", kInvalid, "mass",
+       [](auto& c) { c.args.mass.head_stride = 4; }},
+  });
+}
+
+// Each of the outputs on each of the inputs, on the workspace, and on each other.
+TEST_CASE("Run refuses outputs and a workspace on other arguments", "[status]") {
+  struct Place {
+    const char* name;
+    std::function<const void*(const RunCall&)> at;
+  };
+  const Place places[] = {
+      {"q", [](const RunCall& c) { return c.args.q.data; }},
+      {"k", [](const RunCall& c) { return c.args.k.data; }},
+      {"v", [](const RunCall& c) { return c.args.v.data; }},
+      {"q.scale", [](const RunCall& c) { return c.args.q.scale.data; }},
+      {"k.scale", [](const RunCall& c) { return c.args.k.scale.data; }},
+      {"v.scale", [](const RunCall& c) { return c.args.v.scale.data; }},
+      {"out.scale", [](const RunCall& c) { return c.args.out.scale.data; }},
+      {"kv_lens", [](const RunCall& c) { return c.args.kv_lens; }},
+      {"prefix_lens", [](const RunCall& c) { return c.args.prefix_lens; }},
+      {"mask", [](const RunCall& c) { return c.args.mask.data; }},
+      {"block_mask", [](const RunCall& c) { return c.args.block_mask.blocks.data; }},
+      {"bias", [](const RunCall& c) { return c.args.bias.data; }},
+      {"relative_bias", [](const RunCall& c) { return c.args.relative_bias; }},
+      {"alibi_slopes", [](const RunCall& c) { return c.args.alibi_slopes; }},
+      {"sinks", [](const RunCall& c) { return c.args.sinks; }},
+      {"weights.heads", [](const RunCall& c) { return c.args.weights.heads; }},
+      {"weights.queries", [](const RunCall& c) { return c.args.weights.queries; }},
+      {"out", [](const RunCall& c) { return c.args.out.data; }},
+      {"lse", [](const RunCall& c) { return c.args.lse.data; }},
+      {"weights.out", [](const RunCall& c) { return c.args.weights.out.data; }},
+      {"mass", [](const RunCall& c) { return c.args.mass.data; }},
+  };
+  const struct {
+    const char* name;
+    std::function<void(RunCall&, void*)> move;
+  } outputs[] = {
+      {"out", [](RunCall& c, void* to) { c.args.out.data = to; }},
+      {"lse", [](RunCall& c, void* to) { c.args.lse.data = to; }},
+      {"weights.out", [](RunCall& c, void* to) { c.args.weights.out.data = to; }},
+      {"mass", [](RunCall& c, void* to) { c.args.mass.data = to; }},
+      {"workspace",
+       [](RunCall& c, void* to) {
+         // Its first aligned byte at or before the place; what is needed reaches further.
+         const uintptr_t address = reinterpret_cast<uintptr_t>(to) / 64 * 64;
+         c.workspace.data = reinterpret_cast<void*>(address);
+       }},
+  };
+  Case int8 = ValidI8Case();
+  int8.features.lse = true;
+  const Case c = GENERATE_COPY(RichCase(), int8);
+  // Less than a page, which is what lies between two buffers.
+  const auto prepare = [](RunCall& call) {
+    AskForWeights(call);
+    call.args.weights.num_heads = call.args.weights.num_queries = 2;
+    call.args.weights.out = TensorView::Dense(call.weights.view().data, DType::kF32, 4, 2, 2, 40);
+  };
+  RunCall valid({BestTier(), Precision::kI8}, c);
+  prepare(valid);
+  std::vector<Mistake<RunCall>> mistakes;
+  std::deque<std::string> names;
+  for (const auto& output : outputs) {
+    for (const Place& place : places) {
+      if (std::string(output.name) == place.name || place.at(valid) == nullptr) continue;
+      names.push_back(std::string(output.name) + " on " + place.name);
+      mistakes.push_back({names.back().c_str(), kInvalid, output.name, [=](RunCall& c) {
+                            void* at = const_cast<void*>(place.at(c));
+                            // Elements of the mask may lie anywhere.
+                            const uintptr_t aligned = reinterpret_cast<uintptr_t>(at) / 4 * 4;
+                            output.move(c, reinterpret_cast<void*>(aligned));
+                          }});
+      // The workspace's begin may lie on another array: it is the first of them that is named.
+      if (std::string(output.name) != "workspace") mistakes.back().said = {place.name};
+    }
+  }
+  CheckRunRefuses({BestTier(), Precision::kI8}, mistakes, c, prepare);
+}
+
+// Sequences of 1, 3 and 2 queries, and of 9, 20 and 11 keys.
+Case RaggedCase() {
+  Case c = RichCase();
+  c.kv_batch = c.beams = 1;
+  c.features.q_indptr = {0, 1, 4, 6};
+  c.features.kv_indptr = {0, 9, 29, 40};
+  c.features.kv_lens = {9, 15, 0};
+  c.features.prefix_lens = {1, 2, 3};
+  c.features.blocks.on = false;
+  return c;
+}
+
+TEST_CASE("Run refuses ragged batches that contradict themselves", "[status]") {
+  const auto prepare = [](RunCall& c) {
+    c.args.weights.out = c.weights.view();
+    c.args.mass = TensorView::Dense(c.mass.view().data, DType::kF32, 3, 1, 2, 20);
+    c.args.weights.out.dim = 20;
+  };
+  const std::vector<Mistake<RunCall>> mistakes = {
+      {"negative number of sequences",
+       kInvalid,
+       "num_sequences",
+       [](auto& c) { c.args.num_sequences = -1; },
+       {"-1", "0"}},
+      {"absurd number of sequences", kInvalid, "num_sequences",
+       [](auto& c) { c.args.num_sequences = INT64_MAX; }},
+      {"sequences beyond the plan",
+       kCapacity,
+       "num_sequences",
+       [](auto& c) { c.args.num_sequences = 4; },
+       {"4", "max_batch", "3"}},
+      {"q_indptr without sequences",
+       kInvalid,
+       "q_indptr",
+       [](auto& c) { c.args.num_sequences = 0; },
+       {"num_sequences", "0"}},
+      {"kv_indptr without sequences",
+       kInvalid,
+       "kv_indptr",
+       [](auto& c) {
+         c.args.num_sequences = 0;
+         c.args.q_indptr = nullptr;
+       },
+       {"num_sequences"}},
+      {"no q_indptr",
+       kInvalid,
+       "q_indptr",
+       [](auto& c) { c.args.q_indptr = nullptr; },
+       {"null", "num_sequences", "3"}},
+      {"q of several batch entries",
+       kInvalid,
+       "q.batch",
+       [](auto& c) {
+         c.args.q.batch = c.args.out.batch = c.args.lse.batch = 3;
+         c.args.q.length = c.args.out.length = c.args.lse.length = 2;
+       },
+       {"3", "1"}},
+      {"q_indptr begins behind 0",
+       kInvalid,
+       "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({1, 1, 4, 6}); },
+       {"0", "1"}},
+      {"q_indptr begins before 0",
+       kInvalid,
+       "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({-1, 1, 4, 6}); },
+       {"-1"}},
+      {"q_indptr falls",
+       kInvalid,
+       "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({0, 3, 2, 6}); },
+       {"2", "3"}},
+      {"q_indptr falls below 0", kInvalid, "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({0, 1, INT32_MIN, 6}); }},
+      {"q_indptr ends early",
+       kInvalid,
+       "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({0, 1, 4, 5}); },
+       {"3", "5", "q.length", "6"}},
+      {"q_indptr ends late",
+       kInvalid,
+       "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({0, 1, 4, 7}); },
+       {"7", "6"}},
+      {"q_indptr with more queries than the plan's",
+       kCapacity,
+       "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({0, 1, 1, 6}); },
+       {"2", "5", "max_q_len", "3"}},
+      {"q_indptr absurd", kCapacity, "q_indptr",
+       [](auto& c) { c.args.q_indptr = c.Ints({0, 1, 4, INT32_MAX}); }},
+      {"q_indptr between elements", kInvalid, "q_indptr",
+       [](auto& c) { c.args.q_indptr = Shifted(c.args.q_indptr, 2); }},
+      {"kv_indptr begins behind 0", kInvalid, "kv_indptr",
+       [](auto& c) { c.args.kv_indptr = c.Ints({1, 9, 29, 40}); }},
+      {"kv_indptr falls",
+       kInvalid,
+       "kv_indptr",
+       [](auto& c) { c.args.kv_indptr = c.Ints({0, 9, 8, 40}); },
+       {"8", "9"}},
+      {"kv_indptr ends early",
+       kInvalid,
+       "kv_indptr",
+       [](auto& c) { c.args.kv_indptr = c.Ints({0, 9, 29, 39}); },
+       {"39", "k.length", "40"}},
+      {"kv_indptr ends late",
+       kInvalid,
+       "kv_indptr",
+       [](auto& c) { c.args.kv_indptr = c.Ints({0, 9, 29, 41}); },
+       {"41", "40"}},
+      {"kv_indptr with more keys than the plan's",
+       kCapacity,
+       "kv_indptr",
+       [](auto& c) { c.args.kv_indptr = c.Ints({0, 9, 30, 40}); },
+       {"1", "21", "max_kv_len", "20"}},
+      {"kv_indptr between elements", kInvalid, "kv_indptr",
+       [](auto& c) { c.args.kv_indptr = Shifted(c.args.kv_indptr, 1); }},
+      {"k of several batch entries",
+       kInvalid,
+       "k.batch",
+       [](auto& c) {
+         c.args.k.batch = c.args.v.batch = 2;
+         c.args.k.length = c.args.v.length = 20;
+       },
+       {"2", "1", "kv_indptr"}},
+      {"neither kv_indptr nor a batch entry for each sequence",
+       kInvalid,
+       "num_sequences",
+       [](auto& c) {
+         c.args.kv_indptr = nullptr;
+         c.args.k.length = c.args.v.length = 20;
+       },
+       {"3", "1"}},
+      {"kv_indptr beside a memory",
+       kInvalid,
+       "kv_indptr",
+       [](auto& c) {
+         c.args.k = c.args.v = ConstTensorView();
+         c.args.memory = &c.memory;
+       },
+       {"memory"}},
+      {"kv_indptr beside a cache",
+       kInvalid,
+       "kv_indptr",
+       [](auto& c) {
+         c.args.k = c.args.v = ConstTensorView();
+         c.args.cache = &c.cache;
+       },
+       {"cache"}},
+      {"a block_mask", kInvalid, "block_mask",
+       [](auto& c) { c.args.block_mask = {c.args.mask, 1, 1}; }},
+      {"kv_lens beyond a sequence",
+       kInvalid,
+       "kv_lens",
+       [](auto& c) { c.args.kv_lens = c.Ints({10, 20, 11}); },
+       {"0", "10", "9"}},
+      {"mask shorter than the longest sequence",
+       kInvalid,
+       "mask.dim",
+       [](auto& c) { c.args.mask.dim = 19; },
+       {"19", "20"}},
+      {"bias shorter than the longest sequence",
+       kInvalid,
+       "bias.dim",
+       [](auto& c) { c.args.bias.dim = 19; },
+       {"19", "20"}},
+      {"weights shorter than the longest sequence",
+       kInvalid,
+       "weights.out.dim",
+       [](auto& c) { c.args.weights.out.dim = 19; },
+       {"19", "20"}},
+      {"weights of some queries",
+       kInvalid,
+       "weights.queries",
+       [](auto& c) {
+         c.args.weights.queries = c.Ints({0, 1, 2, 3, 4, 5});
+         c.args.weights.num_queries = 6;
+       },
+       {"null"}},
+      {"mass of one batch entry",
+       kInvalid,
+       "mass.batch",
+       [](auto& c) { c.args.mass.batch = 1; },
+       {"1", "3"}},
+      {"mass shorter than the longest sequence",
+       kInvalid,
+       "mass.dim",
+       [](auto& c) { c.args.mass.dim = 19; },
+       {"19", "20"}},
+      {"out on q_indptr",
+       kInvalid,
+       "out",
+       [](auto& c) { c.args.out.data = const_cast<int32_t*>(c.args.q_indptr); },
+       {"q_indptr"}},
+      {"mass on kv_indptr",
+       kInvalid,
+       "mass",
+       [](auto& c) { c.args.mass.data = const_cast<int32_t*>(c.args.kv_indptr); },
+       {"kv_indptr"}},
+      {"workspace on q_indptr", kInvalid, "workspace",
+       [](auto& c) {
+         const uintptr_t address = reinterpret_cast<uintptr_t>(c.args.q_indptr) / 64 * 64;
+         c.workspace.data = reinterpret_cast<void*>(address);
+       }},
+  };
+  CheckRunRefuses({BestTier(), Precision::kI8}, mistakes, RaggedCase(), prepare);
 }
 
 // Scales are inputs like any others.

@@ -143,6 +143,9 @@ void ComputeRow(const OracleInput& in, const Sequence& s, const TransposedKeys& 
     // NaN fails every comparison, so that it never becomes the maximum but reaches the sum.
     if (row->score[j] > max) max = row->score[j];
     any = any || row->score[j] != -HUGE_VAL;
+    if (in.keeps_scores) {
+      result->scores[row->index * static_cast<size_t>(in.k_dims.length) + j] = row->score[j];
+    }
   }
   result->score_bound[row->index] = bound;
   result->score_error[row->index] = error;
@@ -247,6 +250,9 @@ OracleOutput ComputeOracle(const OracleInput& in) {
   result.visible.assign(num_rows, 0);
   result.tile_abs_out.assign(num_elements, 0.0);
   result.tile_share.assign(num_rows, 0.0);
+  if (in.keeps_scores) {
+    result.scores.assign(num_rows * static_cast<size_t>(in.k_dims.length), -HUGE_VAL);
+  }
   for (const double x : in.v) {
     if (isfinite(x)) result.max_abs_v = std::max(result.max_abs_v, fabs(x));
   }

@@ -69,7 +69,8 @@ struct OracleInput : Masks {
   // [batch][q_len][heads]: added before softcap, and the magnitudes of which it is the sum; empty =
   // 0.
   std::vector<double> score_offset, score_offset_bound;
-  double score_unit = 0.0;  // relative error of a kernel's scores, see OracleOutput::score_error
+  double score_unit = 0.0;    // relative error of a kernel's scores, see OracleOutput::score_error
+  bool keeps_scores = false;  // see OracleOutput::scores
   double softcap = 0.0;
   std::function<double(int64_t b, int64_t l, int64_t h, int64_t j)> bias;
   RelativeBuckets relative_buckets;
@@ -94,6 +95,10 @@ struct OracleOutput {
   std::vector<double> magnitude_bound;  // max_j |capped score| + the finite biases' magnitudes
   std::vector<int64_t> visible;         // number of keys seen
   double max_abs_v = 0.0;
+
+  // Only if asked for, [batch][q_len][heads][k_dims.length]: by the key's number in its sequence,
+  // -inf where it is not seen.
+  std::vector<double> scores;
 };
 
 // T5's bucket of key position - query position, in f32 as its reference computes it.

@@ -446,6 +446,32 @@ double TableError(const QuantMethod& quant) {
   return error;
 }
 
+// See the tolerance of the oracle below.
+double ScoreTolerance(const Problem& p, const OracleInput& in, const OracleOutput& oracle,
+                      size_t row) {
+  const double magnitude = p.c.features.modifies_scores() ? oracle.magnitude_bound[row] : 0.0;
+  return oracle.score_error[row] + 8.0 * kF32Unit * in.softcap + 6.0 * kF32Unit * magnitude;
+}
+
+double ScoreUnit(const Problem& p) { return (static_cast<double>(p.c.head_dim) + 6.0) * kF32Unit; }
+
+ExpectedScores ComputeScores(const Problem& p, const Expectations::Method& method) {
+  RoundedInput rounded = RoundedInputOf(p, method);
+  OracleInput& in = rounded.in;
+  in.score_offset = std::move(rounded.center_score);  // lse has it as well
+  in.score_offset_bound = std::move(rounded.center_bound);
+  in.score_unit = ScoreUnit(p);
+  in.keeps_scores = true;
+  OracleOutput oracle = ComputeOracle(in);
+  ExpectedScores scores;
+  scores.dims = {p.c.batch(), p.c.q_len, p.c.heads, p.c.kv_len};
+  for (size_t row = 0; row < oracle.lse.size(); ++row) {
+    scores.tolerance.push_back(ScoreTolerance(p, in, oracle, row));
+  }
+  scores.value = std::move(oracle.scores);
+  return scores;
+}
+
 // Tolerance of the oracle, u = 2^-24. Q, K and V are exact copies of the oracle's, arithmetic is
 // f32 but for P where V is bf16 or integers:
 //
@@ -495,7 +521,7 @@ Expected ExpectByOracle(const Problem& p, const Expectations::Method& method) {
     in.score_offset_bound = rounded.center_bound;
   }
   const double u = kF32Unit;
-  in.score_unit = (static_cast<double>(p.c.head_dim) + 6.0) * u;
+  in.score_unit = ScoreUnit(p);
   OracleOutput oracle = ComputeOracle(in);
   const std::vector<size_t> run_of_row = RunsOfRows(p.c);
 
@@ -505,7 +531,6 @@ Expected ExpectByOracle(const Problem& p, const Expectations::Method& method) {
   e.tolerance.resize(e.value.size());
   e.lse = std::move(oracle.lse);
   e.lse_tolerance.resize(e.lse.size());
-  const double softcap_error = 8.0 * u * in.softcap;
   const size_t dim = static_cast<size_t>(e.dims.dim);
   for (size_t row = 0; row < e.lse.size(); ++row) {
     const Arithmetic& arithmetic = method.runs[run_of_row[row]];
@@ -531,8 +556,7 @@ Expected ExpectByOracle(const Problem& p, const Expectations::Method& method) {
     const size_t head = row % static_cast<size_t>(e.dims.heads);
     const double sink = in.sinks.empty() ? 0.0 : fabs(in.sinks[head]);
     const double magnitude = p.c.features.modifies_scores() ? oracle.magnitude_bound[row] : 0.0;
-    const double ds = oracle.score_error[row] + softcap_error +
-                      6.0 * u * (magnitude + (isfinite(sink) ? sink : 0.0));
+    const double ds = ScoreTolerance(p, in, oracle, row) + 6.0 * u * (isfinite(sink) ? sink : 0.0);
     const double exp_error = 4.0 * u * (1.0 + ceil(n / 128.0));
     const double one_error = expm1(ds) + exp_error + p_error + n * u;
     const double sum_error = one_error + tile_sum_error * oracle.tile_share[row];
@@ -901,6 +925,7 @@ std::string TryAttend(const Problem& problem, const Setup& setup, Tensor* out, T
     args.cache = &cache;
   }
   if (!status.ok()) return text("K and V", status);
+  if (setup.amend) setup.amend(args);
   status = Run(plan, args, {scratch.data(), scratch.size()}, setup.parallel);
   if (!status.ok()) return text("Run", status);
   if (!out->GapsAreWiped()) return "out: written between its elements";
@@ -1032,6 +1057,18 @@ const Expected& Expectations::operator()(const Setup& setup) {
   Expected expected = Compute(problem_, method);
   known_.emplace_back(std::move(method), std::move(expected));
   return known_.back().second;
+}
+
+const ExpectedScores& Expectations::Scores(const Setup& setup) {
+  Method method = MethodOf(problem_.c, setup);
+  for (const auto& [known, scores] : known_scores_) {
+    if (known.precision == method.precision && SameArithmetic(known.runs, method.runs)) {
+      return scores;
+    }
+  }
+  ExpectedScores scores = ComputeScores(problem_, method);
+  known_scores_.emplace_back(std::move(method), std::move(scores));
+  return known_scores_.back().second;
 }
 
 Expected Expect(const Problem& problem, const Setup& setup) {

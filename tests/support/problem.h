@@ -13,6 +13,7 @@
 
 #include <array>
 #include <deque>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -167,6 +168,7 @@ struct Setup {
   Source source = Source::kTensors;
   ParallelFor parallel = {};
   bool rotate_k = false;
+  std::function<void(AttentionArgs&)> amend = {};  // adds to what is asked of Run
 };
 
 AttentionDesc DescOf(const Case& c, const Setup& setup);
@@ -203,6 +205,13 @@ struct Expected {
   Expected Lse() const;  // as of a tensor
 };
 
+// Scores that weights are made of once more, from the same quanta or roundings of Q and K.
+struct ExpectedScores {
+  Dims dims;                      // [batch, q_len, heads, kv_len]
+  std::vector<double> value;      // see OracleOutput::scores
+  std::vector<double> tolerance;  // [batch][q_len][heads]
+};
+
 // V in floats: the oracle on what the precision leaves of Q, K and V, with tolerances derived in
 // problem.cc. i8, i8_fine: the simulation of what the tier does with them, or, where scores are
 // modified, also the oracle.
@@ -214,6 +223,7 @@ class Expectations {
  public:
   explicit Expectations(const Problem& problem) : problem_(problem) {}
   const Expected& operator()(const Setup& setup);
+  const ExpectedScores& Scores(const Setup& setup);
 
   // On what an expectation depends beside the problem: how the keys of a run are held and its rows
   // computed, which depends on their number.
@@ -235,6 +245,7 @@ class Expectations {
 
   const Problem& problem_;
   std::deque<std::pair<Method, Expected>> known_;
+  std::deque<std::pair<Method, ExpectedScores>> known_scores_;
 };
 
 // The oracle on what the element types left of the inputs, whatever the precision; no tolerance.

@@ -1,0 +1,948 @@
+// Attention weights and their sums over queries, in every precision and on every tier, against the
+// oracle.
+//
+// A second pass makes them from the lse that the first has stored, w = exp(s - lse): expected is
+// the oracle's s and the lse that the first pass is expected to leave, which for many rows of i8 is
+// that of scores in fixed point. A weight is as good as both of these, see ToleranceOf.
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "support/check.h"
+#include "support/numeric.h"
+#include "support/problem.h"
+#include "support/threads.h"
+#include "support/tiers.h"
+
+namespace sightline {
+namespace testing {
+namespace {
+
+// ---- What is asked for ------------------------------------------------------------------------
+
+struct Ask {
+  bool weights = true;
+  bool lists_heads = false;
+  std::vector<int32_t> heads;
+  bool lists_queries = false;
+  std::vector<int32_t> queries;
+  bool average = false;
+  DType dtype = DType::kF32;
+  Layout layout = Layout::kDense;
+  int64_t extra_keys = 0;  // elements behind the longest sequence's keys
+
+  bool mass = true;
+  bool mass_by_kv_head = false;   // summed over groups,
+  bool mass_by_kv_batch = false;  // over beams
+  Layout mass_layout = Layout::kDense;
+  int64_t mass_extra_keys = 0;
+
+  std::string ToString() const {
+    std::string text;
+    const auto list = [&](const char* name, const std::vector<int32_t>& x) {
+      text += std::string(name) + " {";
+      for (const int32_t i : x) text += std::to_string(i) + " ";
+      text += "} ";
+    };
+    if (weights) text += std::string("weights ") + Name(dtype) + " " + Name(layout) + " ";
+    if (lists_heads) list("heads", heads);
+    if (lists_queries) list("queries", queries);
+    if (average) text += "averaged ";
+    text += "+ " + std::to_string(extra_keys);
+    if (mass) text += std::string(", mass ") + Name(mass_layout);
+    if (mass_by_kv_head) text += " by kv head";
+    if (mass_by_kv_batch) text += " by kv batch";
+    return text + " + " + std::to_string(mass_extra_keys);
+  }
+};
+
+Ask OfHeads(const std::vector<int32_t>& heads, bool average) {
+  Ask ask;
+  ask.lists_heads = true;
+  ask.heads = heads;
+  ask.average = average;
+  return ask;
+}
+
+Ask OfQueries(const std::vector<int32_t>& queries) {
+  Ask ask;
+  ask.lists_queries = true;
+  ask.queries = queries;
+  return ask;
+}
+
+int64_t LongestKvLen(const Case& c) {
+  int64_t longest = c.features.ragged() ? 0 : c.kv_len;
+  for (const KvRun& run : c.Runs()) longest = std::max(longest, run.kv_len);
+  return longest;
+}
+
+Dims WeightsDims(const Case& c, const Ask& ask) {
+  Dims dims = {c.batch(), c.q_len, c.heads, LongestKvLen(c) + ask.extra_keys};
+  if (ask.lists_queries) dims.length = static_cast<int64_t>(ask.queries.size());
+  if (ask.lists_heads) dims.heads = static_cast<int64_t>(ask.heads.size());
+  if (ask.average) dims.heads = 1;
+  return dims;
+}
+
+Dims MassDims(const Case& c, const Ask& ask) {
+  const int64_t num_sequences = static_cast<int64_t>(c.Runs().size());
+  return {ask.mass_by_kv_batch || c.features.ragged() ? num_sequences : c.batch(), 1,
+          ask.mass_by_kv_head ? c.kv_heads : c.heads, LongestKvLen(c) + ask.mass_extra_keys};
+}
+
+// ---- What is expected -------------------------------------------------------------------------
+
+// Weights of a row: w = exp(s - lse), in octaves with two more roundings of lse, one of s and one
+// of their difference, and 2^x, which is good to 4 u and may be 0 below 2^-100.
+double ToleranceOf(double w, double s, double score_tolerance, double lse, double lse_tolerance) {
+  const double difference =
+      score_tolerance + lse_tolerance + 4.0 * kF32Unit * (fabs(lse) + fabs(s));
+  return w * (expm1(difference) + 4.0 * kF32Unit) + ldexp(1.0, -100);
+}
+
+class ExpectedWeights {
+ public:
+  // The problem has to outlive it.
+  explicit ExpectedWeights(const Problem& problem) : problem_(problem), known_(problem) {}
+
+  const Problem& problem() const { return problem_; }
+
+  Expected Weights(const Setup& setup, const Ask& ask) {
+    Load(setup);
+    const Case& c = problem_.c;
+    Expected e = Zeros(WeightsDims(c, ask));
+    for (int64_t b = 0; b < e.dims.batch; ++b) {
+      for (int64_t n = 0; n < e.dims.length; ++n) {
+        const int64_t l = ask.lists_queries ? ask.queries[static_cast<size_t>(n)] : n;
+        const int64_t num_heads =
+            ask.lists_heads ? static_cast<int64_t>(ask.heads.size()) : c.heads;
+        for (int64_t m = 0; m < num_heads; ++m) {
+          const int64_t h = ask.lists_heads ? ask.heads[static_cast<size_t>(m)] : m;
+          const double share = ask.average ? 1.0 / static_cast<double>(num_heads) : 1.0;
+          AddRow(b, l, h, share, e.dims.Index(b, n, ask.average ? 0 : m, 0), &e);
+        }
+      }
+    }
+    // The factor, and one addition for each head.
+    const size_t num_heads = ask.lists_heads ? ask.heads.size() : static_cast<size_t>(c.heads);
+    if (ask.average) AddSumError(static_cast<double>(num_heads) + 2.0, &e);
+    return e;
+  }
+
+  Expected Mass(const Setup& setup, const Ask& ask) {
+    Load(setup);
+    const Case& c = problem_.c;
+    Expected e = Zeros(MassDims(c, ask));
+    const std::vector<Sequence> sequences = SequencesOf(c);
+    const size_t beams = c.features.ragged() ? 1 : static_cast<size_t>(c.beams);
+    double num_rows = 0.0;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      const Sequence& sequence = sequences[s];
+      const int64_t b = c.features.ragged() || ask.mass_by_kv_batch
+                            ? static_cast<int64_t>(s / beams)
+                            : sequence.q_batch;
+      for (int64_t l = sequence.q_begin; l < sequence.q_begin + sequence.q_len; ++l) {
+        for (int64_t h = 0; h < c.heads; ++h) {
+          const int64_t to = ask.mass_by_kv_head ? h / (c.heads / c.kv_heads) : h;
+          AddRow(sequence.q_batch, l, h, 1.0, e.dims.Index(b, 0, to, 0), &e);
+        }
+      }
+      num_rows = std::max(num_rows, static_cast<double>(sequence.q_len));
+    }
+    AddSumError(num_rows * static_cast<double>(c.heads * c.beams), &e);
+    return e;
+  }
+
+  // What the keys have of a row, without its sink.
+  double KeyShare(const Setup& setup, int64_t b, int64_t l, int64_t h) {
+    Load(setup);
+    const double lse = lse_->lse[RowOf(b, l, h)];
+    if (lse == -HUGE_VAL) return 0.0;
+    const std::vector<float>& sinks = problem_.c.features.sinks;
+    if (sinks.empty()) return 1.0;
+    return 1.0 - exp(static_cast<double>(sinks[static_cast<size_t>(h)]) - lse);
+  }
+
+ private:
+  void Load(const Setup& setup) {
+    scores_ = &known_.Scores(setup);
+    lse_ = &known_(setup);
+  }
+
+  size_t RowOf(int64_t b, int64_t l, int64_t h) const {
+    return static_cast<size_t>((b * problem_.c.q_len + l) * problem_.c.heads + h);
+  }
+
+  static Expected Zeros(const Dims& dims) {
+    Expected e;
+    e.dims = dims;
+    e.value.assign(static_cast<size_t>(dims.NumElements()), 0.0);
+    e.tolerance = e.value;
+    return e;
+  }
+
+  // Adds `share` of a row's weights to the elements from `first` on.
+  void AddRow(int64_t b, int64_t l, int64_t h, double share, size_t first, Expected* e) const {
+    const size_t row = RowOf(b, l, h);
+    const size_t kv_len = static_cast<size_t>(scores_->dims.dim);
+    const size_t n = std::min(kv_len, static_cast<size_t>(e->dims.dim));
+    for (size_t j = 0; j < n; ++j) {
+      const double s = scores_->value[row * kv_len + j];
+      if (s == -HUGE_VAL) continue;  // exactly 0
+      const double lse = lse_->lse[row];
+      const double w = exp(s - lse);
+      e->value[first + j] += share * w;
+      e->tolerance[first + j] +=
+          share * ToleranceOf(w, s, scores_->tolerance[row], lse, lse_->lse_tolerance[row]);
+    }
+  }
+
+  static void AddSumError(double num_terms, Expected* e) {
+    for (size_t i = 0; i < e->value.size(); ++i) {
+      e->tolerance[i] += num_terms * kF32Unit * (e->value[i] + e->tolerance[i]);
+    }
+  }
+
+  const Problem& problem_;
+  Expectations known_;
+  const ExpectedScores* scores_ = nullptr;
+  const Expected* lse_ = nullptr;
+};
+
+// ---- What comes out ---------------------------------------------------------------------------
+
+struct Answer {
+  Tensor out, lse, weights, mass;
+};
+
+GuardedBuffer ListOf(const std::vector<int32_t>& x, Placement placement) {
+  GuardedBuffer buffer(std::max<size_t>(x.size(), 1) * sizeof(int32_t), placement, sizeof(int32_t));
+  if (!x.empty()) memcpy(buffer.data(), x.data(), x.size() * sizeof(int32_t));
+  return buffer;
+}
+
+Answer AnswerOf(const Problem& problem, Setup setup, const Ask& ask) {
+  const Case& c = problem.c;
+  Answer answer;
+  const GuardedBuffer heads = ListOf(ask.heads, c.placement);
+  const GuardedBuffer queries = ListOf(ask.queries, c.placement);
+  if (ask.weights) answer.weights = Tensor(ask.dtype, WeightsDims(c, ask), ask.layout, c.placement);
+  if (ask.mass) {
+    answer.mass = Tensor(DType::kF32, MassDims(c, ask), ask.mass_layout, c.placement);
+  }
+  setup.amend = [&](AttentionArgs& args) {
+    if (ask.weights) {
+      args.weights.out = answer.weights.view();
+      args.weights.average_heads = ask.average;
+      if (ask.lists_heads) {
+        args.weights.heads = reinterpret_cast<const int32_t*>(heads.data());
+        args.weights.num_heads = static_cast<int64_t>(ask.heads.size());
+      }
+      if (ask.lists_queries) {
+        args.weights.queries = reinterpret_cast<const int32_t*>(queries.data());
+        args.weights.num_queries = static_cast<int64_t>(ask.queries.size());
+      }
+    }
+    if (ask.mass) args.mass = answer.mass.view();
+  };
+  answer.out = Attend(problem, setup, &answer.lse);
+  if (ask.weights) CHECK(answer.weights.GapsAreWiped());
+  if (ask.mass) CHECK(answer.mass.GapsAreWiped());
+  return answer;
+}
+
+void CheckWeights(ExpectedWeights* expected, const Ask& ask, Source source = Source::kTensors) {
+  const Problem& problem = expected->problem();
+  INFO(problem.c.ToString() << "; " << ask.ToString() << "; source " << static_cast<int>(source));
+  for (const Precision precision : kPrecisions) {
+    for (const char* tier : SupportedTiers()) {
+      if (!IsAffordable(problem.c, tier)) continue;
+      INFO("precision " << Name(precision) << ", tier " << tier);
+      const Setup setup = {tier, precision, source};
+      const Answer answer = AnswerOf(problem, setup, ask);
+      if (ask.weights) CHECK_THAT(answer.weights, IsClose(expected->Weights(setup, ask)));
+      if (ask.mass) CHECK_THAT(answer.mass, IsClose(expected->Mass(setup, ask)));
+    }
+  }
+}
+
+void CheckWeights(const Problem& problem, const Ask& ask, Source source = Source::kTensors) {
+  ExpectedWeights expected(problem);
+  CheckWeights(&expected, ask, source);
+}
+
+// ---- Cases ------------------------------------------------------------------------------------
+
+Case SmallCase(int64_t q_len, int64_t kv_len) {
+  Case c;
+  c.q_len = q_len;
+  c.kv_len = kv_len;
+  c.head_dim = 16;
+  c.v_head_dim = 5;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.features.lse = true;
+  return c;
+}
+
+// The four shapes of mass in turn.
+Ask WithMassShape(Ask ask, uint64_t turn) {
+  ask.mass_by_kv_head = turn % 2 != 0;
+  ask.mass_by_kv_batch = turn / 2 % 2 != 0;
+  return ask;
+}
+
+TEST_CASE("weights around every tile size", "[weights]") {
+  uint64_t seed = 11000;
+  const auto check = [&](int64_t q_len, int64_t kv_len) {
+    Case c = SmallCase(q_len, kv_len);
+    c.placement = seed % 2 == 0 ? Placement::kAtEnd : Placement::kAtFront;
+    c.causal = seed % 3 == 0;
+    CheckWeights(Problem(c, seed), WithMassShape({}, seed));
+    ++seed;
+  };
+  // Rows: one query, the blocks of few, many, more than a task of 192.
+  for (const int64_t q_len : {1,  2,  3,  4,  5,  6,  7,  8,  9,   15,  16,  17,  31,  32,
+                              33, 47, 63, 64, 65, 95, 96, 97, 127, 191, 192, 193, 250, 385}) {
+    check(q_len, 130);
+  }
+  for (const int64_t kv_len : {1,   2,   3,   7,   8,   15,  16,  17,  31,   63,   64,  65,
+                               127, 128, 129, 160, 255, 256, 257, 384, 1023, 1024, 1025}) {
+    check(1, kv_len);
+    check(3, kv_len);
+    check(20, kv_len);
+  }
+}
+
+TEST_CASE("weights of keys beyond a chunk of decode", "[weights]") {
+  for (const int64_t kv_len : {2048, 2049, 4096, 4225}) {
+    Case c = SmallCase(1, kv_len);
+    c.heads = c.kv_heads = 1;
+    CheckWeights(Problem(c, 11500), {});
+  }
+}
+
+TEST_CASE("weights of any head_dim", "[weights]") {
+  uint64_t seed = 11600;
+  for (const int64_t head_dim : {1, 2, 3, 15, 16, 17, 40, 64, 80, 128, 129, 256, 511, 512}) {
+    for (const int64_t q_len : {2, 40}) {
+      Case c = SmallCase(q_len, 150);
+      c.heads = c.kv_heads = 1;
+      c.head_dim = head_dim;
+      CheckWeights(Problem(c, ++seed), {});
+    }
+  }
+}
+
+TEST_CASE("weights over beams and groups", "[weights]") {
+  uint64_t seed = 12000;
+  for (const int64_t q_len : {1, 3, 30, 100}) {
+    for (const int64_t beams : {1, 2, 5}) {
+      for (const int64_t heads : {1, 3, 6}) {
+        Case c = SmallCase(q_len, 140);
+        c.kv_batch = 2;
+        c.beams = beams;
+        c.heads = heads;
+        c.kv_heads = heads == 6 ? 3 : 1;
+        c.causal = seed % 2 == 0;
+        const Problem problem(c, ++seed);
+        ExpectedWeights expected(problem);
+        for (uint64_t turn = 0; turn < 4; ++turn) {
+          Ask ask = WithMassShape({}, turn);
+          ask.weights = turn == 0;
+          CheckWeights(&expected, ask);
+        }
+      }
+    }
+  }
+}
+
+// Rows of one query alone are more than a task takes.
+TEST_CASE("weights of hundreds of beams", "[weights]") {
+  for (const int64_t beams : {191, 192, 193, 400}) {
+    Case c = SmallCase(2, 40);
+    c.beams = beams;
+    c.heads = c.kv_heads = 1;
+    Ask ask;
+    ask.mass_by_kv_batch = beams == 400;
+    CheckWeights(Problem(c, 12500), ask);
+  }
+}
+
+TEST_CASE("weights of heads in any order", "[weights]") {
+  uint64_t seed = 13000;
+  const std::vector<std::vector<int32_t>> kLists = {
+      {0}, {3}, {3, 0}, {2, 2}, {1, 3, 1, 0, 1, 2}, {3, 2, 1, 0}};
+  for (const int64_t q_len : {1, 4, 50, 200}) {
+    Case c = SmallCase(q_len, 135);
+    c.beams = 2;
+    c.causal = true;
+    const Problem problem(c, ++seed);
+    ExpectedWeights expected(problem);
+    for (const bool average : {false, true}) {
+      for (const std::vector<int32_t>& heads : kLists) {
+        CheckWeights(&expected, OfHeads(heads, average));
+      }
+      Ask all;
+      all.average = average;
+      CheckWeights(&expected, all);
+    }
+  }
+}
+
+TEST_CASE("weights of some queries", "[weights]") {
+  uint64_t seed = 14000;
+  const auto range = [](int32_t begin, int32_t end, int32_t step) {
+    std::vector<int32_t> x;
+    for (int32_t i = begin; i < end; i += step) x.push_back(i);
+    return x;
+  };
+  const int32_t q_len = 500;
+  std::vector<std::vector<int32_t>> lists = {{},
+                                             {0},
+                                             {q_len - 1},
+                                             {0, q_len - 1},
+                                             {3, 4, 5, 9, 10, 100, 191, 192, 193, 194, 400},
+                                             range(0, q_len, 1),
+                                             range(7, q_len, 1),
+                                             range(0, q_len, 2),
+                                             range(1, q_len, 7),
+                                             range(150, 400, 1)};
+  // Runs of 1, 2, 3 … queries with one left out after each.
+  lists.emplace_back();
+  for (int32_t i = 0, run = 1; i < q_len; i += run + 1, ++run) {
+    for (int32_t j = i; j < std::min(i + run, q_len); ++j) lists.back().push_back(j);
+  }
+  for (const int64_t beams : {1, 3}) {
+    Case c = SmallCase(q_len, 140);
+    c.heads = c.kv_heads = 1;
+    c.beams = beams;
+    c.causal = true;
+    const Problem problem(c, ++seed);
+    ExpectedWeights expected(problem);
+    for (const std::vector<int32_t>& queries : lists) {
+      Ask ask = OfQueries(queries);
+      ask.mass = false;
+      CheckWeights(&expected, ask);
+    }
+  }
+  Case c = SmallCase(60, 140);
+  const Problem problem(c, ++seed);
+  ExpectedWeights expected(problem);
+  for (const bool average : {false, true}) {
+    Ask ask = OfHeads({2, 0, 2}, average);
+    ask.lists_queries = true;
+    ask.queries = {0, 1, 2, 17, 30, 31, 32, 33, 34, 35, 36, 37, 38, 59};
+    CheckWeights(&expected, ask);
+  }
+}
+
+TEST_CASE("weights of each type and layout, of more keys than there are", "[weights]") {
+  uint64_t seed = 15000;
+  for (const int64_t q_len : {3, 40}) {
+    for (const Placement placement : {Placement::kAtEnd, Placement::kAtFront}) {
+      Case c = SmallCase(q_len, 133);
+      c.placement = placement;
+      c.beams = 2;
+      const Problem problem(c, ++seed);
+      ExpectedWeights expected(problem);
+      for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+        for (const Layout layout :
+             {Layout::kDense, Layout::kHeadsFirst, Layout::kFused, Layout::kDimStrided,
+              Layout::kDimFirst, Layout::kReversed, Layout::kPadded}) {
+          Ask ask = OfHeads({2, 1}, false);
+          ask.dtype = dtype;
+          ask.layout = ask.mass_layout = layout;
+          ask.extra_keys = static_cast<int64_t>(++seed % 4) * 41;
+          ask.mass_extra_keys = static_cast<int64_t>(seed % 3) * 130;
+          ask.average = dtype == DType::kF32 && seed % 2 == 0;
+          CheckWeights(&expected, ask);
+        }
+      }
+    }
+  }
+}
+
+// Each mask and score modification alone, then all of them.
+std::vector<Case> FeatureCases(int64_t q_len, int64_t kv_len) {
+  std::vector<Case> cases;
+  const auto add = [&](const std::function<void(Case*)>& change) {
+    Case c = SmallCase(q_len, kv_len);
+    change(&c);
+    cases.push_back(c);
+  };
+  const auto causal = [](Case* c) { c->causal = true; };
+  const auto window = [](Case* c) {
+    c->features.window_left = 30;
+    c->features.window_right = 11;
+  };
+  const auto padding = [](Case* c) {
+    c->kv_batch = 2;
+    c->features.kv_lens = {static_cast<int32_t>(c->kv_len / 2), static_cast<int32_t>(c->kv_len)};
+  };
+  const auto prefix = [](Case* c) {
+    c->causal = true;
+    c->features.window_left = 20;
+    c->features.prefix_lens.assign(static_cast<size_t>(c->kv_batch), 9);
+  };
+  const auto mask = [](Case* c) {
+    c->features.mask.on = true;
+    c->features.mask.extra_keys = 3;
+  };
+  const auto blocks = [](Case* c) {
+    c->features.blocks.on = true;
+    c->features.q_block = 5;
+    c->features.kv_block = 17;
+  };
+  const auto softcap = [](Case* c) { c->features.softcap = 2.0f; };
+  const auto bias = [](Case* c) {
+    c->features.bias.on = true;
+    c->features.bias.density = 0.8;
+    c->features.bias_dtype = DType::kBF16;
+  };
+  const auto buckets = [](Case* c) { c->features.relative_buckets = {32, 128, true}; };
+  const auto alibi = [](Case* c) { c->features.alibi_slopes = {0.5f, 0.25f, 0.125f, 0.0625f}; };
+  const auto sinks = [](Case* c) { c->features.sinks = {0.0f, 3.0f, -HUGE_VALF, 9.0f}; };
+  add([](Case*) {});
+  add(causal);
+  add(window);
+  add(padding);
+  add(prefix);
+  add(mask);
+  add(blocks);
+  add(softcap);
+  add(bias);
+  add(buckets);
+  add(alibi);
+  add(sinks);
+  add([](Case* c) {
+    c->features.q_start = 3;
+    c->causal = true;
+  });
+  add([&](Case* c) {
+    padding(c);
+    prefix(c);
+    mask(c);
+    blocks(c);
+    softcap(c);
+    bias(c);
+    buckets(c);
+    alibi(c);
+    sinks(c);
+    c->features.mask.density = c->features.blocks.density = 0.9;
+    c->beams = 2;
+  });
+  return cases;
+}
+
+TEST_CASE("weights behind masks and of modified scores", "[weights]") {
+  uint64_t seed = 16000;
+  for (const int64_t q_len : {1, 7, 60, 210}) {
+    for (const int64_t kv_len : {20, 128, 300}) {
+      for (const Case& c : FeatureCases(q_len, kv_len)) {
+        ++seed;
+        CheckWeights(Problem(c, seed), WithMassShape({}, seed));
+      }
+    }
+  }
+}
+
+TEST_CASE("weights over a memory and a cache", "[weights]") {
+  uint64_t seed = 17000;
+  const Source source = GENERATE(Source::kMemory, Source::kCache);
+  for (const int64_t q_len : {1, 50}) {
+    for (const int64_t kv_len : {60, 260, 1030}) {
+      for (const Case& c : FeatureCases(q_len, kv_len)) {
+        Ask ask = WithMassShape({}, ++seed);
+        ask.extra_keys = 5;
+        CheckWeights(Problem(c, seed), ask, source);
+      }
+    }
+  }
+}
+
+TEST_CASE("weights of ragged batches", "[weights]") {
+  const bool packed = GENERATE(true, false);
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  if (packed && source != Source::kTensors) return;
+  uint64_t seed = 18000;
+  const std::vector<std::vector<int32_t>> kSplits = {
+      {0, 40}, {0, 1, 2, 3, 20}, {0, 0, 17, 17, 80, 80}, {0, 200, 201, 230}};
+  for (const std::vector<int32_t>& q_indptr : kSplits) {
+    for (const bool has_features : {false, true}) {
+      Case c = SmallCase(q_indptr.back(), 150);
+      c.causal = has_features;
+      c.features.q_indptr = q_indptr;
+      const int32_t num_sequences = static_cast<int32_t>(q_indptr.size()) - 1;
+      c.kv_batch = packed ? 1 : num_sequences;
+      for (int32_t s = 0; packed && s <= num_sequences; ++s) {
+        c.features.kv_indptr.push_back(s * s * 150 / (num_sequences * num_sequences));
+      }
+      if (has_features) {
+        for (const KvRun& run : c.Runs()) {
+          c.features.kv_lens.push_back(static_cast<int32_t>(run.kv_len - run.kv_len / 4));
+        }
+        c.features.mask.on = c.features.bias.on = true;
+        c.features.sinks = {0.0f, 1.0f, 2.0f, 3.0f};
+      }
+      Ask ask = WithMassShape(OfHeads({3, 1}, has_features), ++seed);
+      ask.extra_keys = 2;
+      ask.mass_by_kv_batch = false;
+      CheckWeights(Problem(c, seed), ask, source);
+    }
+  }
+}
+
+TEST_CASE("weights of rotated keys", "[weights]") {
+  uint64_t seed = 18500;
+  for (const int64_t q_len : {1, 33, 200}) {
+    Case c = SmallCase(q_len, 290);
+    c.head_dim = 48;
+    c.distribution = Distribution::kKOutliers;
+    c.causal = true;
+    const Problem problem(c, ++seed);
+    ExpectedWeights expected(problem);
+    for (const char* tier : SupportedTiers()) {
+      for (const Source source : {Source::kTensors, Source::kCache}) {
+        Setup setup = {tier, Precision::kI8, source};
+        setup.rotate_k = true;
+        INFO(c.ToString() << " on " << tier);
+        const Answer answer = AnswerOf(problem, setup, {});
+        CHECK_THAT(answer.weights, IsClose(expected.Weights(setup, {})));
+        CHECK_THAT(answer.mass, IsClose(expected.Mass(setup, {})));
+      }
+    }
+  }
+}
+
+TEST_CASE("weights of each distribution", "[weights]") {
+  uint64_t seed = 18600;
+  for (const Distribution distribution : kDistributions) {
+    for (const int64_t q_len : {2, 70}) {
+      for (const float q_gain : {1.0f, 30.0f}) {
+        Case c = SmallCase(q_len, 300);
+        c.head_dim = 64;
+        c.q_gain = q_gain;
+        c.distribution = distribution;
+        CheckWeights(Problem(c, ++seed), {});
+      }
+    }
+  }
+}
+
+TEST_CASE("weights of int8 tensors", "[weights]") {
+  uint64_t seed = 18700;
+  for (const unsigned scales : {+kPerTensor, +kPerToken, +kPerChannel}) {
+    for (const int64_t q_len : {2, 70}) {
+      Case c = SmallCase(q_len, 200);
+      c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = DType::kI8;
+      c.q_scales = c.k_scales = scales;
+      CheckWeights(Problem(c, ++seed), {});
+    }
+  }
+}
+
+// ---- Sums -------------------------------------------------------------------------------------
+
+// How far the denominator of a precision may be from the sum of the weights, relatively: P rounded
+// to bf16 or straight from sums in steps of 1/128 octave; P in fixed point from scores in steps of
+// 1/64 octave and a table of 16 bits.
+double DenominatorError(Precision precision) {
+  if (HasQuantizedV(precision)) return exp2(1.0 / 128.0) - 1.0 + 4e-4;
+  if (precision == Precision::kBF16 || precision == Precision::kMixed16) {
+    return exp2(1.0 / 256.0) - 1.0 + kBF16Unit;
+  }
+  return 1e-5;
+}
+
+TEST_CASE("weights of a row sum to 1, or to what its sink leaves", "[weights]") {
+  uint64_t seed = 19000;
+  for (const int64_t q_len : {1, 4, 80}) {
+    for (const int64_t kv_len : {1, 100, 128, 1025}) {
+      for (const bool has_sinks : {false, true}) {
+        Case c = SmallCase(q_len, kv_len);
+        c.causal = true;
+        c.features.q_start = std::max<int64_t>(kv_len - q_len, -3);  // some rows see nothing
+        if (has_sinks) c.features.sinks = {0.0f, 3.0f, -5.0f, 1.0f};
+        const Problem problem(c, ++seed);
+        ExpectedWeights expected(problem);
+        for (const Precision precision : kPrecisions) {
+          for (const char* tier : SupportedTiers()) {
+            INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+            const Setup setup = {tier, precision};
+            const Answer answer = AnswerOf(problem, setup, {});
+            double worst = 0.0;
+            std::vector<double> mass(static_cast<size_t>(c.heads * kv_len), 0.0);
+            for (int64_t i = 0; i < q_len; ++i) {
+              for (int64_t h = 0; h < c.heads; ++h) {
+                double sum = 0.0;
+                for (int64_t j = 0; j < kv_len; ++j) {
+                  const double w = static_cast<double>(answer.weights.Get(0, i, h, j));
+                  sum += w;
+                  mass[static_cast<size_t>(h * kv_len + j)] += w;
+                }
+                worst = std::max(worst, fabs(sum - expected.KeyShare(setup, 0, i, h)));
+              }
+            }
+            CHECK(worst <= DenominatorError(precision));
+            // Mass is the sum of the same weights.
+            double worst_mass = 0.0;
+            for (int64_t h = 0; h < c.heads; ++h) {
+              for (int64_t j = 0; j < kv_len; ++j) {
+                const double sum = mass[static_cast<size_t>(h * kv_len + j)];
+                const double excess = fabs(static_cast<double>(answer.mass.Get(0, 0, h, j)) - sum);
+                worst_mass = std::max(worst_mass, sum == 0.0 ? excess : excess / sum);
+              }
+            }
+            CHECK(worst_mass <= (static_cast<double>(q_len) + 4.0) * kF32Unit);
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- Nothing to see ---------------------------------------------------------------------------
+
+bool AllZero(const Tensor& t) {
+  const std::vector<double> x = t.ToDoubles();
+  return std::all_of(x.begin(), x.end(), [](double w) { return w == 0.0; });
+}
+
+TEST_CASE("weights of rows that see nothing are 0", "[weights]") {
+  const float q_value = GENERATE(1.0f, NAN);
+  for (const int64_t q_len : {1, 3, 50}) {
+    for (const int64_t kv_len : {0, 1, 130, 1025}) {
+      for (const bool has_sinks : {false, true}) {
+        for (const bool by_bias : {false, true}) {
+          if (by_bias && isnan(q_value)) continue;  // NaN - inf
+          Case c = SmallCase(q_len, kv_len);
+          if (has_sinks) c.features.sinks = {-3.5f, 50.0f, 0.0f, -HUGE_VALF};
+          if (by_bias) {
+            c.features.bias.on = true;
+          } else if (kv_len > 0) {
+            c.features.kv_lens = {0};
+          }
+          Problem problem(c, 20000);
+          for (int64_t i = 0; by_bias && i < q_len; ++i) {
+            for (int64_t h = 0; h < c.heads; ++h) {
+              for (int64_t j = 0; j < kv_len; ++j) problem.bias.Set(0, i, h, j, -HUGE_VALF);
+            }
+          }
+          problem.q.Set(0, 0, 0, 0, q_value);
+          Ask ask;
+          ask.extra_keys = 3;
+          ask.mass_extra_keys = 140;
+          for (const Precision precision : kPrecisions) {
+            for (const char* tier : SupportedTiers()) {
+              INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+              const Answer answer = AnswerOf(problem, {tier, precision}, ask);
+              CHECK(AllZero(answer.weights));
+              CHECK(AllZero(answer.mass));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("NaN and infinities of hidden keys reach no weight", "[weights]") {
+  const float poison = GENERATE(NAN, HUGE_VALF, -HUGE_VALF);
+  uint64_t seed = 21000;
+  for (const int64_t q_len : {1, 5, 70}) {
+    for (const int kind : {0, 1, 2, 3}) {
+      Case c = SmallCase(q_len, 300);
+      if (kind == 0) c.features.kv_lens = {70};
+      if (kind == 1) c.features.mask.on = true;
+      if (kind == 2) {  // the window's first keys are behind the poison
+        c.features.q_start = 280;
+        c.features.window_left = 5;
+      }
+      if (kind == 3) {
+        c.causal = true;
+        c.features.q_start = -10;
+      }
+      Problem problem(c, ++seed);
+      for (const int64_t key : {70, 71, 127, 128, 191, 250}) {
+        for (int64_t h = 0; h < c.kv_heads; ++h) {
+          for (int64_t d = 0; d < c.head_dim; ++d) problem.k.Set(0, key, h, d, poison);
+        }
+        if (kind != 1) continue;
+        for (int64_t i = 0; i < q_len; ++i) {
+          for (int64_t h = 0; h < c.heads; ++h) problem.mask.SetQuantum(0, i, h, key, 0);
+        }
+      }
+      ExpectedWeights expected(problem);
+      for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kBF16}) {
+        for (const char* tier : SupportedTiers()) {
+          INFO(c.ToString() << ", " << poison << ", " << Name(precision) << " on " << tier);
+          const Setup setup = {tier, precision};
+          const Answer answer = AnswerOf(problem, setup, {});
+          CHECK_THAT(answer.weights, IsClose(expected.Weights(setup, {})));
+          CHECK_THAT(answer.mass, IsClose(expected.Mass(setup, {})));
+        }
+      }
+    }
+  }
+}
+
+// A row of NaN is NaN where it sees, and 0 elsewhere like any other.
+TEST_CASE("NaN in a query stays where the query sees", "[weights]") {
+  for (const int64_t q_len : {1, 5, 70, 200}) {
+    Case c = SmallCase(q_len, 300);
+    c.heads = c.kv_heads = 1;
+    c.causal = true;
+    c.features.window_left = 150;
+    c.features.q_start = 60;
+    Problem problem(c, 21500);
+    const int64_t poisoned = q_len / 2;
+    problem.q.Set(0, poisoned, 0, 3, NAN);
+    const Masks masks = MasksOf(problem);
+    const Sequence sequence = SequencesOf(c).front();
+    for (const Precision precision : {Precision::kF32, Precision::kF16, Precision::kBF16}) {
+      for (const char* tier : SupportedTiers()) {
+        INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+        const Answer answer = AnswerOf(problem, {tier, precision}, {});
+        bool in_place = true;
+        bool mass_in_place = true;
+        for (int64_t j = 0; j < c.kv_len; ++j) {
+          const bool sees = Sees(masks, sequence, poisoned, 0, j);
+          for (int64_t i = 0; i < q_len; ++i) {
+            in_place = in_place && isnan(answer.weights.Get(0, i, 0, j)) == (i == poisoned && sees);
+          }
+          mass_in_place = mass_in_place && isnan(answer.mass.Get(0, 0, 0, j)) == sees;
+        }
+        CHECK(in_place);
+        CHECK(mass_in_place);
+      }
+    }
+  }
+}
+
+// ---- Bits -------------------------------------------------------------------------------------
+
+TEST_CASE("the number of workers changes no bit of weights", "[weights]") {
+  uint64_t seed = 22000;
+  for (const int64_t q_len : {1, 20, 300}) {
+    for (const bool average : {false, true}) {
+      Case c = SmallCase(q_len, 290);
+      c.kv_batch = 2;
+      c.beams = 2;
+      c.causal = true;
+      const Problem problem(c, ++seed);
+      Ask ask = WithMassShape(OfHeads({3, 1, 1, 0}, average), seed);
+      for (const Precision precision : kPrecisions) {
+        for (const char* tier : SupportedTiers()) {
+          const Answer alone = AnswerOf(problem, {tier, precision}, ask);
+          for (const ParallelFor& parallel :
+               {OneThreadPerWorker(3), TwoThreads(4), BackwardsOnThisThread(2)}) {
+            INFO(c.ToString() << ", " << Name(precision) << " on " << tier << ", "
+                              << parallel.num_workers << " workers");
+            const Answer answer =
+                AnswerOf(problem, {tier, precision, Source::kTensors, parallel}, ask);
+            CHECK_THAT(answer.weights, Equals(alone.weights));
+            CHECK_THAT(answer.mass, Equals(alone.mass));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("asking for weights, mass and lse changes no bit of the output", "[weights]") {
+  uint64_t seed = 23000;
+  for (const int64_t q_len : {1, 20, 300}) {
+    for (Case c : FeatureCases(q_len, 290)) {
+      const Problem problem(c, ++seed);
+      c.features.lse = false;
+      const Problem plain(c, seed);
+      for (const Precision precision : kPrecisions) {
+        for (const char* tier : SupportedTiers()) {
+          if (!IsAffordable(c, tier)) continue;
+          const Setup setup = {tier, precision};
+          INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+          Tensor lse;
+          const Tensor with_lse = Attend(problem, setup, &lse);
+          const Answer answer = AnswerOf(problem, setup, {});
+          CHECK_THAT(with_lse, Equals(Attend(plain, setup)));
+          CHECK_THAT(answer.out, Equals(with_lse));
+          CHECK_THAT(answer.lse, Equals(lse));
+        }
+      }
+    }
+  }
+}
+
+// ---- Anything at once -------------------------------------------------------------------------
+
+TEST_CASE("random weights", "[weights]") {
+  Rng rng(24000);
+  const auto chance = [&](double p) { return rng.Uniform() < p; };
+  const auto between = [&](int64_t first, int64_t last) {
+    return first + rng.Below(last - first + 1);
+  };
+  constexpr Layout kLayouts[] = {Layout::kDense,   Layout::kHeadsFirst, Layout::kFused,
+                                 Layout::kPadded,  Layout::kDimStrided, Layout::kDimFirst,
+                                 Layout::kReversed};
+  const auto layout = [&] { return chance(0.5) ? Layout::kDense : kLayouts[rng.Below(7)]; };
+  const int num_cases = IsEmulated() ? 30 : 200;
+  for (int n = 0; n < num_cases; ++n) {
+    const int64_t q_len = chance(0.3) ? 1 : between(2, chance(0.3) ? 220 : 40);
+    const int64_t kv_len = between(1, chance(0.3) ? 300 : 140);
+    std::vector<Case> cases = FeatureCases(q_len, kv_len);
+    Case c = cases[static_cast<size_t>(rng.Below(static_cast<int64_t>(cases.size())))];
+    c.head_dim = between(1, 70);
+    c.placement = chance(0.5) ? Placement::kAtEnd : Placement::kAtFront;
+    if (chance(0.3)) c.beams = between(1, 4);
+    c.features.lse_layout = layout();
+    if (chance(0.2)) c.q_dtype = c.k_dtype = DType::kF16;
+    if (chance(0.2)) c.scale = -0.3f;
+    Ask ask;
+    ask.lists_heads = chance(0.5);
+    for (int64_t i = between(1, 6); ask.lists_heads && i > 0; --i) {
+      ask.heads.push_back(static_cast<int32_t>(rng.Below(c.heads)));
+    }
+    ask.lists_queries = chance(0.5);
+    const double density = rng.Uniform();
+    for (int32_t i = 0; ask.lists_queries && i < q_len; ++i) {
+      if (chance(density)) ask.queries.push_back(i);
+    }
+    ask.average = chance(0.3);
+    if (!ask.average && chance(0.5)) ask.dtype = chance(0.5) ? DType::kF16 : DType::kBF16;
+    ask.layout = layout();
+    ask.mass_layout = layout();
+    if (chance(0.3)) ask.extra_keys = between(1, 200);
+    if (chance(0.3)) ask.mass_extra_keys = between(1, 200);
+    ask = WithMassShape(ask, rng.Next() % 4);
+    ask.mass = chance(0.7);
+    ask.weights = !ask.mass || chance(0.8);
+    const Problem problem(c, 24000 + static_cast<uint64_t>(n));
+    ExpectedWeights expected(problem);
+    const std::vector<const char*> tiers = SupportedTiers();
+    for (const Precision precision : kPrecisions) {
+      Setup setup = {tiers[static_cast<size_t>(rng.Below(static_cast<int64_t>(tiers.size())))],
+                     precision};
+      setup.source = chance(0.5)   ? Source::kTensors
+                     : chance(0.5) ? Source::kMemory
+                                   : Source::kCache;
+      if (!IsAffordable(c, setup.tier)) continue;
+      INFO("case " << n << ": " << c.ToString() << "; " << ask.ToString() << "; " << Name(precision)
+                   << " on " << setup.tier << ", source " << static_cast<int>(setup.source));
+      const Answer answer = AnswerOf(problem, setup, ask);
+      if (ask.weights) CHECK_THAT(answer.weights, IsClose(expected.Weights(setup, ask)));
+      if (ask.mass) CHECK_THAT(answer.mass, IsClose(expected.Mass(setup, ask)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace sightline
