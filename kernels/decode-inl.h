@@ -555,10 +555,9 @@ class SeenRuns {
     return true;
   }
 
- private:
   // Whether any row sees some of the tile.
   HWY_INLINE bool IsSeen(size_t key) const {
-    const size_t n = MinOf(kKvTile, end_ - key);
+    const size_t n = MinOf(kKvTile, task_.kv_len - key);
     if (SeesNone(task_, bounds_, key, key + n)) return false;
     if (!HasMasks(task_)) return true;
     for (size_t r = 0; r < num_rows_; ++r) {
@@ -570,6 +569,7 @@ class SeenRuns {
     return false;
   }
 
+ private:
   const AttendTask& task_;
   const DecodeRow* rows_;
   size_t num_rows_;

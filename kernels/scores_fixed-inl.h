@@ -19,8 +19,8 @@
 // for how many keys of a tile its task sees, over which the largest scale is taken.
 //
 // Modifications are made in fixed point as well, in a pass over the words: a softcap as long as no
-// score is beyond the cap, biases by distance if they differ by less than kMaxBias octaves within
-// the tile. Rows, or tiles, of which that is not true are wide; so are all rows of tasks with other
+// score is beyond the cap, biases by distance if all are less than kMaxBias octaves from their
+// middle. Rows, or tiles, of which that is not true are wide; so are all rows of tasks with other
 // biases.
 //
 // Cost per kStep keys: head_dim / depth steps of BlockProduct, and the above.
@@ -370,17 +370,20 @@ HWY_INLINE WordBias WordsOfBias(const TileBias& bias, size_t num_rows,
   const size_t places = kKvTile + num_rows;
   VF largest = NegInf();
   VF smallest = hn::Neg(NegInf());
+  VF special = hn::Zero(df);  // x - x is 0 but for NaN and infinities
   for (size_t i = 0; i < places; i += kLanes) {
     const VF x = hn::LoadU(df, bias.by_place + i);
+    special = hn::Add(special, hn::Sub(x, x));
     largest = hn::Max(largest, x);
     smallest = hn::Min(smallest, x);
   }
+  if (!hn::AllTrue(df, hn::Eq(special, hn::Zero(df)))) return {nullptr, 0.0f, false};
   const float high = hn::ReduceMax(df, largest);
   const float low = hn::ReduceMin(df, smallest);
-  if (high == low) return {nullptr, high, hn::AllTrue(df, hn::IsFinite(hn::Set(df, high)))};
+  if (high == low) return {nullptr, high, true};
   // A whole number of octaves, so that it moves no rounding.
   const float middle = hn::GetLane(hn::Round(hn::Set(df, 0.5f * (high + low))));
-  if (!(high - middle < kMaxBias && low - middle > -kMaxBias)) return {nullptr, 0.0f, false};
+  if (high - middle >= kMaxBias || low - middle <= -kMaxBias) return {nullptr, 0.0f, false};
   const VF units = hn::Set(df, float{kFractions});
   const auto fixed = [&](size_t i) HWY_ATTR {
     return hn::NearestInt(

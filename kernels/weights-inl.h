@@ -179,9 +179,10 @@ void WeighFew(const AttendTask& task, unsigned char* scratch_bytes) {
   for (size_t r = 0; r < num_rows; ++r) {
     BeginDecodeRow<Scheme>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
   }
+  const SeenRuns runs(task, scratch.rows, num_rows);
   for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
     const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
-    const size_t in_use = key < task.kv_len ? MinOf(n, task.kv_len - key) : 0;
+    const size_t in_use = key < task.kv_len && runs.IsSeen(key) ? MinOf(n, task.kv_len - key) : 0;
     if (in_use != 0) {
       const KvTile kv = BeginKvTile<Scheme>(task.head, key, in_use, WideTile());
       for (size_t r = 0; r < num_rows; r += kRowBlock<Scheme>) {

@@ -852,6 +852,7 @@ TEST_CASE("Run refuses further outputs that contradict themselves or the call", 
        "weights.out.length",
        [](auto& c) {
          c.args.weights.queries = nullptr;
+         c.args.weights.num_queries = 0;
          c.args.weights.out.length = 3;
        },
        {"3", "6"}},

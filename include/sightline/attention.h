@@ -1,7 +1,8 @@
 // File: sightline/attention.h
-// The main call: O = softmax(scale * Q K^T + mask) V for encoder self-, causal decoder self- and
-// cross-attention (Vaswani et al. 2017, "Attention Is All You Need"), by the tiled online softmax
-// (Milakov & Gimelshein 2018; Dao et al. 2022) that never stores more of the scores than a tile.
+// The main call: O = softmax(softcap(scale * Q K^T) + biases, masked) V for encoder self-, causal
+// decoder self- and cross-attention (Vaswani et al. 2017, "Attention Is All You Need"), by the
+// tiled online softmax (Milakov & Gimelshein 2018; Dao et al. 2022) that never stores more of the
+// scores than a tile.
 //
 //   AttentionDesc desc;                    // 8 heads of 64, up to 512 queries over 512 keys
 //   desc.num_heads = desc.num_kv_heads = 8;
@@ -151,7 +152,9 @@ struct AttentionArgs {
 
   // Masks. `kv batch` is the batch of K and V, or the number of ragged sequences.
   static constexpr int64_t kBottomRight = INT64_MIN;
-  int64_t q_start = kBottomRight;    // position of query 0: by default kv_len - q_len
+  // Position of query 0; by default kv_len - q_len, of the keys in use. Where queries are padded at
+  // their end as keys are, it is 0.
+  int64_t q_start = kBottomRight;
   const int32_t* kv_lens = nullptr;  // [kv batch]: keys in use, 0 to kv_len; the rest is padding
   const int32_t* prefix_lens = nullptr;  // [kv batch]: so many first keys are seen by every query,
                                          // whatever causal and the windows say (prefix LM; with a
@@ -169,8 +172,8 @@ struct AttentionArgs {
   const int32_t* q_indptr = nullptr;   // [num_sequences + 1]
   const int32_t* kv_indptr = nullptr;  // [num_sequences + 1]
 
-  // Score modifications. Biases are added in the order in which they stand here; -inf hides a key
-  // (weight 0), +inf makes the row NaN.
+  // Score modifications. Biases are added in the order in which they stand here; -inf gives a key
+  // weight 0 (but does not hide a NaN in it), +inf makes the row NaN.
   ConstTensorView
       bias;  // f32, f16 or bf16 [batch, q_len, num_heads, kv_len]; broadcast by stride 0
   const float* relative_bias = nullptr;  // [num_buckets, num_heads] of the plan's relative_buckets
