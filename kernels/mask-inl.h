@@ -59,6 +59,34 @@ HWY_INLINE uint32_t RangeBits(const AttendTask& task, size_t begin, size_t limit
   return (by_position | BitsBelow(KeysFrom(first, task.prefix_len))) & BitsBelow(n);
 }
 
+// What the task's masks say of keys [key, key + n), row by row. Rows that read the same booleans,
+// as those of a block or of a broadcast mask do, find them done.
+class MaskReader {
+ public:
+  MaskReader(const AttendTask& task, size_t key, size_t n) : task_(task), key_(key), n_(n) {}
+
+  HWY_INLINE void Apply(size_t r, RowMask& mask) {
+    const RowIndex index = IndexOf(r, task_.q.beams, task_.q.group);
+    for (size_t i = 0; i < kNumMasks; ++i) {
+      const MaskRows& rows = task_.masks[i];
+      if (rows.data == nullptr) continue;
+      const uint8_t* from = MaskOf(rows, index, key_);
+      if (from != from_[i]) bits_[i] = BitsOfMask(rows, index, key_, n_);
+      from_[i] = from;
+      for (size_t w = 0; w < kMaskWords; ++w) mask.words[w] &= bits_[i].words[w];
+    }
+  }
+
+ private:
+  static constexpr size_t kNumMasks = 2;
+
+  const AttendTask& task_;
+  size_t key_;
+  size_t n_;
+  const uint8_t* from_[kNumMasks] = {};
+  RowMask bits_[kNumMasks];
+};
+
 // Keys [key, key + n) that row r of the task sees, n <= kKvTile.
 HWY_INLINE RowMask MaskOfRow(const AttendTask& task, size_t r, const KeyRange& range, size_t key,
                              size_t n) {
@@ -67,11 +95,7 @@ HWY_INLINE RowMask MaskOfRow(const AttendTask& task, size_t r, const KeyRange& r
     mask.words[w] =
         RangeBits(task, range.begin, range.limit, key + w * kMaskBits, KeysFrom(w * kMaskBits, n));
   }
-  for (const MaskRows& rows : task.masks) {
-    if (rows.data == nullptr) continue;
-    const RowMask seen = BitsOfMask(rows, IndexOf(r, task.q.beams, task.q.group), key, n);
-    for (size_t w = 0; w < kMaskWords; ++w) mask.words[w] &= seen.words[w];
-  }
+  MaskReader(task, key, n).Apply(r, mask);
   return mask;
 }
 
@@ -124,18 +148,23 @@ HWY_INLINE void FillByPosition(const AttendTask& task, const QueryTile& q, size_
   }
 }
 
-// The same where there are masks. Rows that are not real see what the last one does.
-HWY_NOINLINE void FillByMasks(const AttendTask& task, const QueryTile& q, size_t key, size_t n,
-                              CommonBits& common) {
+// Takes from these bits what masks hide. Rows that are not real see what the last one does.
+HWY_NOINLINE void ApplyMasks(const AttendTask& task, const QueryTile& q, size_t key, size_t n,
+                             CommonBits& common) {
   const size_t rows = q.num_vectors * kLanes;
   for (size_t w = 0; w < kMaskWords; ++w) {
     common.all[w] = ~uint32_t{0};
     common.any[w] = 0;
   }
+  MaskReader reader(task, key, n);
   RowMask mask = {};
   for (size_t r = 0; r < rows; ++r) {
-    const size_t row = q.first_row + r;
-    if (r < q.num_rows) mask = MaskOfRow(task, row, RangeOf(task, row), key, n);
+    if (r < q.num_rows) {
+      for (size_t w = 0; w < kMaskWords; ++w) {
+        mask.words[w] = static_cast<uint32_t>(q.mask[w * rows + r]);
+      }
+      reader.Apply(q.first_row + r, mask);
+    }
     for (size_t w = 0; w < kMaskWords; ++w) {
       common.all[w] &= mask.words[w];
       common.any[w] |= mask.words[w];
@@ -157,11 +186,8 @@ HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_
     return mask;
   }
   CommonBits common;
-  if (has_masks) {
-    FillByMasks(task, q, key, n, common);
-  } else {
-    FillByPosition(task, q, key, n, common);
-  }
+  FillByPosition(task, q, key, n, common);
+  if (has_masks) ApplyMasks(task, q, key, n, common);
   for (size_t w = kMaskWords; w-- > 0;) {
     mask.all[w] = common.all[w];
     const uint32_t any = common.any[w];

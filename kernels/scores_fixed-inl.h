@@ -159,12 +159,20 @@ HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys, size_t
   return true;
 }
 
-// What rows see of keys `key` and key + 2 of the tile, the two of a lane.
+// What rows see of the 16 keys around `key`, for lanes of two keys: bit i of a lane's lower word is
+// that of key i, bit i of the upper one that of key i + 2.
 template <size_t kQV>
-HWY_INLINE hn::Mask<DI16> SeenWords(const TileMask& mask, size_t key, size_t v) {
-  const VI32 low = hn::VecFromMask(di32, SeenBy<kQV>(mask, key, v));
-  const VI32 high = hn::VecFromMask(di32, SeenBy<kQV>(mask, key + 2, v));
-  return hn::MaskFromVec(hn::OddEven(hn::BitCast(di16, high), hn::BitCast(di16, low)));
+HWY_INLINE VI16 SeenBits(const TileMask& mask, size_t key, size_t v) {
+  const VI32 bits = hn::Load(di32, mask.words + (key / kMaskBits * kQV + v) * kLanes);
+  if (key % kMaskBits < 16) {
+    return hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<14>(bits)), hn::BitCast(di16, bits));
+  }
+  return hn::OddEven(hn::BitCast(di16, hn::ShiftRight<2>(bits)),
+                     hn::BitCast(di16, hn::ShiftRight<16>(bits)));
+}
+// Lanes that see `key`, and key + 2.
+HWY_INLINE hn::Mask<DI16> SeenWords(VI16 bits, size_t key) {
+  return hn::TestBit(bits, hn::Set(di16, static_cast<int16_t>(1u << key % 16)));
 }
 
 template <class Scheme, size_t kQV, bool kMasked, bool kSteep>
@@ -183,6 +191,7 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
     const size_t row = v * kLanes * 2;
     const VI16 row_factor = hn::Load(di16, scratch.row_factor + row);
     VI16 tile_m = hn::Load(di16, scratch.tile_m + row);
+    const VI16 seen = kMasked ? SeenBits<kQV>(mask, key, v) : hn::Zero(di16);
     HWY_UNROLL(4)
     for (size_t pair = 0; pair < kStep / 2; ++pair) {
       const size_t n = pair / 2 * 4 + pair % 2;
@@ -199,7 +208,7 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
         s = hn::Mul(s, hn::Load(di16, scratch.gain + row));
       }
       if constexpr (kMasked) {
-        s = hn::IfThenElse(SeenWords<kQV>(mask, key + n, v), s, hn::Set(di16, kHiddenScore));
+        s = hn::IfThenElse(SeenWords(seen, key + n), s, hn::Set(di16, kHiddenScore));
       }
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, di16, s_out + pair * kRowWords + row);
@@ -422,7 +431,7 @@ HWY_NOINLINE void ModifyWords(const QueryTile& q, const SoftcapWords& softcap, c
       int16_t* at = scratch.s + pair * kRowWords + row;
       VI16 s = hn::Load(di16, at);
       const bool all_see = AllSee(mask, key, 1) && AllSee(mask, key + 2, 1);
-      const auto seen = [&]() HWY_ATTR { return SeenWords<kQV>(mask, key, v); };
+      const auto seen = [&]() HWY_ATTR { return SeenWords(SeenBits<kQV>(mask, key, v), key); };
       if constexpr (kCapped) {
         s = hn::SaturatedAdd(s, lack);
         VI16 magnitude = hn::Abs(s);
