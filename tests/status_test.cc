@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kv/layout.h"
@@ -41,7 +42,12 @@ struct Mistake {
   StatusCode code;
   const char* named;  // a word of the message
   std::function<void(Call&)> spoil;
-  std::vector<const char*> said = {};  // other words: what was given, what is allowed
+  std::vector<const char*> said;  // other words: what was given, what is allowed
+
+  // GCC 12 cannot compile a default for `said` in an aggregate.
+  Mistake(const char* what, StatusCode code, const char* named, std::function<void(Call&)> spoil,
+          std::vector<const char*> said = {})
+      : what(what), code(code), named(named), spoil(std::move(spoil)), said(std::move(said)) {}
 };
 
 Case ValidCase() {
