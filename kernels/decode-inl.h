@@ -578,8 +578,8 @@ class SeenRuns {
 };
 
 template <class Scheme>
-HWY_INLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
-                               DecodeRow& row) {
+HWY_NOINLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
+                                 DecodeRow& row) {
   const QueryScale scale = LoadQuery<Scheme>(task, r, scratch_row);
   const size_t lanes = QueryLanes<Scheme>(task.head.shape.head_dim);
   __builtin_memcpy(row.q, scratch_row, lanes * kLaneBytes);

@@ -113,8 +113,8 @@ size_t PrefillScratchBytes(const PackedShape& shape) {
 
 // Ranges of keys, empty softmax state and the packed queries of one tile.
 template <class Scheme>
-HWY_INLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
-                               const TaskScratch<Scheme>& scratch, QueryTile& q) {
+HWY_NOINLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
+                                 const TaskScratch<Scheme>& scratch, QueryTile& q) {
   q.first_row = first_row;
   q.num_rows = MinOf(kTileRows<Scheme>, task.row_end - first_row);
   q.num_vectors = RoundUp(q.num_rows, kLanes) / kLanes;
@@ -161,7 +161,11 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
       if constexpr (kHasBF16P<Scheme>) {
         ScoreToBF16<Scheme, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
       } else {
-        ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
+        if (HWY_LIKELY(!ModifiesScores(task))) {
+          ScoreTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch.floats);
+        } else {
+          ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
+        }
         SoftmaxTile<kQV>(q, mask.first, RoundUp(mask.end, Scheme::kStep), scratch.floats);
       }
       AccumulateTile<Scheme, kQV>(q, kv, mask, channels, scratch.floats);

@@ -111,13 +111,20 @@ HWY_NOINLINE void ModifyTile(const Mods& mods, const TileMask& mask, size_t end,
   }
 }
 
+// ScoreTile where it is not what a task's time is made of: one copy for all callers.
+template <class Scheme, size_t kQV>
+HWY_NOINLINE void ScorePlainTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+                                 size_t head_dim, const TileScratch& scratch) {
+  ScoreTile<Scheme, kQV>(q, kv, mask, head_dim, scratch);
+}
+
 // Scores before the modifications of one pass over the tile, for which body(mods) is called: all of
 // them, but where biases have to be added row by row.
 template <class Scheme, size_t kQV, class Body>
 HWY_INLINE void WithScores(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                            const TileMask& mask, const TileScratch& scratch,
                            const BiasScratch& biases, const Body& body) {
-  ScoreTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
+  ScorePlainTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
   bool capped = task.softcap_log2e != 0.0f;
   if (HasBiasByRow(task)) {  // after the softcap and before biases by distance
     if (capped) {
@@ -130,13 +137,13 @@ HWY_INLINE void WithScores(const AttendTask& task, const QueryTile& q, const KvT
   WithScoreMods(task, q, capped, BiasOfTile(task, q, kv.key_begin, biases), body);
 }
 
-// Scores with all modifications of the task.
+// Scores with all modifications of the task, if it has any.
 template <class Scheme, size_t kQV>
-HWY_INLINE void ScoreModifiedTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
-                                  const TileMask& mask, const TileScratch& scratch,
-                                  const BiasScratch& biases) {
-  if (HWY_LIKELY(!ModifiesScores(task))) {
-    return ScoreTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
+HWY_NOINLINE void ScoreModifiedTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                                    const TileMask& mask, const TileScratch& scratch,
+                                    const BiasScratch& biases) {
+  if (!ModifiesScores(task)) {
+    return ScorePlainTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
   }
   const size_t end = RoundUp(mask.end, Scheme::kStep);
   WithScores<Scheme, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {

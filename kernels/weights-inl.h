@@ -41,8 +41,8 @@ HWY_INLINE void AddToRow(const float* HWY_RESTRICT from, size_t n, const Row& ro
 
 // Weights of row r for n keys from `key` on, to where the task wants them. `from` is
 // vector-aligned.
-HWY_INLINE void StoreWeights(const AttendTask& task, size_t r, size_t key, size_t n,
-                             const float* HWY_RESTRICT from) {
+HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t key, size_t n,
+                               const float* HWY_RESTRICT from) {
   const WeightsTask& weights = task.weights;
   if (weights.out.data != nullptr) {
     Row row = RowAt(weights.out, r - weights.first_row);
@@ -63,9 +63,9 @@ HWY_INLINE void StoreWeights(const AttendTask& task, size_t r, size_t key, size_
 // Where a task's weights are stored or summed, keys of weights begin with `key`: n of them, of
 // which the tile's scores are those that the mask shows. rows: [kLanes][kKvTile].
 template <size_t kQV>
-HWY_INLINE void WeighScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
-                            size_t key, size_t n, const float* HWY_RESTRICT s,
-                            float* HWY_RESTRICT rows) {
+HWY_NOINLINE void WeighScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
+                              size_t key, size_t n, const float* HWY_RESTRICT s,
+                              float* HWY_RESTRICT rows) {
   const VF factor = hn::Set(df, task.weights.factor);
   for (size_t v = 0; v < kQV && v * kLanes < q.num_rows; ++v) {
     const VF reference = hn::Load(df, q.m + v * kLanes);

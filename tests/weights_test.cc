@@ -263,7 +263,7 @@ void CheckWeights(ExpectedWeights* expected, const Ask& ask, Source source = Sou
   INFO(problem.c.ToString() << "; " << ask.ToString() << "; source " << static_cast<int>(source));
   for (const Precision precision : kPrecisions) {
     for (const char* tier : SupportedTiers()) {
-      if (!IsAffordable(problem.c, tier)) continue;
+      if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
       INFO("precision " << Name(precision) << ", tier " << tier);
       const Setup setup = {tier, precision, source};
       const Answer answer = AnswerOf(problem, setup, ask);

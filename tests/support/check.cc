@@ -137,7 +137,7 @@ void CheckEverywhere(const Problem& problem, Source source) {
   INFO(problem.c.ToString() << ", source " << static_cast<int>(source));
   for (const Precision precision : kPrecisions) {
     for (const char* tier : SupportedTiers()) {
-      if (!IsAffordable(problem.c, tier)) continue;
+      if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
       INFO("precision " << Name(precision) << ", tier " << tier);
       const Setup setup = {tier, precision, source};
       const Expected& expected = expectations(setup);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
 #include <catch2/catch_test_case_info.hpp>
 #include <catch2/reporters/catch_reporter_event_listener.hpp>
 #include <catch2/reporters/catch_reporter_registrars.hpp>
@@ -91,6 +92,17 @@ bool IsEmulated() {
 #else
   return false;
 #endif
+}
+
+bool TakesTurn(const char* tier) {
+#if defined(SIGHTLINE_TESTS_SANITIZED)
+  constexpr bool kSanitized = true;
+#else
+  constexpr bool kSanitized = false;
+#endif
+  static std::atomic<uint32_t> count{0};
+  if (!kSanitized && !IsEmulated() && strcmp(tier, "scalar") != 0) return true;
+  return (count++ * 0x9e3779b1u >> 16) % 3 == 0;  // a hash, to be out of step with any loop
 }
 
 bool IsAffordable(const Case& c, const char* tier) {

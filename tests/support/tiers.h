@@ -27,6 +27,10 @@ bool IsAffordable(const Case& c, const char* tier);
 // The tests run in an emulator, some thirty times slower.
 bool IsEmulated();
 
+// Whether this one of many cases is run on a tier: in the scalar tier, under an emulator and with
+// sanitizers, which take about ten times as long, one of three is, spread evenly.
+bool TakesTurn(const char* tier);
+
 }  // namespace testing
 }  // namespace sightline
 
