@@ -18,6 +18,9 @@
 namespace sightline {
 namespace internal {
 
+// Octaves of a natural unit: kernels work with powers of two.
+constexpr float kLog2E = 1.44269504f;
+
 // One row of a caller's tensor. i8: element d is worth its quantum times the scale that lies
 // d * scale_stride bytes behind `scale`; null for the other types.
 struct Row {
@@ -243,7 +246,6 @@ static inline const unsigned char* MaskOf(const MaskRows& mask, const RowIndex& 
 
 // The bias of a row of head `head` of the group for a key at distance `d`.
 static inline float BiasAt(const DistanceBias& bias, size_t head, int64_t d) {
-  constexpr float kLog2E = 1.44269504f;
   float sum = 0.0f;
   if (bias.table != nullptr) {
     const int64_t max = bias.max_distance;

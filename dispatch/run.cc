@@ -45,8 +45,6 @@ class OwnWorkspace {
   bool taken_ = false;
 };
 
-constexpr float kLog2E = 1.44269504f;
-
 // Rows of q, or of a tensor with the same batch, length and heads: those of one sequence and kv
 // head.
 struct RowSet {
@@ -210,11 +208,6 @@ void SpreadBuckets(const Call& call, const ParallelFor& parallel) {
   });
 }
 
-// The query heads of `weights`, one after the other.
-int64_t ListedHead(const WeightsOutput& weights, int64_t i) {
-  return weights.heads != nullptr ? weights.heads[i] : i;
-}
-
 void RunSecondPass(const Call& call, AttendTask task, size_t begin, size_t end,
                    unsigned char* scratch) {
   for (size_t row = begin; row < end; row += kTaskRows) {
@@ -254,27 +247,27 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
   const size_t longest = all ? call.queries.longest() : static_cast<size_t>(weights.num_queries);
   const size_t chunk = std::max<size_t>(kTaskRows / call.beams, 1);
   const size_t num_chunks = (longest + chunk - 1) / chunk;
-  ForEachTask(parallel, call.keys.num_sequences * num_chunks * tasks_per_chunk,
-              [&](size_t index, size_t worker) {
-                const size_t sequence = index / (num_chunks * tasks_per_chunk);
-                const size_t begin = index / tasks_per_chunk % num_chunks * chunk;
-                const TokenSpan span = call.queries.at(sequence);
-                const size_t end = std::min(begin + chunk, all ? span.count : longest);
-                for (size_t i = 0; i < heads_per_task; ++i) {
-                  const size_t listed = index % tasks_per_chunk + i;
-                  const size_t head =
-                      static_cast<size_t>(ListedHead(weights, static_cast<int64_t>(listed)));
-                  AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1});
-                  const size_t out_head = weights.average_heads ? 0 : listed;
-                  task.weights.out = RowsOf(
-                      weights.out, {span.batch * call.beams, span.begin, out_head, call.beams, 1});
-                  task.weights.num_keys = static_cast<size_t>(weights.out.dim);
-                  task.weights.adds = i > 0;
-                  task.weights.factor =
-                      weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;
-                  WeighQueries(call, task, begin, end, scratch + worker * call.plan.scratch_bytes);
-                }
-              });
+  ForEachTask(
+      parallel, call.keys.num_sequences * num_chunks * tasks_per_chunk,
+      [&](size_t index, size_t worker) {
+        const size_t sequence = index / (num_chunks * tasks_per_chunk);
+        const size_t begin = index / tasks_per_chunk % num_chunks * chunk;
+        const TokenSpan span = call.queries.at(sequence);
+        const size_t end = std::min(begin + chunk, all ? span.count : longest);
+        for (size_t i = 0; i < heads_per_task; ++i) {
+          const size_t listed = index % tasks_per_chunk + i;
+          const size_t head =
+              weights.heads != nullptr ? static_cast<size_t>(weights.heads[listed]) : listed;
+          AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1});
+          const size_t out_head = weights.average_heads ? 0 : listed;
+          task.weights.out =
+              RowsOf(weights.out, {span.batch * call.beams, span.begin, out_head, call.beams, 1});
+          task.weights.num_keys = static_cast<size_t>(weights.out.dim);
+          task.weights.adds = i > 0;
+          task.weights.factor = weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;
+          WeighQueries(call, task, begin, end, scratch + worker * call.plan.scratch_bytes);
+        }
+      });
 }
 
 // One task for each row of mass, so that sums are in the order of queries.

@@ -17,7 +17,6 @@ namespace {
 
 using namespace internal;  // NOLINT: the plain structs of the border
 
-constexpr float kLog2E = 1.44269504f;
 constexpr float kMaxP = 255.0f;
 constexpr QuantizedScheme kScheme = {static_cast<int>(kMaxQuantum), static_cast<int>(kMaxP),
                                      kKvTile, nullptr};

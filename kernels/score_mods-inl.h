@@ -18,8 +18,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
-
 // tanh(x), relative error below 3e-7; NaN stays NaN.
 HWY_INLINE VF Tanh(VF x) {
   // From here on it is 1 in f32.

@@ -465,37 +465,42 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
                                      const KeyFactors& keys, const TileMask& mask,
                                      const FixedScratch& scratch, const TileScratch& floats,
                                      const BiasScratch& biases) {
+  const auto all_wide = [&]() HWY_ATTR {
+    for (size_t v = 0; v < kQV; ++v) {
+      hn::Store(hn::Set(di32, -1), di32, scratch.wide + v * kLanes);
+    }
+    return true;
+  };
   const size_t head_dim = task.head.shape.head_dim;
   const float cap = task.softcap_log2e;
+  if (HasBiasByRow(task) || cap > kMaxModified) return all_wide();
   const WordBias bias =
       WordsOfBias(BiasOfTile(task, q, kv.key_begin, biases), kQV * kLanes,
                   reinterpret_cast<int32_t*>(floats.s));  // scores in f32 come later, if at all
-  const bool fits = bias.fits && !HasBiasByRow(task) && cap <= kMaxModified;
-  auto any_wide = hn::MaskFalse(di32);
+  if (!bias.fits) return all_wide();
   SetRowFactors<Scheme, kQV>(q, keys, head_dim, scratch);
   const VF largest = hn::Set(df, keys.largest * SumUnits<Scheme>(head_dim));
   for (size_t v = 0; v < kQV; ++v) {
     const VF factor = hn::Mul(hn::Load(df, q.row_scale + v * kLanes), largest);
     const VF lack = cap == 0.0f ? hn::Zero(df) : hn::Abs(hn::Load(df, q.lack + v * kLanes));
     const auto lacks = hn::Not(hn::Lt(lack, hn::Set(df, float{kMaxBias})));
-    const auto wide = hn::Or(IsSteep(factor, fits ? kSteepModified : 0.0f), lacks);
+    const auto wide = hn::Or(IsSteep(factor, kSteepModified), lacks);
     hn::Store(hn::VecFromMask(di32, hn::RebindMask(di32, wide)), di32, scratch.wide + v * kLanes);
   }
-  if (fits) {
-    ScoreAllWords<Scheme, kQV, false>(q, kv, keys, mask, head_dim, scratch);
-    const size_t end = RoundUp(mask.end, Scheme::kStep);
-    const SoftcapWords softcap(cap != 0.0f ? cap : 1.0f);
-    if (bias.by_place == nullptr && cap != 0.0f) {
-      ModifyWords<kQV, true, false>(q, softcap, bias, mask, end, scratch);
-    } else if (bias.by_place == nullptr) {
-      // Maxima, and what is hidden, are as ScoreAllWords has left them.
-    } else if (cap != 0.0f) {
-      ModifyWords<kQV, true, true>(q, softcap, bias, mask, end, scratch);
-    } else {
-      ModifyWords<kQV, false, true>(q, softcap, bias, mask, end, scratch);
-    }
-    SetTileMaxima<kQV>(bias.middle, scratch);
+  ScoreAllWords<Scheme, kQV, false>(q, kv, keys, mask, head_dim, scratch);
+  const size_t end = RoundUp(mask.end, Scheme::kStep);
+  const SoftcapWords softcap(cap != 0.0f ? cap : 1.0f);
+  if (bias.by_place == nullptr && cap != 0.0f) {
+    ModifyWords<kQV, true, false>(q, softcap, bias, mask, end, scratch);
+  } else if (bias.by_place == nullptr) {
+    // Maxima, and what is hidden, are as ScoreAllWords has left them.
+  } else if (cap != 0.0f) {
+    ModifyWords<kQV, true, true>(q, softcap, bias, mask, end, scratch);
+  } else {
+    ModifyWords<kQV, false, true>(q, softcap, bias, mask, end, scratch);
   }
+  SetTileMaxima<kQV>(bias.middle, scratch);
+  auto any_wide = hn::MaskFalse(di32);
   for (size_t v = 0; v < kQV; ++v) {
     any_wide = hn::Or(any_wide, hn::MaskFromVec(hn::Load(di32, scratch.wide + v * kLanes)));
   }

@@ -158,19 +158,17 @@ struct MaskView {
   // Row-major [batch, length, heads, dim] without gaps.
   static MaskView Dense(const void* data, int64_t batch, int64_t length, int64_t heads,
                         int64_t dim) {
-    MaskView view;
-    view.data = data;
-    view.batch = batch;
-    view.length = length;
-    view.heads = heads;
-    view.dim = dim;
-    const uint64_t row = static_cast<uint64_t>(dim);  // unsigned, as in BasicTensorView::Dense
-    view.dim_stride = 1;
-    view.head_stride = dim;
-    view.length_stride = static_cast<int64_t>(row * static_cast<uint64_t>(heads));
-    view.batch_stride =
-        static_cast<int64_t>(row * static_cast<uint64_t>(heads) * static_cast<uint64_t>(length));
-    return view;
+    const auto bytes =
+        BasicTensorView<const void>::Dense(data, DType::kI8, batch, length, heads, dim);
+    return {data,
+            batch,
+            length,
+            heads,
+            dim,
+            bytes.batch_stride,
+            bytes.length_stride,
+            bytes.head_stride,
+            bytes.dim_stride};
   }
 };
 
