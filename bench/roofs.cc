@@ -20,7 +20,7 @@
 namespace sightline {
 
 // Declares every tier's getter; defined in roof_kernels.cc and roof_kernels_scalar.cc.
-#define SIGHTLINE_TIER_ROW(tier, needs, tests_only) \
+#define SIGHTLINE_TIER_ROW(tier, needs, tests_only, over) \
   namespace tier {                                  \
   const bench::RoofKernels& GetRoofKernels();       \
   }
@@ -134,7 +134,7 @@ size_t RoundDown(double bytes) {
 }  // namespace
 
 const RoofKernels* FindRoofKernels(const char* tier) {
-#define SIGHTLINE_TIER_ROW(name, needs, tests_only) \
+#define SIGHTLINE_TIER_ROW(name, needs, tests_only, over) \
   if (strcmp(tier, #name) == 0) return &::sightline::name::GetRoofKernels();
 #include "sightline_tiers.inc"
 #undef SIGHTLINE_TIER_ROW

@@ -1,8 +1,12 @@
 # The tiers, from the plainest to the best: one row each. Dispatch, tests and benchmarks follow.
 #
-#   sightline_tier(NAME HIGHWAY_TARGET "compiler flags" "definitions" [TESTS_ONLY] NEEDS cpu features...)
+#   sightline_tier(NAME HIGHWAY_TARGET "compiler flags" "definitions" [TESTS_ONLY] NEEDS cpu features...
+#                  [OVER tier OWNS precisions...])
 #
 # A TESTS_ONLY tier exists only in builds with tests, and is never chosen unless it is named.
+#
+# A tier OVER another compiles kernels for the precisions that its instructions make faster, which it OWNS, and has those
+# of the other tier for the rest: enumerators of Precision, sightline/tensor.h. The other tier has its own for all.
 #
 # NEEDS must cover every extension that the flags let the compiler use (x86-64-v3 implies lzcnt and
 # movbe, armv8.2-a atomics), or the tier dies of SIGILL where one is missing; the names are those of
@@ -12,11 +16,16 @@
 # The scalar tier is plain C++ (kernels/scalar.cc) and always there.
 
 set(SIGHTLINE_TIERS "")
+set(SIGHTLINE_PRECISIONS kF32 kF16 kI8 kI8Fine kBF16 kMixed16)
 
 function(sightline_tier name target flags definitions)
-  cmake_parse_arguments(PARSE_ARGV 4 ARG "TESTS_ONLY" "" "NEEDS")
+  cmake_parse_arguments(PARSE_ARGV 4 ARG "TESTS_ONLY" "OVER" "NEEDS;OWNS")
   if(ARG_TESTS_ONLY AND NOT SIGHTLINE_BUILD_TESTS)
     return()
+  endif()
+  if(NOT ARG_OVER)
+    set(ARG_OVER ${name})
+    set(ARG_OWNS ${SIGHTLINE_PRECISIONS})
   endif()
   separate_arguments(flags)
   list(APPEND SIGHTLINE_TIERS ${name})
@@ -26,6 +35,8 @@ function(sightline_tier name target flags definitions)
   set(SIGHTLINE_${name}_DEFINITIONS ${definitions} PARENT_SCOPE)
   set(SIGHTLINE_${name}_NEEDS ${ARG_NEEDS} PARENT_SCOPE)
   set(SIGHTLINE_${name}_TESTS_ONLY ${ARG_TESTS_ONLY} PARENT_SCOPE)
+  set(SIGHTLINE_${name}_OVER ${ARG_OVER} PARENT_SCOPE)
+  set(SIGHTLINE_${name}_OWNS ${ARG_OWNS} PARENT_SCOPE)
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -40,21 +51,27 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   sightline_tier(sse4 HWY_SSE4 "-march=x86-64-v2" HWY_DISABLE_PCLMUL_AES NEEDS ${v2})
   sightline_tier(avx2 HWY_AVX2 "-march=x86-64-v3" HWY_DISABLE_PCLMUL_AES NEEDS ${v3})
   sightline_tier(avx2_vnni HWY_AVX2 "-march=x86-64-v3 -mavxvnni" HWY_DISABLE_PCLMUL_AES
-                 NEEDS ${v3} avx_vnni)
+                 NEEDS ${v3} avx_vnni
+                 OVER avx2 OWNS kI8 kI8Fine kMixed16)
   # Its twin for CPUs with AVX512_VNNI but no AVX-VNNI (Ice Lake, Zen 4): the same 256-bit kernels with the other
   # encoding of the dot product. Without DQ and BW, Highway stays at AVX2; compilers would copy with zmm unless told.
   sightline_tier(avx2_vnni_evex HWY_AVX2
                  "-march=x86-64-v3 -mavx512f -mavx512vl -mavx512vnni -mprefer-vector-width=256"
-                 HWY_DISABLE_PCLMUL_AES TESTS_ONLY NEEDS ${v3} avx512f avx512vl avx512_vnni)
+                 HWY_DISABLE_PCLMUL_AES TESTS_ONLY NEEDS ${v3} avx512f avx512vl avx512_vnni
+                 OVER avx2 OWNS kI8 kI8Fine kMixed16)
   sightline_tier(avx512 HWY_AVX3 "-march=x86-64-v4" HWY_DISABLE_PCLMUL_AES NEEDS ${v4})
   sightline_tier(avx512_vnni HWY_AVX3 "-march=x86-64-v4 -mavx512vnni" HWY_DISABLE_PCLMUL_AES
-                 NEEDS ${v4} avx512_vnni)
-  sightline_tier(avx512_bf16 HWY_AVX3_ZEN4 "${zen4_flags}" HWY_WANT_AVX3_ZEN4 NEEDS ${zen4})
+                 NEEDS ${v4} avx512_vnni
+                 OVER avx512 OWNS kI8 kI8Fine kMixed16)
+  # With VBMI, whose table lookups the int8 softmax uses as well.
+  sightline_tier(avx512_bf16 HWY_AVX3_ZEN4 "${zen4_flags}" HWY_WANT_AVX3_ZEN4 NEEDS ${zen4}
+                 OVER avx512 OWNS kI8 kI8Fine kBF16 kMixed16)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   # Architectures, never CPU names; g++ 12 wants armv8.2-a rather than armv8-a+dotprod+fp16.
   sightline_tier(neon HWY_NEON_WITHOUT_AES "-march=armv8-a" "" NEEDS asimd)
   sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16" ""
-                 NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32)
+                 NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32
+                 OVER neon OWNS kI8 kI8Fine)
 endif()
 
 # Compiles `source` with a tier's flags into the objects of `target`, and lets the build fail if they export anything but
@@ -68,12 +85,16 @@ function(sightline_add_tier_object target tier source getter)
   target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
   target_include_directories(${object} SYSTEM PRIVATE ${SIGHTLINE_HIGHWAY_INCLUDE_DIR})
   target_compile_features(${object} PRIVATE cxx_std_17)
+  list(TRANSFORM SIGHTLINE_${tier}_OWNS PREPEND "Precision::" OUTPUT_VARIABLE owns)
+  list(JOIN owns "," owns)
   target_compile_definitions(${object} PRIVATE
-    SIGHTLINE_TIER=${tier} SIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
+    SIGHTLINE_TIER=${tier} SIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET} "SIGHTLINE_TIER_OWNS=${owns}"
     hwy=hwy_${tier} HWY_COMPILE_ONLY_STATIC HWY_NO_LIBCXX ${SIGHTLINE_${tier}_DEFINITIONS})
-  # Debug at -O2 too: the kernels rely on inlining to stay in registers, and to be one symbol.
+  # Debug at -O2 too: the kernels rely on inlining to stay in registers, and to be one symbol. Loops are vectorized and
+  # unrolled by hand where it pays: what compilers add is a quarter of the size and nothing in speed.
   target_compile_options(${object} PRIVATE ${SIGHTLINE_${tier}_FLAGS}
-    $<IF:$<CONFIG:Debug>,-O2,-O3> -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
+    -O2 -fno-tree-vectorize -fno-tree-slp-vectorize -fno-unroll-loops
+    -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
   sightline_set_warnings(${object})
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
   add_custom_command(TARGET ${target} PRE_LINK
@@ -84,11 +105,11 @@ function(sightline_add_tier_object target tier source getter)
 endfunction()
 
 # Adds the tiers that the compiler can build to `target` and lists them in SIGHTLINE_BUILT_TIERS and, for programs, in
-# generated/sightline_tiers.inc: SIGHTLINE_TIER_ROW(name, required features, tests only), worst to best.
+# generated/sightline_tiers.inc: SIGHTLINE_TIER_ROW(name, required features, tests only, over), worst to best.
 function(sightline_add_tiers target)
   include(CheckCXXCompilerFlag)
   set(built "")
-  set(rows "SIGHTLINE_TIER_ROW(scalar, 0, false)\n")
+  set(rows "SIGHTLINE_TIER_ROW(scalar, 0, false, scalar)\n")
   foreach(tier IN LISTS SIGHTLINE_TIERS)
     list(JOIN SIGHTLINE_${tier}_FLAGS " " flags)
     check_cxx_compiler_flag("${flags}" SIGHTLINE_COMPILER_HAS_${tier})
@@ -97,12 +118,15 @@ function(sightline_add_tiers target)
       continue()
     endif()
     list(APPEND built ${tier})
+    if(NOT SIGHTLINE_${tier}_OVER IN_LIST built)
+      message(FATAL_ERROR "Tier ${tier} is over ${SIGHTLINE_${tier}_OVER}, which is not built before it")
+    endif()
     sightline_add_tier_object(${target} ${tier} kernels/tier.cc GetTable)
     list(TRANSFORM SIGHTLINE_${tier}_NEEDS REPLACE "(.+)" "Bit(CpuFeature::\\1)"
          OUTPUT_VARIABLE needs)
     list(JOIN needs " | " needs)
     string(TOLOWER ${SIGHTLINE_${tier}_TESTS_ONLY} tests_only)
-    string(APPEND rows "SIGHTLINE_TIER_ROW(${tier}, ${needs}, ${tests_only})\n")
+    string(APPEND rows "SIGHTLINE_TIER_ROW(${tier}, ${needs}, ${tests_only}, ${SIGHTLINE_${tier}_OVER})\n")
   endforeach()
   set(SIGHTLINE_BUILT_TIERS ${built} PARENT_SCOPE)
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/sightline_tiers.inc CONTENT "${rows}")

@@ -314,6 +314,8 @@ constexpr size_t kNumPrecisions = 6;
 
 struct KernelTable {
   const char* tier;
+  // Null functions, as a tier hands it over, where those of the tier below serve: dispatch/tiers.cc
+  // puts them in.
   PrecisionKernels kernels[kNumPrecisions];
 };
 

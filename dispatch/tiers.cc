@@ -11,9 +11,9 @@
 namespace sightline {
 
 // Declares every tier's getter; defined in kernels/tier.cc and kernels/scalar.cc.
-#define SIGHTLINE_TIER_ROW(tier, needs, tests_only) \
-  namespace tier {                                  \
-  const internal::KernelTable& GetTable();          \
+#define SIGHTLINE_TIER_ROW(tier, needs, tests_only, over) \
+  namespace tier {                                        \
+  const internal::KernelTable& GetTable();                \
   }
 #include "sightline_tiers.inc"
 #undef SIGHTLINE_TIER_ROW
@@ -26,12 +26,13 @@ struct Tier {
   CpuFeatures needs;
   bool tests_only;  // runs when named, and is never the best
   const KernelTable& (*get_table)();
+  const KernelTable& (*get_table_below)();  // for the precisions that it has no kernels for
 };
 
 // Worst to best, as in cmake/tiers.cmake.
 constexpr Tier kTiers[] = {
-#define SIGHTLINE_TIER_ROW(tier, needs, tests_only) \
-  {#tier, needs, tests_only, &::sightline::tier::GetTable},
+#define SIGHTLINE_TIER_ROW(tier, needs, tests_only, over) \
+  {#tier, needs, tests_only, &::sightline::tier::GetTable, &::sightline::over::GetTable},
 #include "sightline_tiers.inc"
 #undef SIGHTLINE_TIER_ROW
 };
@@ -125,13 +126,36 @@ Status FindActiveTier(size_t* index) {
   return environment.status;
 }
 
+// A tier's table with nothing missing.
+KernelTable CompleteTable(const Tier& tier) {
+  KernelTable table = tier.get_table();
+  const KernelTable& below = tier.get_table_below();
+  for (size_t i = 0; i < kNumPrecisions; ++i) {
+    if (table.kernels[i].prefill == nullptr) table.kernels[i] = below.kernels[i];
+  }
+  return table;
+}
+
+// Those of the tiers that can run here.
+struct Tables {
+  KernelTable tables[kNumTiers];
+
+  Tables() {
+    for (size_t i = 0; i < kNumTiers; ++i) {
+      tables[i] = Missing(i)[0] == '\0' ? CompleteTable(kTiers[i]) : KernelTable();
+    }
+  }
+};
+
 }  // namespace
 
 Status FindKernels(const char* name, const KernelTable** table) {
   size_t index = 0;
   const bool any = name == nullptr || name[0] == '\0';
   Status status = any ? FindActiveTier(&index) : FindTier(name, "tier", &index);
-  if (status.ok()) *table = &kTiers[index].get_table();
+  if (!status.ok()) return status;
+  static const Tables tables;
+  *table = &tables.tables[index];
   return status;
 }
 

@@ -37,21 +37,40 @@ constexpr const QuantizedScheme* NumbersOf() {
   return nullptr;
 }
 
-// Both schemes read one layout.
-template <class PrefillScheme, class DecodeScheme>
-constexpr PrecisionKernels KernelsOf(PackFunction center, PackFunction pack) {
+template <class Scheme>
+constexpr PackFunction CenterFunctionOf() {
+  if constexpr (Scheme::kQuantizedK) return &FindCenters<Scheme>;
+  return nullptr;
+}
+
+// The precisions whose kernels this tier makes; see cmake/tiers.cmake.
+constexpr Precision kOwned[] = {SIGHTLINE_TIER_OWNS};
+constexpr bool Owns(Precision precision) {
+  for (const Precision owned : kOwned) {
+    if (owned == precision) return true;
+  }
+  return false;
+}
+
+// Both schemes read one layout. Nothing of a precision that is not owned.
+template <Precision kPrecision, class PrefillScheme, class DecodeScheme>
+constexpr PrecisionKernels KernelsOf() {
   static_assert(PrefillScheme::kLayout == DecodeScheme::kLayout, "one packed form serves both");
-  return {PrefillScheme::kLayout,
-          NumbersOf<PrefillScheme>(),
-          kHasBF16P<PrefillScheme>,
-          &ScratchBytes<PrefillScheme, DecodeScheme>,
-          &Prefill<PrefillScheme>,
-          &Decode<DecodeScheme>,
-          kDecodeRows,
-          &WeighMany<PrefillScheme>,
-          &WeighFew<DecodeScheme>,
-          center,
-          pack};
+  if constexpr (!Owns(kPrecision)) {
+    return {};
+  } else {
+    return {PrefillScheme::kLayout,
+            NumbersOf<PrefillScheme>(),
+            kHasBF16P<PrefillScheme>,
+            &ScratchBytes<PrefillScheme, DecodeScheme>,
+            &Prefill<PrefillScheme>,
+            &Decode<DecodeScheme>,
+            kDecodeRows,
+            &WeighMany<PrefillScheme>,
+            &WeighFew<DecodeScheme>,
+            CenterFunctionOf<PrefillScheme>(),
+            &Pack<PrefillScheme>};
+  }
 }
 
 }  // namespace
@@ -62,12 +81,12 @@ const internal::KernelTable& GetTable() {
   static constexpr internal::KernelTable kTable = {
       HWY_STR(SIGHTLINE_TIER),
       {
-          KernelsOf<F32Scheme, F32Scheme>(nullptr, &PackFloat<float>),
-          KernelsOf<F16Scheme, F16LoadScheme>(nullptr, &PackFloat<hwy::float16_t>),
-          KernelsOf<I8Scheme, I8Scheme>(&CenterQuantized, &PackQuantized<I8Scheme>),
-          KernelsOf<I8FineScheme, I8FineScheme>(&CenterQuantized, &PackQuantized<I8FineScheme>),
-          KernelsOf<BF16PrefillScheme, BF16DecodeScheme>(nullptr, &PackBF16),
-          KernelsOf<Mixed16PrefillScheme, Mixed16DecodeScheme>(&CenterKeys, &PackMixed),
+          KernelsOf<Precision::kF32, F32Scheme, F32Scheme>(),
+          KernelsOf<Precision::kF16, F16Scheme, F16LoadScheme>(),
+          KernelsOf<Precision::kI8, I8Scheme, I8Scheme>(),
+          KernelsOf<Precision::kI8Fine, I8FineScheme, I8FineScheme>(),
+          KernelsOf<Precision::kBF16, BF16PrefillScheme, BF16DecodeScheme>(),
+          KernelsOf<Precision::kMixed16, Mixed16PrefillScheme, Mixed16DecodeScheme>(),
       }};
   return kTable;
 }

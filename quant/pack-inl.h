@@ -190,19 +190,17 @@ HWY_INLINE void PackBF16Values(const PackTask& task) {
            [&](auto reader) HWY_ATTR { PackBF16ValuesFrom(task, reader); });
 }
 
-// f32 and f16: rows are independent, any range of keys can be packed at any time.
+// f32, f16 and bf16: rows are independent, any range of keys can be packed at any time.
 template <typename Stored>
-void PackFloat(const PackTask& task, unsigned char* scratch) {
+HWY_INLINE void PackFloat(const PackTask& task, unsigned char* scratch) {
   FloatKeyPacker<Stored> packer(task, scratch);
   PackKeys(task, 0, packer);
-  ReadRows(task.v, task.head.shape.v_head_dim,
-           [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
-}
-
-void PackBF16(const PackTask& task, unsigned char* scratch) {
-  FloatKeyPacker<hwy::bfloat16_t> packer(task, scratch);
-  PackKeys(task, 0, packer);
-  PackBF16Values(task);
+  if constexpr (hwy::IsSame<Stored, hwy::bfloat16_t>()) {
+    PackBF16Values(task);
+  } else {
+    ReadRows(task.v, task.head.shape.v_head_dim,
+             [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
+  }
 }
 
 // What is added up of each element: itself, or how far it is from a vector of means.
@@ -294,7 +292,7 @@ HWY_INLINE VF WholeSteps(VF mean, VF scale) {
 
 // Writes k_center and, where K is rotated, q_factor, from the task's rows, of which there is at
 // least one.
-void CenterKeys(const PackTask& task, unsigned char* scratch) {
+HWY_INLINE void CenterKeys(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* mean = reinterpret_cast<float*>(scratch);
   float* size = mean + kMaxHeadDim;
@@ -316,7 +314,7 @@ void CenterKeys(const PackTask& task, unsigned char* scratch) {
 }
 
 // The same, and v_center.
-void CenterQuantized(const PackTask& task, unsigned char* scratch) {
+HWY_INLINE void CenterKeysAndValues(const PackTask& task, unsigned char* scratch) {
   CenterKeys(task, scratch);
   const PackedShape& shape = task.head.shape;
   float* mean = reinterpret_cast<float*>(scratch);
@@ -425,13 +423,6 @@ class QuantizedKeyPacker {
   float* factor_;
   Block blocks_[2];
 };
-
-// K in int16, V in bf16: any range of keys.
-void PackMixed(const PackTask& task, unsigned char* scratch) {
-  QuantizedKeyPacker<Mixed16Scheme> packer(task, scratch);
-  PackKeys(task, 0, packer);
-  PackBF16Values(task);
-}
 
 // The low bytes of four vectors, interleaved.
 HWY_INLINE VU8 InterleaveBytes(VI32 a, VI32 b, VI32 c, VI32 d) {
@@ -553,12 +544,30 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
   }
 }
 
-// One tile of up to kKvTile keys, from its first.
+// What rows of k and v have in common, to be found before any is packed.
 template <class Scheme>
-void PackQuantized(const PackTask& task, unsigned char* scratch) {
-  QuantizedKeyPacker<Scheme> packer(task, scratch);
-  PackKeys(task, task.num_keys_done, packer);
-  PackValues(task, scratch);
+void FindCenters(const PackTask& task, unsigned char* scratch) {
+  if constexpr (Scheme::kQuantizedV) {
+    CenterKeysAndValues(task, scratch);
+  } else {
+    CenterKeys(task, scratch);
+  }
+}
+
+// Any range of keys; where V is quantised, one tile of up to kKvTile keys, from its first.
+template <class Scheme>
+void Pack(const PackTask& task, unsigned char* scratch) {
+  if constexpr (Scheme::kQuantizedK) {
+    QuantizedKeyPacker<Scheme> packer(task, scratch);
+    PackKeys(task, task.num_keys_done, packer);
+    if constexpr (Scheme::kQuantizedV) {
+      PackValues(task, scratch);
+    } else {
+      PackBF16Values(task);
+    }
+  } else {
+    PackFloat<typename Scheme::KStored>(task, scratch);
+  }
 }
 
 }  // namespace
