@@ -21,8 +21,8 @@ namespace sightline {
 
 // Declares every tier's getter; defined in roof_kernels.cc and roof_kernels_scalar.cc.
 #define SIGHTLINE_TIER_ROW(tier, needs, tests_only, over) \
-  namespace tier {                                  \
-  const bench::RoofKernels& GetRoofKernels();       \
+  namespace tier {                                        \
+  const bench::RoofKernels& GetRoofKernels();             \
   }
 #include "sightline_tiers.inc"
 #undef SIGHTLINE_TIER_ROW

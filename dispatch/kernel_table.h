@@ -36,9 +36,6 @@ static inline const float* ScaleAt(const float* scale, int64_t offset_bytes) {
                                         offset_bytes);
 }
 
-// A row alone, for what takes rows.
-static inline Row RowAt(const Row& row, size_t) { return row; }
-
 // Rows of a caller's tensor that belong to one (batch, kv head). Query-major, so that what a row
 // sees never moves back with r; see IndexOf.
 struct Rows {

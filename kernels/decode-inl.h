@@ -32,11 +32,9 @@ namespace {
 // registers; 5 x 4 leave room for 4 vectors before and after they are widened. 5 x 2, 2 and 1 leave
 // three of 16 to that, or to products of several instructions.
 constexpr size_t kMaxRowBlock = kNumRegisters == 32 ? 6 : 5;
-template <class Scheme>
+template <class KeysOrValues>
 constexpr size_t kRowBlock =
-    kKLaneDepth<Scheme> != kQkDepth<Scheme> || kVLaneDepth<Scheme> != kPvDepth<Scheme>
-        ? 5
-        : kMaxRowBlock;
+    kLaneDepthOf<KeysOrValues> != kDepthOf<KeysOrValues> ? 5 : kMaxRowBlock;
 
 // Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles
 // are at least half full.
@@ -54,8 +52,8 @@ constexpr size_t kMinSums = 8;
 // turn of floats wait in L2.
 constexpr size_t kMaxChunkKeys = 4096;
 constexpr size_t kMaxChunkTiles = kMaxChunkKeys / kKvTile;
-template <class Scheme>
-constexpr size_t kChunkKeys = Scheme::kQuantizedV ? kMaxChunkKeys : kMaxChunkKeys / 2;
+template <class Values>
+constexpr size_t kChunkKeys = Values::kQuantized ? kMaxChunkKeys : kMaxChunkKeys / 2;
 
 // How far ahead of the products K and V are fetched: what is under way between memory and a core,
 // 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next.
@@ -68,11 +66,12 @@ static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a v
 // What a row keeps while the chunks pass by.
 struct DecodeRow {
   uint8_t* q;        // head_dim / depth 32-bit lanes
-  float* s;          // scores: of two tiles; P in floats: [kChunkKeys], then P tile by tile
+  float* s;          // scores of num_tiles tiles, by turns, then P if that is in floats
   uint8_t* p;        // bytes: [kChunkKeys]
   float* o;          // [PaddedVHeadDim]
   float* d;          // [kLanes]: the running denominator is their sum
   float* weight;     // [kMaxChunkTiles]: of the chunk's tiles, what one unit of P is worth
+  size_t num_tiles;  // a power of two
   float row_scale;   // quantised K, as in QueryTile
   int32_t acc_init;  // int8
   float lack;        // as in QueryTile
@@ -89,28 +88,28 @@ struct DecodeScratch {
   float* biases;  // of a row for a tile
 };
 
-template <class Scheme>
-HWY_INLINE size_t LayOutDecodeScratch(const PackedShape& shape, uint8_t* base,
-                                      DecodeScratch& scratch) {
+// Of num_rows rows. score_tiles: for how many tiles a row keeps scores; p_bytes: and for how many
+// keys P in bytes.
+HWY_NOINLINE size_t LayOutDecodeScratch(const PackedShape& shape, size_t num_rows, size_t q_depth,
+                                        size_t score_tiles, size_t p_bytes, uint8_t* base,
+                                        DecodeScratch& scratch) {
   const size_t dims = RowBufferElements(shape.head_dim);
   const size_t channels = PaddedVHeadDim(shape);
   ScratchArena arena(base);
-  for (DecodeRow& row : scratch.rows) {
-    row.q = arena.Take<uint8_t>(dims / kQkDepth<Scheme> * kLaneBytes);
-    row.s = arena.Take<float>(Scheme::kQuantizedV ? 2 * kKvTile : kChunkKeys<Scheme>);
-    row.p = arena.Take<uint8_t>(Scheme::kQuantizedV ? kChunkKeys<Scheme> : 0);
+  scratch.query = arena.Take<float>(dims);
+  scratch.biases = arena.Take<float>(kKvTile);
+  for (size_t r = 0; r < num_rows; ++r) {
+    DecodeRow& row = scratch.rows[r];
+    row.q = arena.Take<uint8_t>(dims / q_depth * kLaneBytes);
+    row.s = arena.Take<float>(score_tiles * kKvTile);
+    row.num_tiles = score_tiles;
+    row.p = arena.Take<uint8_t>(p_bytes);
     row.o = arena.Take<float>(channels);
     row.d = arena.Take<float>(kLanes);
     row.weight = arena.Take<float>(kMaxChunkTiles);
   }
-  scratch.query = arena.Take<float>(dims);
-  scratch.biases = arena.Take<float>(kKvTile);
   return arena.used();
 }
-
-// Bytes of a 32-bit lane in memory: floats may be stored in fewer bits.
-template <typename Stored>
-constexpr size_t kStoredLaneBytes = hwy::IsSame<Stored, hwy::float16_t>() ? 2 : kLaneBytes;
 
 // A vector of packed K or V, widened where it is stored in fewer bits.
 template <typename Stored>
@@ -202,16 +201,15 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
 }
 
 // Tile t's scores of a row.
-template <class Scheme>
 HWY_INLINE float* ScoresOf(const DecodeRow& row, size_t t) {
-  return row.s + (Scheme::kQuantizedV ? t % 2 : t) * kKvTile;
+  return row.s + (t & (row.num_tiles - 1)) * kKvTile;
 }
 
 // Scores of keys [key, key + kVectors * kLanes) of the chunk, which are part of tile t.
-template <class Scheme, size_t kVectors, size_t kRows>
+template <class Keys, size_t kVectors, size_t kRows>
 HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps, size_t t,
                              size_t key) {
-  using Acc = typename Scheme::QkProduct::Acc;
+  using Acc = typename Keys::Product::Acc;
   Acc acc[kRows][kVectors];
   const uint8_t* q[kRows];
   HWY_UNROLL(8)
@@ -220,15 +218,16 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) acc[r][v] = InitialSum<Acc>(rows[r].acc_init);
   }
-  VectorProduct<typename Scheme::QkProduct, typename Scheme::KStored, kVectors, kRows>(
-      KeyColumns<Scheme>(kv, key), kKeyBlock * kTileLaneBytes<Scheme>, q, num_steps, acc);
+  VectorProduct<typename Keys::Product, typename Keys::Stored, kVectors, kRows>(
+      KeyColumns<Keys>(kv, key), kKeyBlock * kStoredLaneBytes<typename Keys::Stored>, q, num_steps,
+      acc);
 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
-    float* HWY_RESTRICT s = ScoresOf<Scheme>(rows[r], t) + key % kKvTile;
+    float* HWY_RESTRICT s = ScoresOf(rows[r], t) + key % kKvTile;
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
-      if constexpr (Scheme::kQuantizedK) {
+      if constexpr (Keys::kQuantized) {
         const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), hn::Set(df, rows[r].row_scale));
         hn::Store(hn::Mul(product, hn::LoadU(df, kv.k_scale + key + v * kLanes)), df,
                   s + v * kLanes);
@@ -239,13 +238,22 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
   }
 }
 
-// Modifications and masks of a row's scores of keys [key, key + n), which are followed by what has
-// no key, up to num_scores; n and num_scores are at most kKvTile. What is hidden becomes -inf.
-HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
-                             size_t num_scores, float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
-  if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
-  const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
-  if (HWY_LIKELY(!HasMasks(task) && SeesAll(task, bounds, key, key + num_scores))) return;
+// Scores of keys [begin, end) of the chunk, which are part of tile t; as many more as fill the last
+// step.
+template <class Keys, size_t kRows>
+HWY_NOINLINE void DecodeTileScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps,
+                                   size_t t, size_t begin, size_t end) {
+  constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
+  static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
+  for (size_t key = begin; key < end; key += kStepKeys) {
+    DecodeScores<Keys, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, t, key);
+  }
+}
+
+// Masks of a row's scores of keys [key, key + n), which are followed by what has no key, up to
+// num_scores; n and num_scores are at most kKvTile. What is hidden becomes -inf.
+HWY_NOINLINE void HideScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
+                             size_t num_scores, float* HWY_RESTRICT s) {
   const RowMask mask = MaskOfRow(task, row.index, row.range, key, n);
   HWY_ALIGN uint8_t bits[kKvTile / 8 + 8] = {};  // a mask of lanes is loaded as eight bytes
   __builtin_memcpy(bits, mask.words, sizeof(mask.words));
@@ -255,6 +263,33 @@ HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_
     const auto seen = hn::LoadMaskBits(df, lanes);
     hn::Store(hn::IfThenElse(seen, hn::Load(df, s + i), NegInf()), df, s + i);
   }
+}
+
+// The same, after their modifications.
+HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
+                             size_t num_scores, float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
+  if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
+  const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
+  if (HWY_LIKELY(!HasMasks(task) && SeesAll(task, bounds, key, key + num_scores))) return;
+  HideScores(task, row, key, n, num_scores, s);
+}
+
+// Finished scores of num_rows rows, up to kRowBlock, of n keys from `begin` on, which are tile t of
+// the chunk; what follows to a multiple of kSoftmaxKeys is hidden. Returns where that is.
+template <class Keys>
+HWY_INLINE size_t ScoreRows(const AttendTask& task, const DecodeRow* rows, size_t num_rows,
+                            const KvTile& kv, size_t t, size_t begin, size_t n,
+                            float* HWY_RESTRICT biases) {
+  const size_t num_steps = PaddedHeadDim(task.head.shape) / kLaneDepthOf<Keys>;
+  const size_t num_scores = RoundUp(n, kSoftmaxKeys);
+  WithCount<kRowBlock<Keys>>(num_rows, [&](auto count) HWY_ATTR {
+    DecodeTileScores<Keys, decltype(count)::value>(rows, kv, num_steps, t, begin,
+                                                   begin + num_scores);
+  });
+  for (size_t r = 0; r < num_rows; ++r) {
+    FinishScores(task, rows[r], kv.key_begin + begin, n, num_scores, ScoresOf(rows[r], t), biases);
+  }
+  return num_scores;
 }
 
 // num_scores is a multiple of kSoftmaxKeys.
@@ -347,26 +382,26 @@ HWY_NOINLINE void RaiseReference(DecodeRow& row, size_t channels, float m) {
   }
 }
 
-// The online softmax of one row over tile t; see online_softmax-inl.h. P of floats is relative to
-// the tile's maximum as well, but their values have no bound that would leave room for slack.
-// num_scores is a multiple of kSoftmaxKeys.
-template <class Scheme>
+// The online softmax of one row over tile t, whose P has the form that Product multiplies; see
+// online_softmax-inl.h. P of floats is relative to the tile's maximum as well, but their values
+// have no bound that would leave room for slack. num_scores is a multiple of kSoftmaxKeys.
+template <class Values>
 HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_t num_scores) {
-  constexpr float kSlack = Scheme::kQuantizedV ? kReferenceSlack : 0.0f;
-  float* HWY_RESTRICT s = ScoresOf<Scheme>(row, t);
+  constexpr float kSlack = Values::kQuantized ? kReferenceSlack : 0.0f;
+  float* HWY_RESTRICT s = ScoresOf(row, t);
   if (HWY_UNLIKELY(row.tile_m > row.m + kSlack)) RaiseReference(row, channels, row.tile_m);
   const VF tile_m = hn::Set(df, row.tile_m);
   const VF tile_reference = FiniteReference(tile_m);
   const VF weight = Exp2(hn::Sub(tile_m, FiniteReference(hn::Set(df, row.m))));
   float unit = hn::GetLane(weight);
   VF sum;
-  if constexpr (Scheme::kQuantizedV) {
-    constexpr int kMaxP = Scheme::PvOps::kMaxP;
+  if constexpr (Values::kQuantized) {
     VI32 sum_of_bytes = hn::Zero(di32);
-    sum = ExpScoresToBytes<kMaxP>(s, num_scores, tile_reference, row.p + t * kKvTile, sum_of_bytes);
+    sum = ExpScoresToBytes<Values::kMaxP>(s, num_scores, tile_reference, row.p + t * kKvTile,
+                                          sum_of_bytes);
     if (I8Ops::kBiasedV) row.p_init[t] = -kBias * hn::ReduceSum(di32, sum_of_bytes);
-    unit *= 1.0f / kMaxP;
-  } else if constexpr (kHasBF16P<Scheme>) {
+    unit *= 1.0f / Values::kMaxP;
+  } else if constexpr (kHasBF16P<Values>) {
     sum = ExpScoresToBF16(s, num_scores, tile_reference);
   } else {
     sum = ExpScores(s, num_scores, tile_reference);
@@ -375,34 +410,30 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_
   hn::Store(hn::MulAdd(weight, sum, hn::Load(df, row.d)), df, row.d);
 }
 
-// P of all rows and tiles of the chunk. It follows a tile behind the scores: then their maximum is
-// known, and K goes on streaming.
-template <class Scheme, size_t kRows>
-HWY_NOINLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, const KvTile& kv,
-                                      size_t num_keys, float* HWY_RESTRICT biases) {
-  constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
-  static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
-  const PackedShape& shape = task.head.shape;
-  const size_t num_steps = PaddedHeadDim(shape) / kKLaneDepth<Scheme>;
-  const size_t channels = PaddedVHeadDim(shape);
-  const size_t chunk_end = RoundUp(num_keys, kSoftmaxKeys);
+// Values whose P is made by the same code.
+template <class Values>
+using SoftmaxOf = hwy::If<hwy::IsSame<typename Values::Product, F32Product>(), F32Values, Values>;
+
+// P of num_rows rows and all tiles of the chunk. It follows a tile behind the scores: then their
+// maximum is known, and K goes on streaming.
+template <class AnyForm>
+HWY_INLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, size_t num_rows,
+                                    const KvTile& kv, size_t num_keys, float* HWY_RESTRICT biases) {
+  using Softmax = SoftmaxOf<typename AnyForm::Values>;
+  const size_t channels = PaddedVHeadDim(task.head.shape);
+  size_t num_scores = 0;
   for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
-    const size_t end = MinOf(begin + kKvTile, chunk_end);
-    for (size_t key = begin; key < end; key += kStepKeys) {
-      DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, t, key);
-    }
-    for (size_t r = 0; r < kRows; ++r) {
-      float* s = ScoresOf<Scheme>(rows[r], t);
-      FinishScores(task, rows[r], kv.key_begin + begin, MinOf(kKvTile, num_keys - begin),
-                   end - begin, s, biases);
-      const float tile_m = LargestScore(s, end - begin);
-      if (t > 0) DecodeSoftmax<Scheme>(rows[r], channels, t - 1, kKvTile);
+    const size_t n = MinOf(kKvTile, num_keys - begin);
+    num_scores = ScoreRows<typename AnyForm::Keys>(task, rows, num_rows, kv, t, begin, n, biases);
+    for (size_t r = 0; r < num_rows; ++r) {
+      const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
+      if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, kKvTile);
       rows[r].tile_m = tile_m;
     }
   }
   const size_t last = (num_keys - 1) / kKvTile;
-  for (size_t r = 0; r < kRows; ++r) {
-    DecodeSoftmax<Scheme>(rows[r], channels, last, chunk_end - last * kKvTile);
+  for (size_t r = 0; r < num_rows; ++r) {
+    DecodeSoftmax<Softmax>(rows[r], channels, last, num_scores);
   }
 }
 
@@ -414,23 +445,24 @@ struct VCursor {
 };
 
 // O of channels [channel, channel + kVectors * kLanes), by tile t.
-template <class Scheme, size_t kVectors, size_t kRows>
+template <class Values, size_t kVectors, size_t kRows>
 HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, size_t channel,
                              size_t num_keys) {
-  using Acc = typename Scheme::PvProduct::Acc;
+  using Acc = typename Values::Product::Acc;
   Acc acc[kRows][kVectors];
   const uint8_t* p[kRows];
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
-    p[r] = Scheme::kQuantizedV ? rows[r].p + t * kKvTile
-                               : reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(rows[r], t));
+    p[r] = Values::kQuantized ? rows[r].p + t * kKvTile
+                              : reinterpret_cast<const uint8_t*>(ScoresOf(rows[r], t));
     HWY_UNROLL(4)
     for (size_t i = 0; i < kVectors; ++i) {
       acc[r][i] = InitialSum<Acc>(I8Ops::kBiasedV ? rows[r].p_init[t] : 0);
     }
   }
-  VectorProduct<typename Scheme::PvProduct, typename Scheme::VStored, kVectors, kRows>(
-      v.data, v.stride_bytes, p, RoundUp(num_keys, kVLaneDepth<Scheme>) / kVLaneDepth<Scheme>, acc);
+  VectorProduct<typename Values::Product, typename Values::Stored, kVectors, kRows>(
+      v.data, v.stride_bytes, p, RoundUp(num_keys, kLaneDepthOf<Values>) / kLaneDepthOf<Values>,
+      acc);
 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
@@ -439,7 +471,7 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
       float* o = rows[r].o + channel + i * kLanes;
       VF unit = hn::Set(df, rows[r].weight[t]);
       VF product;
-      if constexpr (Scheme::kQuantizedV) {
+      if constexpr (Values::kQuantized) {
         unit = hn::Mul(unit, hn::Load(df, v.v_scale + i * kLanes));
         product = hn::ConvertTo(df, acc[r][i]);
       } else {
@@ -450,60 +482,68 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
   }
 }
 
-// The same of one row and the vector of channels `vector`, key by key, as far as it sees them: 0 *
-// NaN is NaN. Floats only, for the rare tile that holds a NaN or an infinity.
-template <class Scheme>
-HWY_NOINLINE void DecodeVisible(const DecodeRow& row, const RowMask& mask, const VCursor& v,
-                                size_t t, size_t channel, size_t vector) {
-  constexpr size_t kPDepth = kPvDepth<Scheme>;
-  constexpr size_t kVDepth = kVLaneDepth<Scheme>;
-  const uint8_t* p = reinterpret_cast<const uint8_t*>(ScoresOf<Scheme>(row, t));
-  const uint8_t* data = v.data + vector * kLanes * kStoredLaneBytes<typename Scheme::VStored>;
-  VF acc = hn::Zero(df);
-  for (size_t key = 0; key < kKvTile; ++key) {
-    if ((mask.words[key / kMaskBits] >> key % kMaskBits & 1) == 0) continue;
-    const VI32 values = LoadPacked<typename Scheme::VStored>(data + key / kVDepth * v.stride_bytes);
-    const VI32 weights = Broadcast32(p + key / kPDepth * kLaneBytes);
-    acc = hn::MulAdd(FloatOfLane<kPDepth>(weights, key % kPDepth),
-                     FloatOfLane<kVDepth>(values, key % kVDepth), acc);
+// The same key by key, as far as rows see them: 0 * NaN is NaN. Floats only, for the rare tile that
+// holds a NaN or an infinity and begins at `key`.
+template <class Values>
+HWY_NOINLINE void DecodeVisible(const AttendTask& task, const DecodeRow* rows, size_t num_rows,
+                                const VCursor& v, size_t t, size_t channel, size_t num_channels,
+                                size_t key, size_t num_keys) {
+  constexpr size_t kPDepth = kDepthOf<Values>;
+  constexpr size_t kVDepth = kLaneDepthOf<Values>;
+  for (const DecodeRow* row = rows; row != rows + num_rows; ++row) {
+    const RowMask mask = MaskOfRow(task, row->index, row->range, key, num_keys);
+    const uint8_t* p = reinterpret_cast<const uint8_t*>(ScoresOf(*row, t));
+    for (size_t c = 0; c < num_channels; c += kLanes) {
+      const uint8_t* data = v.data + c * kStoredLaneBytes<typename Values::Stored>;
+      VF acc = hn::Zero(df);
+      for (size_t i = 0; i < kKvTile; ++i) {
+        if ((mask.words[i / kMaskBits] >> i % kMaskBits & 1) == 0) continue;
+        const VI32 values =
+            LoadPacked<typename Values::Stored>(data + i / kVDepth * v.stride_bytes);
+        const VI32 weights = Broadcast32(p + i / kPDepth * kLaneBytes);
+        acc = hn::MulAdd(FloatOfLane<kPDepth>(weights, i % kPDepth),
+                         FloatOfLane<kVDepth>(values, i % kVDepth), acc);
+      }
+      float* o = row->o + channel + c;
+      hn::Store(hn::MulAdd(acc, hn::Set(df, row->weight[t]), hn::Load(df, o)), df, o);
+    }
   }
-  float* o = row.o + channel + vector * kLanes;
-  hn::Store(hn::MulAdd(acc, hn::Set(df, row.weight[t]), hn::Load(df, o)), df, o);
 }
 
-// The same by keys [key, key_end) of the chunk, all of one V tile; the chunk begins at key_begin.
-template <class Scheme, size_t kVectors, size_t kRows>
-HWY_INLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, size_t key_begin,
-                              size_t key, size_t key_end, size_t channel) {
+// O of these channels by keys [key, key_end) of the chunk, all of one V tile; the chunk begins at
+// key_begin.
+template <class Values, size_t kVectors, size_t kRows>
+HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, size_t key_begin,
+                                size_t key, size_t key_end, size_t channel) {
   const PackedHead& head = task.head;
   const size_t channels = PaddedVHeadDim(head.shape);
-  const KvTile kv = BeginKvTile<Scheme>(head, key_begin + key, 0, WideTile());
-  const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
+  const KvTile kv = KvTileAt(head, key_begin + key);
+  const VColumns columns = VColumnsAt<Values>(kv, channels, channel);
   VCursor v = {columns.data, columns.stride_bytes,
-               Scheme::kQuantizedV ? kv.v_scale + channel : nullptr};
+               Values::kQuantized ? kv.v_scale + channel : nullptr};
   for (; key < key_end; key += kKvTile) {
     const size_t t = key / kKvTile;
     const size_t num_keys = MinOf(kKvTile, key_end - key);
-    if (HWY_UNLIKELY(HasSpecialV<Scheme>(head, key_begin + key))) {
-      for (size_t r = 0; r < kRows; ++r) {
-        const RowMask mask =
-            MaskOfRow(task, rows[r].index, rows[r].range, key_begin + key, num_keys);
-        for (size_t i = 0; i < kVectors; ++i) {
-          DecodeVisible<Scheme>(rows[r], mask, v, t, channel, i);
-        }
+    bool is_special = false;
+    if constexpr (!Values::kQuantized) {
+      is_special = HasSpecialV(head, key_begin + key);
+      if (HWY_UNLIKELY(is_special)) {
+        DecodeVisible<Values>(task, rows, kRows, v, t, channel, kVectors * kLanes, key_begin + key,
+                              num_keys);
       }
-    } else {
-      DecodeOutput<Scheme, kVectors, kRows>(rows, v, t, channel, num_keys);
     }
-    v.data += kKvTile / kVLaneDepth<Scheme> * v.stride_bytes;
-    if (Scheme::kQuantizedV) v.v_scale += channels;
+    if (HWY_LIKELY(!is_special)) {
+      DecodeOutput<Values, kVectors, kRows>(rows, v, t, channel, num_keys);
+    }
+    v.data += kKvTile / kLaneDepthOf<Values> * v.stride_bytes;
+    if (Values::kQuantized) v.v_scale += channels;
   }
 }
 
 // O of all channels, in the order in which V lies in memory.
-template <class Scheme, size_t kRows>
-HWY_NOINLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows,
-                                     size_t key_begin, size_t num_keys) {
+template <class Values, size_t kRows>
+HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows, size_t key_begin,
+                                   size_t num_keys) {
   constexpr size_t kVectors = VectorsPerBlock(kRows);
   const size_t channels = PaddedVHeadDim(task.head.shape);
   for (size_t key = 0, end = 0; key < num_keys; key = end) {
@@ -511,25 +551,13 @@ HWY_NOINLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* ro
     for (size_t channel = 0; channel < channels;) {
       const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
       if (channel + kVectors * kLanes <= panel_end) {
-        DecodeOutputs<Scheme, kVectors, kRows>(task, rows, key_begin, key, end, channel);
+        DecodeOutputs<Values, kVectors, kRows>(task, rows, key_begin, key, end, channel);
         channel += kVectors * kLanes;
       } else {
-        DecodeOutputs<Scheme, 1, kRows>(task, rows, key_begin, key, end, channel);
+        DecodeOutputs<Values, 1, kRows>(task, rows, key_begin, key, end, channel);
         channel += kLanes;
       }
     }
-  }
-}
-
-// One chunk for num_rows <= kRows rows.
-template <class Scheme, size_t kRows>
-HWY_INLINE void DecodeChunk(const AttendTask& task, DecodeRow* rows, size_t num_rows,
-                            const KvTile& kv, size_t num_keys, float* HWY_RESTRICT biases) {
-  if (num_rows == kRows) {
-    DecodeProbabilities<Scheme, kRows>(task, rows, kv, num_keys, biases);
-    DecodeChunkOutputs<Scheme, kRows>(task, rows, kv.key_begin, num_keys);
-  } else if constexpr (kRows > 1) {
-    DecodeChunk<Scheme, kRows - 1>(task, rows, num_rows, kv, num_keys, biases);
   }
 }
 
@@ -545,7 +573,7 @@ class SeenRuns {
   }
 
   // The next run from *key on; false if there is none.
-  HWY_INLINE bool Next(size_t max_keys, size_t* key, size_t* num_keys) const {
+  HWY_NOINLINE bool Next(size_t max_keys, size_t* key, size_t* num_keys) const {
     if (*key >= task_.prefix_len) *key = MaxOf(*key, bounds_.min_begin / kKvTile * kKvTile);
     while (*key < end_ && !IsSeen(*key)) *key += kKvTile;
     if (*key >= end_) return false;
@@ -556,7 +584,7 @@ class SeenRuns {
   }
 
   // Whether any row sees some of the tile.
-  HWY_INLINE bool IsSeen(size_t key) const {
+  HWY_NOINLINE bool IsSeen(size_t key) const {
     const size_t n = MinOf(kKvTile, task_.kv_len - key);
     if (SeesNone(task_, bounds_, key, key + n)) return false;
     if (!HasMasks(task_)) return true;
@@ -577,11 +605,11 @@ class SeenRuns {
   size_t end_;
 };
 
-template <class Scheme>
+template <class Keys>
 HWY_NOINLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
                                  DecodeRow& row) {
-  const QueryScale scale = LoadQuery<Scheme>(task, r, scratch_row);
-  const size_t lanes = QueryLanes<Scheme>(task.head.shape.head_dim);
+  const QueryScale scale = LoadQuery<Keys>(task, r, scratch_row);
+  const size_t lanes = QueryLanes<Keys>(task.head.shape.head_dim);
   __builtin_memcpy(row.q, scratch_row, lanes * kLaneBytes);
   row.row_scale = scale.row_scale;
   row.acc_init = scale.acc_init;
@@ -597,7 +625,8 @@ HWY_NOINLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_RE
 }
 
 // O / d and V's centre, to the caller's row; see StoreOutput.
-HWY_INLINE void EndDecodeRow(const AttendTask& task, const float* v_center, const DecodeRow& row) {
+HWY_NOINLINE void EndDecodeRow(const AttendTask& task, const float* v_center,
+                               const DecodeRow& row) {
   const float d = hn::ReduceSum(df, hn::Load(df, row.d));
   const RowEnd end = EndOfRow(task, row.index, row.m, d, LackAtEnd(task, row.lack));
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
@@ -610,37 +639,54 @@ HWY_INLINE void EndDecodeRow(const AttendTask& task, const float* v_center, cons
   StoreRow(row.o, task.head.shape.v_head_dim, RowAt(task.out, row.index));
 }
 
-template <class Scheme>
+template <class AnyForm>
+HWY_INLINE size_t LayOutDecode(const PackedShape& shape, size_t num_rows, uint8_t* base,
+                               DecodeScratch& scratch) {
+  using Values = typename AnyForm::Values;
+  constexpr size_t kKeys = kChunkKeys<Values>;
+  return LayOutDecodeScratch(shape, num_rows, kDepthOf<typename AnyForm::Keys>,
+                             Values::kQuantized ? 2 : kKeys / kKvTile,
+                             Values::kQuantized ? kKeys : 0, base, scratch);
+}
+
+template <class AnyForm>
 size_t DecodeScratchBytes(const PackedShape& shape) {
   DecodeScratch scratch;
-  return LayOutDecodeScratch<Scheme>(shape, nullptr, scratch);
+  return LayOutDecode<AnyForm>(shape, kDecodeRows, nullptr, scratch);
 }
 
 // The task has at most kDecodeRows rows.
-template <class Scheme>
+template <class AnyForm>
 void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
+  using Keys = typename AnyForm::Keys;
+  using Values = typename AnyForm::Values;
+  constexpr size_t kBlock = MinOf(kRowBlock<Keys>, kRowBlock<Values>);
   DecodeScratch scratch;
-  LayOutDecodeScratch<Scheme>(task.head.shape, scratch_bytes, scratch);
   const size_t num_rows = task.row_end - task.row_begin;
+  LayOutDecode<AnyForm>(task.head.shape, num_rows, scratch_bytes, scratch);
   for (size_t r = 0; r < num_rows; ++r) {
-    BeginDecodeRow<Scheme>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
+    BeginDecodeRow<Keys>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
   }
 
-  const size_t num_blocks = (num_rows + kRowBlock<Scheme> - 1) / kRowBlock<Scheme>;
+  const size_t num_blocks = (num_rows + kBlock - 1) / kBlock;
   const size_t block_rows = (num_rows + num_blocks - 1) / num_blocks;  // 8 are 4 + 4, not 6 + 2
   // Blocks after the first find a shorter chunk in L2.
-  const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Scheme> : kVTileKeys;
+  const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Values> : kVTileKeys;
   const SeenRuns runs(task, scratch.rows, num_rows);
   size_t num_keys = 0;
   for (size_t key = 0; runs.Next(chunk_keys, &key, &num_keys); key += RoundUp(num_keys, kKvTile)) {
-    const KvTile kv = BeginKvTile<Scheme>(task.head, key, num_keys, WideTile());
+    const KvTile kv = KvTileAt(task.head, key);
     for (size_t r = 0; r < num_rows; r += block_rows) {
-      DecodeChunk<Scheme, kRowBlock<Scheme>>(
-          task, scratch.rows + r, MinOf(block_rows, num_rows - r), kv, num_keys, scratch.biases);
+      DecodeRow* rows = scratch.rows + r;
+      const size_t count = MinOf(block_rows, num_rows - r);
+      DecodeProbabilities<AnyForm>(task, rows, count, kv, num_keys, scratch.biases);
+      WithCount<kBlock>(count, [&](auto constant) HWY_ATTR {
+        DecodeChunkOutputs<Values, decltype(constant)::value>(task, rows, key, num_keys);
+      });
     }
   }
 
-  const float* v_center = VCenter<Scheme>(task);
+  const float* v_center = VCenter(task);
   for (size_t r = 0; r < num_rows; ++r) {
     EndDecodeRow(task, v_center, scratch.rows[r]);
   }

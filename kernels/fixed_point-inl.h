@@ -125,22 +125,14 @@ struct Exp2Fixed {
 
 #endif
 
-// Bits by which a sum of head_dim products is shifted to fit int16, and half of what is shifted
-// out, which is added before (and does not carry beyond int16 for any head_dim); 0 for floats.
-template <class Scheme>
+// Bits by which a sum of head_dim products is shifted to fit int16. Half of what is shifted out is
+// added before, and does not carry beyond int16 for any head_dim.
+template <class Keys>
 HWY_INLINE int SumShift(size_t head_dim) {
-  const uint64_t largest = head_dim * static_cast<uint64_t>(Scheme::MaxK(head_dim)) *
-                           static_cast<uint64_t>(Scheme::MaxQ(head_dim));
+  const uint64_t largest = head_dim * static_cast<uint64_t>(Keys::MaxK(head_dim)) *
+                           static_cast<uint64_t>(Keys::MaxQ(head_dim));
   const int bits = 64 - __builtin_clzll(largest | 1);
   return bits > 15 ? bits - 15 : 0;
-}
-template <class Scheme>
-HWY_INLINE int32_t SumRounding(size_t head_dim) {
-  if constexpr (Scheme::kQuantizedV) {
-    const int shift = SumShift<Scheme>(head_dim);
-    return shift == 0 ? 0 : 1 << (shift - 1);
-  }
-  return 0;
 }
 
 // P of four keys, rounded to bytes in the order of V.

@@ -10,12 +10,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// True if a NaN or an infinity is among the values of the tile of `key`; quantised ones have none.
-template <class Scheme>
-HWY_INLINE bool HasSpecialV(const PackedHead& head, size_t key) {
-  return !Scheme::kQuantizedV && head.base[head.offsets.v_special + key / kKvTile] != 0;
-}
-
 // Keys from key_begin on of one head: a tile of kKvTile for prefill, a chunk of several tiles for
 // decode, whose V is reached from here only as far as its V tile.
 struct KvTile {
@@ -32,9 +26,10 @@ struct KvTile {
 
 // K of `key` onwards, counted from the tile's beginning; a step along head_dim is a row of the
 // block.
-template <class Scheme>
+template <class Keys>
 HWY_INLINE const uint8_t* KeyColumns(const KvTile& kv, size_t key) {
-  return kv.k + key / kKeyBlock * kv.k_block_bytes + key % kKeyBlock * kTileLaneBytes<Scheme>;
+  return kv.k + key / kKeyBlock * kv.k_block_bytes +
+         key % kKeyBlock * kStoredLaneBytes<typename Keys::Stored>;
 }
 
 // V of `channel` onwards in the tile, and the bytes from one step of keys to the next.
@@ -42,48 +37,92 @@ struct VColumns {
   const uint8_t* data;
   size_t stride_bytes;
 };
-template <class Scheme>
+template <class Values>
 HWY_INLINE VColumns VColumnsAt(const KvTile& kv, size_t padded_channels, size_t channel) {
+  constexpr size_t kBytes = kStoredLaneBytes<typename Values::Stored>;
   const size_t panel = channel / kPanelWidth;
   const size_t width = MinOf(kPanelWidth, padded_channels - panel * kPanelWidth);
-  const size_t stride_bytes = width * kTileLaneBytes<Scheme>;
-  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kVLaneDepth<Scheme> * stride_bytes +
-              channel % kPanelWidth * kTileLaneBytes<Scheme>,
+  const size_t stride_bytes = width * kBytes;
+  return {kv.v + panel * kv.v_panel_bytes + kv.v_key / kLaneDepthOf<Values> * stride_bytes +
+              channel % kPanelWidth * kBytes,
           stride_bytes};
 }
 
 // V's centre, which has to be added to the output; null where V is not centred or there are no
 // keys.
-template <class Scheme>
 HWY_INLINE const float* VCenter(const AttendTask& task) {
-  if (!Scheme::kQuantizedV || task.kv_len == 0) return nullptr;
+  if (!HasQuantizedV(task.head.shape.layout) || task.kv_len == 0) return nullptr;
   return reinterpret_cast<const float*>(task.head.base + task.head.offsets.v_center);
 }
 
-// Where schemes that widen K or V put the f32 form of a tile.
+// True if a NaN or an infinity is among V of the tile of `key`; quantised values have none.
+HWY_INLINE bool HasSpecialV(const PackedHead& head, size_t key) {
+  return !HasQuantizedV(head.shape.layout) &&
+         head.base[head.offsets.v_special + key / kKvTile] != 0;
+}
+
+// The tile or chunk of keys that begins at `key`, where it is in memory.
+HWY_NOINLINE KvTile KvTileAt(const PackedHead& head, size_t key) {
+  const PackedShape& shape = head.shape;
+  const size_t channels = PaddedVHeadDim(shape);
+  const size_t k_bytes = KElementBytes(shape.layout);
+  const size_t v_bytes = VElementBytes(shape.layout);
+  const size_t panel = VPanelAt(shape, key, 0).offset;
+  KvTile tile = {};
+  tile.key_begin = key;
+  tile.k = head.base + head.offsets.k + KBlockOffset(shape, key) * k_bytes;
+  tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * k_bytes;
+  tile.v = head.base + head.offsets.v + panel * v_bytes;
+  if (channels > kPanelWidth) {
+    tile.v_panel_bytes = (VPanelAt(shape, key, kPanelWidth).offset - panel) * v_bytes;
+  }
+  tile.v_key = key % kVTileKeys;
+  if (HasQuantizedK(shape.layout)) {
+    tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
+  }
+  if (HasQuantizedV(shape.layout)) {
+    tile.v_scale =
+        reinterpret_cast<const float*>(head.base + head.offsets.v_scale) + key / kKvTile * channels;
+  }
+  tile.v_special = HasSpecialV(head, key);
+  return tile;
+}
+
+// True if prefill widens K, V of a layout to f32, by the scheme's form of them.
+template <class Keys>
+HWY_INLINE bool WidensK(LayoutId layout) {
+  return hwy::IsSame<Keys, F32Keys>() && layout != LayoutId::kF32;
+}
+template <class Values>
+HWY_INLINE bool WidensV(LayoutId layout) {
+  return hwy::IsSame<Values, F32Values>() && layout != LayoutId::kF32;
+}
+
+// Where it puts the f32 form of a tile.
 struct WideTile {
   float* k;  // [kKvTile / 64][head_dim][64]
   float* v;  // panels of [kKvTile][width], kKvTile * 64 apart
 };
-template <class Scheme>
-HWY_INLINE WideTile TakeWideTile(const PackedShape& shape, ScratchArena& arena) {
+HWY_INLINE WideTile TakeWideTile(const PackedShape& shape, bool widens_k, bool widens_v,
+                                 ScratchArena& arena) {
   WideTile wide;
-  wide.k = arena.Take<float>(Scheme::kWidensK ? kKvTile * PaddedHeadDim(shape) : 0);
-  wide.v = arena.Take<float>(Scheme::kWidensV ? kKvTile * PaddedVHeadDim(shape) : 0);
+  wide.k = arena.Take<float>(widens_k ? kKvTile * PaddedHeadDim(shape) : 0);
+  wide.v = arena.Take<float>(widens_v ? kKvTile * PaddedVHeadDim(shape) : 0);
   return wide;
 }
 
-// Rows of `width` elements, a multiple of kLanes, of one block or panel. bf16 comes in pairs of
+// Rows of `width` elements, a multiple of kLanes, of one block or panel: f16, or bf16 in pairs of
 // rows, of which the last may be half used.
-HWY_INLINE void WidenRows(const hwy::float16_t* HWY_RESTRICT from, size_t num_rows, size_t width,
-                          float* HWY_RESTRICT to) {
-  const hn::Rebind<hwy::float16_t, DF> d16;
-  for (size_t i = 0; i < num_rows * width; i += kLanes) {
-    hn::Store(ToF32(hn::Load(d16, from + i)), df, to + i);
+HWY_NOINLINE void WidenRows(bool is_f16, const uint8_t* HWY_RESTRICT from, size_t num_rows,
+                            size_t width, float* HWY_RESTRICT to) {
+  if (is_f16) {
+    const hn::Rebind<hwy::float16_t, DF> d16;
+    const hwy::float16_t* HWY_RESTRICT elements = reinterpret_cast<const hwy::float16_t*>(from);
+    for (size_t i = 0; i < num_rows * width; i += kLanes) {
+      hn::Store(ToF32(hn::Load(d16, elements + i)), df, to + i);
+    }
+    return;
   }
-}
-HWY_INLINE void WidenRows(const hwy::bfloat16_t* HWY_RESTRICT from, size_t num_rows, size_t width,
-                          float* HWY_RESTRICT to) {
   const int32_t* HWY_RESTRICT pairs = reinterpret_cast<const int32_t*>(from);
   for (size_t row = 0; row < num_rows; row += 2) {
     for (size_t i = 0; i < width; i += kLanes) {
@@ -94,57 +133,45 @@ HWY_INLINE void WidenRows(const hwy::bfloat16_t* HWY_RESTRICT from, size_t num_r
   }
 }
 
-// The tile or chunk of keys that begins at `key`, of which num_keys are in use. Where the scheme
-// says so, it is widened to f32, and one tile at the most.
-template <class Scheme>
-HWY_INLINE KvTile BeginKvTile(const PackedHead& head, size_t key, size_t num_keys,
-                              const WideTile& wide) {
-  using KStored = typename Scheme::KStored;
-  using VStored = typename Scheme::VStored;
-  const PackedShape& shape = head.shape;
-  const size_t channels = PaddedVHeadDim(shape);
-  const size_t dims = PaddedHeadDim(shape);
-  const KStored* k =
-      reinterpret_cast<const KStored*>(head.base + head.offsets.k) + KBlockOffset(shape, key);
-  const VStored* v = reinterpret_cast<const VStored*>(head.base + head.offsets.v);
-  const VPanel first_panel = VPanelAt(shape, key, 0);
+HWY_INLINE void WidenKeys(const PackedShape& shape, size_t num_keys, float* HWY_RESTRICT wide,
+                          KvTile& tile) {
+  const size_t rows = RoundUp(num_keys, kKeyBlock) / kKeyBlock * PaddedHeadDim(shape);
+  WidenRows(shape.layout == LayoutId::kF16, tile.k, rows, kKeyBlock, wide);
+  tile.k = reinterpret_cast<const uint8_t*>(wide);
+  tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(float);
+}
 
-  KvTile tile = {};
-  tile.key_begin = key;
-  if constexpr (Scheme::kWidensK) {
-    const size_t blocks = RoundUp(num_keys, kKeyBlock) / kKeyBlock;
-    WidenRows(k, blocks * dims, kKeyBlock, wide.k);
-    tile.k = reinterpret_cast<const uint8_t*>(wide.k);
-    tile.k_block_bytes = kKeyBlock * dims * sizeof(float);
-  } else {
-    tile.k = reinterpret_cast<const uint8_t*>(k);
-    tile.k_block_bytes = kKeyBlock * dims * sizeof(KStored);
+HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, float* HWY_RESTRICT wide,
+                            KvTile& tile) {
+  const size_t channels = PaddedVHeadDim(shape);
+  for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
+    const size_t width = MinOf(kPanelWidth, channels - channel);
+    const uint8_t* panel = tile.v + channel / kPanelWidth * tile.v_panel_bytes;
+    WidenRows(shape.layout == LayoutId::kF16,
+              panel + tile.v_key * width * VElementBytes(shape.layout), num_keys, width,
+              wide + channel * kKvTile);
   }
-  if constexpr (Scheme::kWidensV) {
-    const size_t v_key = key % kVTileKeys;
-    for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
-      const VPanel panel = VPanelAt(shape, key, channel);
-      WidenRows(v + panel.offset + v_key * panel.width, num_keys, panel.width,
-                wide.v + channel * kKvTile);
-    }
-    tile.v = reinterpret_cast<const uint8_t*>(wide.v);
-    tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
-  } else {
-    tile.v = reinterpret_cast<const uint8_t*>(v + first_panel.offset);
-    if (channels > kPanelWidth) {
-      tile.v_panel_bytes =
-          (VPanelAt(shape, key, kPanelWidth).offset - first_panel.offset) * sizeof(VStored);
-    }
-    tile.v_key = key % kVTileKeys;
+  tile.v = reinterpret_cast<const uint8_t*>(wide);
+  tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
+  tile.v_key = 0;
+}
+
+// The tile of keys that begins at `key`, of which num_keys are in use, as prefill reads its K,
+template <class Keys>
+HWY_INLINE KvTile LoadKTile(const PackedHead& head, size_t key, size_t num_keys,
+                            const WideTile& wide) {
+  KvTile tile = KvTileAt(head, key);
+  if (WidensK<Keys>(head.shape.layout)) WidenKeys(head.shape, num_keys, wide.k, tile);
+  return tile;
+}
+// and V as well.
+template <class AnyScheme>
+HWY_INLINE KvTile LoadKvTile(const PackedHead& head, size_t key, size_t num_keys,
+                             const WideTile& wide) {
+  KvTile tile = LoadKTile<typename AnyScheme::Keys>(head, key, num_keys, wide);
+  if (WidensV<typename AnyScheme::Values>(head.shape.layout)) {
+    WidenValues(head.shape, num_keys, wide.v, tile);
   }
-  if constexpr (Scheme::kQuantizedK) {
-    tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
-  }
-  if constexpr (Scheme::kQuantizedV) {
-    tile.v_scale =
-        reinterpret_cast<const float*>(head.base + head.offsets.v_scale) + key / kKvTile * channels;
-  }
-  tile.v_special = HasSpecialV<Scheme>(head, key);
   return tile;
 }
 
@@ -154,15 +181,15 @@ HWY_INLINE void PrefetchBytes(const uint8_t* data, size_t begin, size_t end) {
 
 // Asks for part `part` of `parts` of a whole tile that comes next: the products read it in strides
 // that hardware prefetchers follow too late to hide DRAM.
-template <class Scheme>
+template <class Values>
 HWY_INLINE void PrefetchKvTile(const PackedShape& shape, const KvTile& kv, size_t part,
                                size_t parts) {
   const size_t k_bytes = kKvTile / kKeyBlock * kv.k_block_bytes;
   PrefetchBytes(kv.k, part * k_bytes / parts, (part + 1) * k_bytes / parts);
   const size_t channels = PaddedVHeadDim(shape);
   for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
-    const VColumns columns = VColumnsAt<Scheme>(kv, channels, channel);
-    const size_t v_bytes = kKvTile / kVLaneDepth<Scheme> * columns.stride_bytes;
+    const VColumns columns = VColumnsAt<Values>(kv, channels, channel);
+    const size_t v_bytes = kKvTile / kLaneDepthOf<Values> * columns.stride_bytes;
     PrefetchBytes(columns.data, part * v_bytes / parts, (part + 1) * v_bytes / parts);
   }
 }

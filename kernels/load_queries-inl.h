@@ -17,9 +17,9 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // Elements of a query row's panel form, in 32-bit lanes.
-template <class Scheme>
+template <class Keys>
 HWY_INLINE size_t QueryLanes(size_t head_dim) {
-  return RowBufferElements(head_dim) / kQkDepth<Scheme>;
+  return RowBufferElements(head_dim) / kDepthOf<Keys>;
 }
 
 // A query row's scale and where its accumulators begin; see QueryTile. Floats have no use for them.
@@ -30,9 +30,8 @@ struct QueryScale {
 };
 
 // What the scores of a row of Q lack, in octaves: its product with the mean that K has lost.
-template <class Scheme>
-HWY_INLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT row) {
-  if (!Scheme::kQuantizedK || task.kv_len == 0 || !NeedsScores(task)) return 0.0f;
+HWY_NOINLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT row) {
+  if (!HasQuantizedK(task.head.shape.layout) || task.kv_len == 0 || !NeedsScores(task)) return 0.0f;
   const float* HWY_RESTRICT center =
       reinterpret_cast<const float*>(task.head.base + task.head.offsets.k_center);
   const size_t head_dim = task.head.shape.head_dim;
@@ -45,8 +44,7 @@ HWY_INLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT row
   return hn::ReduceSum(df, sum) * task.scale_log2e;
 }
 
-// True if rows of Q are int8 with one scale each, and quanta that the scheme can take as they are.
-template <class Scheme>
+// True if rows of Q are int8 with one scale each, and quanta that K's can be multiplied by.
 HWY_INLINE bool KeepsQueries(const AttendTask& task) {
   constexpr bool kReaches = I8Ops::kMaxQ == static_cast<int>(kMaxQuantum);
   return kReaches && HasPlainI8K(task.head.shape.layout) && task.q.dtype == DType::kI8 &&
@@ -55,24 +53,24 @@ HWY_INLINE bool KeepsQueries(const AttendTask& task) {
 
 // Row r of the task in the form that the products read: QueryLanes 32-bit lanes. row: scratch for
 // RowBufferElements(head_dim) floats, where the lanes stay until the next call.
-template <class Scheme>
+template <class Keys>
 HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  if constexpr (Scheme::kQuantizedK) {
+  if constexpr (Keys::kQuantized) {
     VI32 maxima;
     LoadFinite(task.q, r, 1, head_dim, NoCenter(), row, &maxima);
-    const float lack = ScoreLack<Scheme>(task, row);
+    const float lack = ScoreLack(task, row);
     RotateQueries(task, row, 1);
     // In place: vector after vector is read before fewer bytes are written.
-    auto* quanta = reinterpret_cast<typename Scheme::KStored*>(row);
-    const VF kept = KeepsQueries<Scheme>(task) ? KeptRanges(task.q, r, 1) : hn::Zero(df);
-    const float scale = QuantizeRow(row, elements, Scheme::MaxQ(head_dim), kept, 0, quanta);
-    const int32_t sum = Scheme::kKBias != 0 ? SumOfQuanta(quanta, elements) : 0;
-    return {scale * task.scale_log2e, -Scheme::kKBias * sum, lack};
+    auto* quanta = reinterpret_cast<typename Keys::Stored*>(row);
+    const VF kept = KeepsQueries(task) ? KeptRanges(task.q, r, 1) : hn::Zero(df);
+    const float scale = QuantizeRow(row, elements, Keys::MaxQ(head_dim), kept, 0, quanta);
+    const int32_t sum = Keys::kAdded != 0 ? SumOfQuanta(quanta, elements) : 0;
+    return {scale * task.scale_log2e, -Keys::kAdded * sum, lack};
   } else {
     // Floats or bf16, the latter in place as well.
-    using Lane = hwy::If<kQkDepth<Scheme> == 2, hwy::bfloat16_t, float>;
+    using Lane = hwy::If<kDepthOf<Keys> == 2, hwy::bfloat16_t, float>;
     const hn::Rebind<Lane, DF> d_lane;
     LoadRow(RowAt(task.q, r), head_dim, row);
     const VF scale = hn::Set(df, task.scale_log2e);
@@ -86,12 +84,12 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
 
 // Rows [r, r + kLanes) of the tile, as LoadQuery would leave them, side by side in the panel's
 // vector of lanes. Rows that the tile does not have are 0.
-template <class Scheme>
+template <class Keys>
 HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t r,
                               float* HWY_RESTRICT rows) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
-  const size_t lanes = QueryLanes<Scheme>(head_dim);
+  const size_t lanes = QueryLanes<Keys>(head_dim);
   const size_t row_stride = q.num_vectors * kLanes;
   const size_t count = MinOf(kLanes, q.num_rows - r);
   const size_t first = q.first_row + r;
@@ -102,19 +100,19 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     hn::Store(hn::Zero(df), df, rows + i);
   }
   const VF scale = hn::Set(df, task.scale_log2e);
-  if constexpr (Scheme::kQuantizedK) {
-    using Quantum = typename Scheme::KStored;
+  if constexpr (Keys::kQuantized) {
+    using Quantum = typename Keys::Stored;
     VI32 maxima[kLanes];
     for (size_t i = count; i < kLanes; ++i) maxima[i] = hn::Zero(di32);
     LoadFinite(task.q, first, count, head_dim, NoCenter(), rows, maxima);
-    for (size_t i = 0; i < count; ++i) q.lack[r + i] = ScoreLack<Scheme>(task, rows + i * elements);
+    for (size_t i = 0; i < count; ++i) q.lack[r + i] = ScoreLack(task, rows + i * elements);
     if (IsRotated(task.head.shape.layout)) {
       RotateQueries(task, rows, count);
       MaximaOfRows(rows, elements, maxima);
     }
     VF ranges = FiniteRanges(maxima, rows, elements);
-    if (KeepsQueries<Scheme>(task)) ranges = hn::Max(ranges, KeptRanges(task.q, first, count));
-    const QuantStep step = StepForRange(ranges, static_cast<float>(Scheme::MaxQ(head_dim)));
+    if (KeepsQueries(task)) ranges = hn::Max(ranges, KeptRanges(task.q, first, count));
+    const QuantStep step = StepForRange(ranges, static_cast<float>(Keys::MaxQ(head_dim)));
     hn::Store(hn::Mul(step.scale, scale), df, q.row_scale + r);
     QuantaToPanel<Quantum>(rows, elements, step.inverse, 0, lanes, panel, row_stride);
   } else {
@@ -122,7 +120,7 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     for (size_t i = 0; i < count * elements; i += kLanes) {
       hn::Store(hn::Mul(hn::Load(df, rows + i), scale), df, rows + i);
     }
-    if constexpr (kQkDepth<Scheme> == 2) {
+    if constexpr (kDepthOf<Keys> == 2) {
       RowsToPairPanel(rows, elements, lanes, panel, row_stride);
     } else {
       RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
@@ -131,30 +129,33 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
 }
 
 // Where the accumulators of kLanes rows begin: what K's bias adds to their products is taken back.
-template <class Scheme>
+template <class Keys>
 HWY_INLINE VI32 QueryAccInit(const uint8_t* HWY_RESTRICT panel, size_t lanes, size_t stride_bytes,
-                             size_t head_dim) {
+                             int32_t rounding) {
   VI32 sum = hn::Zero(di32);
-  if constexpr (Scheme::kKBias != 0) {
+  if constexpr (Keys::kAdded != 0) {
     for (size_t i = 0; i < lanes; ++i) {
       sum = I8Ops::DotPV(sum, hn::Set(du8, 1), hn::BitCast(di8, hn::Load(du8, panel)));
       panel += stride_bytes;
     }
   }
-  return hn::Sub(hn::Set(di32, SumRounding<Scheme>(head_dim)),
-                 hn::Mul(sum, hn::Set(di32, Scheme::kKBias)));
+  return hn::Sub(hn::Set(di32, rounding), hn::Mul(sum, hn::Set(di32, Keys::kAdded)));
 }
 
 // All rows of a tile; rows: scratch for kLanes * RowBufferElements(head_dim) floats.
-template <class Scheme>
-HWY_INLINE void LoadQueries(const AttendTask& task, const QueryTile& q, float* HWY_RESTRICT rows) {
+template <class Keys>
+HWY_NOINLINE void LoadQueries(const AttendTask& task, float* HWY_RESTRICT rows, QueryTile& q) {
   const size_t head_dim = task.head.shape.head_dim;
+  if constexpr (Keys::kQuantized) {
+    q.sum_shift = SumShift<Keys>(head_dim);
+    q.rounding = q.sum_shift == 0 ? 0 : 1 << (q.sum_shift - 1);
+  }
   const size_t stride_bytes = q.num_vectors * kVectorBytes;
   for (size_t v = 0; v < q.num_vectors; ++v) {
-    LoadQueryRows<Scheme>(task, q, v * kLanes, rows);
-    if constexpr (Scheme::kQuantizedV) {
-      const VI32 init = QueryAccInit<Scheme>(q.panel + v * kVectorBytes,
-                                             QueryLanes<Scheme>(head_dim), stride_bytes, head_dim);
+    LoadQueryRows<Keys>(task, q, v * kLanes, rows);
+    if constexpr (Keys::kQuantized) {
+      const VI32 init = QueryAccInit<Keys>(q.panel + v * kVectorBytes, QueryLanes<Keys>(head_dim),
+                                           stride_bytes, q.rounding);
       hn::Store(init, di32, q.acc_init + v * kLanes);
     }
   }

@@ -88,8 +88,8 @@ class MaskReader {
 };
 
 // Keys [key, key + n) that row r of the task sees, n <= kKvTile.
-HWY_INLINE RowMask MaskOfRow(const AttendTask& task, size_t r, const KeyRange& range, size_t key,
-                             size_t n) {
+HWY_NOINLINE RowMask MaskOfRow(const AttendTask& task, size_t r, const KeyRange& range, size_t key,
+                               size_t n) {
   RowMask mask;
   for (size_t w = 0; w < kMaskWords; ++w) {
     mask.words[w] =
@@ -173,21 +173,12 @@ HWY_NOINLINE void ApplyMasks(const AttendTask& task, const QueryTile& q, size_t 
   }
 }
 
-// What the query tile sees of keys [key, key + n), n <= kKvTile.
-HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
-  const RangeBounds rows = {q.min_begin, q.max_begin, q.min_limit, q.max_limit};
-  TileMask mask = {};
-  mask.words = q.mask;
-  if (SeesNone(task, rows, key, key + n)) return mask;
-  const bool has_masks = HasMasks(task);
-  if (!has_masks && n % kMaskAlign == 0 && SeesAll(task, rows, key, key + n)) {
-    mask.end = n;
-    for (size_t w = 0; w < kMaskWords; ++w) mask.all[w] = BitsBelow(KeysFrom(w * kMaskBits, n));
-    return mask;
-  }
+// What the query tile sees of keys [key, key + n) that it sees in part.
+HWY_NOINLINE void LookCloser(const AttendTask& task, const QueryTile& q, size_t key, size_t n,
+                             TileMask& mask) {
   CommonBits common;
   FillByPosition(task, q, key, n, common);
-  if (has_masks) ApplyMasks(task, q, key, n, common);
+  if (HasMasks(task)) ApplyMasks(task, q, key, n, common);
   for (size_t w = kMaskWords; w-- > 0;) {
     mask.all[w] = common.all[w];
     const uint32_t any = common.any[w];
@@ -197,6 +188,20 @@ HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_
     if (mask.end == 0) mask.end = w * kMaskBits + highest + 1;
     mask.first = w * kMaskBits + lowest / kMaskAlign * kMaskAlign;
   }
+}
+
+// What the query tile sees of keys [key, key + n), n <= kKvTile.
+HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
+  const RangeBounds rows = {q.min_begin, q.max_begin, q.min_limit, q.max_limit};
+  TileMask mask = {};
+  mask.words = q.mask;
+  if (SeesNone(task, rows, key, key + n)) return mask;
+  if (HasMasks(task) || n % kMaskAlign != 0 || !SeesAll(task, rows, key, key + n)) {
+    LookCloser(task, q, key, n, mask);
+    return mask;
+  }
+  mask.end = n;
+  for (size_t w = 0; w < kMaskWords; ++w) mask.all[w] = BitsBelow(KeysFrom(w * kMaskBits, n));
   return mask;
 }
 

@@ -80,12 +80,11 @@ HWY_INLINE void RaiseReferences(const QueryTile& q, size_t padded_channels,
 }
 
 // Keys [begin, end) of the tile, multiples of 4; hidden scores are kHiddenScore.
-template <class Scheme, size_t kQV>
+template <int kMaxP, size_t kQV>
 HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, size_t begin,
                                  size_t end, const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
   RaiseReferences<kQV>(q, padded_channels, scratch);
-  constexpr int kMaxP = Scheme::PvOps::kMaxP;
   const Exp2Fixed<kMaxP> exp2;
   const VI16 one = hn::Set(di16, 1);
   HWY_UNROLL(8)

@@ -27,28 +27,56 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-template <class Scheme>
-constexpr size_t kTileRows = Scheme::kQueryVectors * kLanes;
+template <class Keys>
+constexpr size_t kTileRows = Keys::kQueryVectors * kLanes;
 
-// Everything a task keeps: its query tiles, and what they take turns to use.
-template <class Scheme>
+// The query tiles of a task, and what any pass over them keeps.
+template <class Keys>
+struct QueryTiles {
+  static constexpr size_t kMax = kTaskRows / kTileRows<Keys>;
+  static_assert(kTaskRows % kTileRows<Keys> == 0, "query tiles must divide a task");
+
+  QueryTile tiles[kMax];
+  size_t count = 0;
+  TileMask masks[kMax];  // what they see of the tile of keys at hand
+  float* rows;           // kLanes rows of Q or O on their way into or out of panels
+};
+
+// Everything a task of prefill keeps: besides, what its tiles take turns to use.
+template <class AnyScheme>
 struct TaskScratch {
-  static constexpr size_t kMaxTiles = kTaskRows / kTileRows<Scheme>;
-  static_assert(kTaskRows % kTileRows<Scheme> == 0, "query tiles must divide a task");
-
-  QueryTile tiles[kMaxTiles];
+  QueryTiles<typename AnyScheme::Keys> queries;
   TileScratch floats;
   FixedScratch fixed;
   BiasScratch biases;
   KeyFactors keys = {};
-  float* rows;  // kLanes rows of Q or O on their way into or out of panels
   WideTile wide;
 };
 
-template <class Scheme>
-HWY_INLINE TileScratch TakeTileScratch(size_t rows, ScratchArena& arena) {
-  const size_t float_rows = Scheme::kQuantizedV ? 0 : rows;
-  const size_t bf16_rows = kHasBF16P<Scheme> ? rows : 0;
+// v_channels: of O, with padding; 0 if there is none.
+template <class Keys>
+HWY_INLINE void TakeQueryTiles(const PackedShape& shape, size_t v_channels, ScratchArena& arena,
+                               QueryTiles<Keys>& queries) {
+  constexpr size_t kRows = kTileRows<Keys>;
+  const size_t dims = RowBufferElements(shape.head_dim);
+  for (QueryTile& q : queries.tiles) {
+    q.panel = arena.Take<uint8_t>(dims / kDepthOf<Keys> * kRows * kLaneBytes);
+    q.row_scale = arena.Take<float>(kRows);
+    q.acc_init = arena.Take<int32_t>(kRows);
+    q.lack = arena.Take<float>(kRows);
+    q.begin = arena.Take<int32_t>(kRows);
+    q.limit = arena.Take<int32_t>(kRows);
+    q.mask = arena.Take<int32_t>(kMaskWords * kRows);
+    q.m = arena.Take<float>(kRows);
+    q.d = arena.Take<float>(kRows);
+    q.o = arena.Take<float>(v_channels * kRows);
+  }
+  queries.rows = arena.Take<float>(kLanes * MaxOf(dims, v_channels));
+}
+
+// float_rows, bf16_rows: rows whose P is in floats, in bf16.
+HWY_INLINE TileScratch TakeTileScratch(size_t rows, size_t float_rows, size_t bf16_rows,
+                                       ScratchArena& arena) {
   TileScratch scratch;
   scratch.s = arena.Take<float>(kKvTile * rows);
   scratch.tile_m = arena.Take<float>(rows);
@@ -74,49 +102,37 @@ HWY_INLINE FixedScratch TakeFixedScratch(size_t rows, ScratchArena& arena) {
   return scratch;
 }
 
-template <class Scheme>
+template <class AnyScheme>
 HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
-                                TaskScratch<Scheme>& task) {
-  constexpr size_t kRows = kTileRows<Scheme>;
-  const size_t dims = RowBufferElements(shape.head_dim);
-  const size_t channels = PaddedVHeadDim(shape);
-  const size_t widest = MaxOf(dims, channels);
+                                TaskScratch<AnyScheme>& task) {
+  using Keys = typename AnyScheme::Keys;
+  using Values = typename AnyScheme::Values;
+  constexpr size_t kRows = kTileRows<Keys>;
   ScratchArena arena(base);
-  for (QueryTile& q : task.tiles) {
-    q.panel = arena.Take<uint8_t>(dims / kQkDepth<Scheme> * kRows * kLaneBytes);
-    q.row_scale = arena.Take<float>(kRows);
-    q.acc_init = arena.Take<int32_t>(kRows);
-    q.lack = arena.Take<float>(kRows);
-    q.begin = arena.Take<int32_t>(kRows);
-    q.limit = arena.Take<int32_t>(kRows);
-    q.mask = arena.Take<int32_t>(kMaskWords * kRows);
-    q.m = arena.Take<float>(kRows);
-    q.d = arena.Take<float>(kRows);
-    q.o = arena.Take<float>(channels * kRows);
-  }
-  task.floats = TakeTileScratch<Scheme>(kRows, arena);
-  if constexpr (Scheme::kQuantizedV) {
+  TakeQueryTiles(shape, PaddedVHeadDim(shape), arena, task.queries);
+  task.floats =
+      TakeTileScratch(kRows, Values::kQuantized ? 0 : kRows, kHasBF16P<Values> ? kRows : 0, arena);
+  if constexpr (Values::kQuantized) {
     task.fixed = TakeFixedScratch(kRows, arena);
     task.keys.words = arena.Take<uint32_t>(kKvTile / 2);
   }
   task.biases = TakeBiasScratch(kRows, arena);
-  task.rows = arena.Take<float>(kLanes * widest);
-  task.wide = TakeWideTile<Scheme>(shape, arena);
+  task.wide =
+      TakeWideTile(shape, WidensK<Keys>(shape.layout), WidensV<Values>(shape.layout), arena);
   return arena.used();
 }
 
-template <class Scheme>
+template <class AnyScheme>
 size_t PrefillScratchBytes(const PackedShape& shape) {
-  TaskScratch<Scheme> scratch;
-  return LayOutScratch<Scheme>(shape, nullptr, scratch);
+  TaskScratch<AnyScheme> scratch;
+  return LayOutScratch(shape, nullptr, scratch);
 }
 
-// Ranges of keys, empty softmax state and the packed queries of one tile.
-template <class Scheme>
-HWY_NOINLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
-                                 const TaskScratch<Scheme>& scratch, QueryTile& q) {
+// Of up to max_rows rows: which they are, and their ranges of keys.
+HWY_NOINLINE void BeginQueryTile(const AttendTask& task, size_t first_row, size_t max_rows,
+                                 QueryTile& q) {
   q.first_row = first_row;
-  q.num_rows = MinOf(kTileRows<Scheme>, task.row_end - first_row);
+  q.num_rows = MinOf(max_rows, task.row_end - first_row);
   q.num_vectors = RoundUp(q.num_rows, kLanes) / kLanes;
   const KeyRange first = RangeOf(task, first_row);
   const KeyRange last = RangeOf(task, first_row + q.num_rows - 1);
@@ -128,107 +144,132 @@ HWY_NOINLINE void BeginQueryTile(const AttendTask& task, size_t first_row,
     const KeyRange range = RangeOf(task, first_row + MinOf(r, q.num_rows - 1));
     q.begin[r] = static_cast<int32_t>(range.begin);
     q.limit[r] = static_cast<int32_t>(range.limit);
-    q.m[r] = kHasBF16P<Scheme> ? kHeadroom : kNegInf;
-    q.d[r] = 0.0f;
     q.lack[r] = 0.0f;
   }
-  const size_t channels = PaddedVHeadDim(task.head.shape);
-  for (size_t i = 0; i < channels * q.num_vectors; ++i) {
+}
+
+// The empty state of softmax, whose reference begins at m.
+HWY_NOINLINE void ClearState(const QueryTile& q, float m, size_t padded_channels) {
+  for (size_t row = 0; row < q.num_vectors * kLanes; row += kLanes) {
+    hn::Store(hn::Set(df, m), df, q.m + row);
+    hn::Store(hn::Zero(df), df, q.d + row);
+  }
+  for (size_t i = 0; i < padded_channels * q.num_vectors; ++i) {
     hn::Store(hn::Zero(df), df, q.o + i * kLanes);
   }
-  LoadQueries<Scheme>(task, q, scratch.rows);
+}
+
+// All tiles of the task, with their packed queries.
+template <class Keys>
+HWY_NOINLINE void BeginQueryTiles(const AttendTask& task, QueryTiles<Keys>& queries) {
+  for (size_t row = task.row_begin; row < task.row_end; row += kTileRows<Keys>) {
+    QueryTile& q = queries.tiles[queries.count++];
+    BeginQueryTile(task, row, kTileRows<Keys>, q);
+    LoadQueries<Keys>(task, queries.rows, q);
+  }
+}
+
+// Finds out what all tiles see of keys [key, key + n): false if that is nothing.
+template <class Keys>
+HWY_INLINE bool LookAtTiles(const AttendTask& task, size_t key, size_t n,
+                            QueryTiles<Keys>& queries) {
+  bool is_seen = false;
+  for (size_t t = 0; t < queries.count; ++t) {
+    queries.masks[t] = LookAtTile(task, queries.tiles[t], key, n);
+    is_seen |= queries.masks[t].end != 0;
+  }
+  return is_seen;
 }
 
 // One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector
 // at a time costs 10 % of a causal prefill of 2048.
-template <class Scheme, size_t kQV>
+template <class AnyScheme, size_t kQV>
 HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
-                               const TileMask& mask, const TaskScratch<Scheme>& scratch) {
-  if (q.num_vectors == kQV) {
-    const size_t channels = PaddedVHeadDim(task.head.shape);
-    if constexpr (Scheme::kQuantizedV) {
-      for (size_t part = 0; part < mask.end; part += Scheme::kPTileKeys) {
-        const TileMask seen = MaskFrom<kQV>(mask, part, Scheme::kPTileKeys);
-        if (seen.first >= seen.end) continue;
-        const KvTile part_kv = TileFrom(kv, part);
-        ScoreTileFixed<Scheme, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
-                                    scratch.fixed, scratch.floats, scratch.biases);
-        SoftmaxTileFixed<Scheme, kQV>(q, channels, seen.first, RoundUp(seen.end, Scheme::kStep),
-                                      scratch.fixed);
-        AccumulateTileFixed<Scheme, kQV>(q, part_kv, seen, channels, scratch.fixed);
-      }
-    } else {
-      if constexpr (kHasBF16P<Scheme>) {
-        ScoreToBF16<Scheme, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
-      } else {
-        if (HWY_LIKELY(!ModifiesScores(task))) {
-          ScoreTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch.floats);
-        } else {
-          ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
-        }
-        SoftmaxTile<kQV>(q, mask.first, RoundUp(mask.end, Scheme::kStep), scratch.floats);
-      }
-      AccumulateTile<Scheme, kQV>(q, kv, mask, channels, scratch.floats);
+                               const TileMask& mask, const TaskScratch<AnyScheme>& scratch) {
+  using Keys = typename AnyScheme::Keys;
+  using Values = typename AnyScheme::Values;
+  constexpr size_t kStep = Keys::kStep;
+  const size_t channels = PaddedVHeadDim(task.head.shape);
+  if constexpr (Values::kQuantized) {
+    for (size_t part = 0; part < mask.end; part += Values::kPTileKeys) {
+      const TileMask seen = MaskFrom<kQV>(mask, part, Values::kPTileKeys);
+      if (seen.first >= seen.end) continue;
+      const KvTile part_kv = TileFrom(kv, part);
+      ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
+                                scratch.fixed, scratch.floats, scratch.biases);
+      SoftmaxTileFixed<Values::kMaxP, kQV>(q, channels, seen.first, RoundUp(seen.end, kStep),
+                                           scratch.fixed);
+      AccumulateTileFixed<Values, kStep, kQV>(q, part_kv, seen, channels, scratch.fixed);
     }
-  } else if constexpr (kQV > 1) {
-    AttendTilePair<Scheme, kQV - 1>(task, q, kv, mask, scratch);
+  } else {
+    if constexpr (kHasBF16P<Values>) {
+      ScoreToBF16<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
+    } else {
+      if (HWY_LIKELY(!ModifiesScores(task))) {
+        ScoreTile<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch.floats);
+      } else {
+        ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
+      }
+      SoftmaxTile<kQV>(q, mask.first, RoundUp(mask.end, kStep), scratch.floats);
+    }
+    AccumulateTile<Values, kStep, kQV>(q, kv, mask, channels, scratch.floats);
   }
 }
 
 // The keys, of the first num_keys, whose K and V some cache holds: those that the task before
 // reads, if it is done or, with several workers, under way in a last-level cache that they share.
-// Schemes that widen read each tile once, from one end to the other, which hardware expects:
-// nothing is to be done for them.
-template <class Scheme>
-HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
-  if constexpr (Scheme::kWidensK || Scheme::kWidensV) return num_keys;
+// Tiles that are widened are read once, from one end to the other, which hardware expects: nothing
+// is to be done for them.
+HWY_INLINE size_t WarmKeys(const AttendTask& task, bool widens, size_t num_keys) {
+  if (widens) return num_keys;
   constexpr size_t kKeptBytes = size_t{4} << 20;
   const PackedShape& shape = task.head.shape;
-  const size_t key_bytes = PaddedHeadDim(shape) * sizeof(typename Scheme::KStored) +
-                           PaddedVHeadDim(shape) * sizeof(typename Scheme::VStored);
+  const size_t key_bytes = PaddedHeadDim(shape) * KElementBytes(shape.layout) +
+                           PaddedVHeadDim(shape) * VElementBytes(shape.layout);
   if (task.row_begin == 0 || num_keys * key_bytes > kKeptBytes) return 0;
   return RangeOf(task, task.row_begin - 1).limit;
 }
 
-template <class Scheme>
+template <class AnyScheme>
 void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
-  TaskScratch<Scheme> scratch;
-  LayOutScratch<Scheme>(task.head.shape, scratch_bytes, scratch);
-
-  size_t num_tiles = 0;
-  for (size_t row = task.row_begin; row < task.row_end; row += kTileRows<Scheme>) {
-    BeginQueryTile<Scheme>(task, row, scratch, scratch.tiles[num_tiles++]);
+  using Keys = typename AnyScheme::Keys;
+  using Values = typename AnyScheme::Values;
+  const PackedShape& shape = task.head.shape;
+  TaskScratch<AnyScheme> scratch;
+  LayOutScratch(shape, scratch_bytes, scratch);
+  QueryTiles<Keys>& queries = scratch.queries;
+  BeginQueryTiles(task, queries);
+  for (size_t t = 0; t < queries.count; ++t) {
+    ClearState(queries.tiles[t], kHasBF16P<Values> ? kHeadroom : kNegInf, PaddedVHeadDim(shape));
   }
 
-  const size_t visible = MaxOf(scratch.tiles[num_tiles - 1].max_limit, task.prefix_len);
-  const size_t warm = WarmKeys<Scheme>(task, visible);
-  const size_t window_begin = scratch.tiles[0].min_begin / kKvTile * kKvTile;
+  const size_t visible = MaxOf(queries.tiles[queries.count - 1].max_limit, task.prefix_len);
+  const size_t warm =
+      WarmKeys(task, WidensK<Keys>(shape.layout) || WidensV<Values>(shape.layout), visible);
+  const size_t window_begin = queries.tiles[0].min_begin / kKvTile * kKvTile;
   for (size_t key = 0; key < visible; key += kKvTile) {
     if (key >= task.prefix_len) key = MaxOf(key, window_begin);  // nobody sees what is in between
     const size_t tile_keys = MinOf(kKvTile, visible - key);
-    TileMask masks[TaskScratch<Scheme>::kMaxTiles];
-    bool is_seen = false;
-    for (size_t t = 0; t < num_tiles; ++t) {
-      masks[t] = LookAtTile(task, scratch.tiles[t], key, tile_keys);
-      is_seen |= masks[t].end != 0;
-    }
-    if (!is_seen) continue;
-    const KvTile kv = BeginKvTile<Scheme>(task.head, key, tile_keys, scratch.wide);
-    if constexpr (Scheme::kQuantizedV) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
+    if (!LookAtTiles(task, key, tile_keys, queries)) continue;
+    const KvTile kv = LoadKvTile<AnyScheme>(task.head, key, tile_keys, scratch.wide);
+    if constexpr (Values::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
     const size_t next_end = key + 2 * kKvTile;
     const bool has_next = next_end <= visible && next_end > warm;
     KvTile next = {};
-    if (has_next) next = BeginKvTile<Scheme>(task.head, key + kKvTile, kKvTile, scratch.wide);
-    for (size_t t = 0; t < num_tiles; ++t) {
-      if (has_next) PrefetchKvTile<Scheme>(task.head.shape, next, t, num_tiles);
-      if (masks[t].end == 0) continue;
-      AttendTilePair<Scheme, Scheme::kQueryVectors>(task, scratch.tiles[t], kv, masks[t], scratch);
+    if (has_next) next = KvTileAt(task.head, key + kKvTile);
+    for (size_t t = 0; t < queries.count; ++t) {
+      if (has_next) PrefetchKvTile<Values>(shape, next, t, queries.count);
+      if (queries.masks[t].end == 0) continue;
+      const QueryTile& q = queries.tiles[t];
+      WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
+        AttendTilePair<AnyScheme, decltype(vectors)::value>(task, q, kv, queries.masks[t], scratch);
+      });
     }
   }
 
-  const float* v_center = VCenter<Scheme>(task);
-  for (size_t t = 0; t < num_tiles; ++t) {
-    StoreOutput(task, scratch.tiles[t], v_center, scratch.rows);
+  const float* v_center = VCenter(task);
+  for (size_t t = 0; t < queries.count; ++t) {
+    StoreOutput(task, queries.tiles[t], v_center, queries.rows);
   }
 }
 

@@ -18,22 +18,21 @@ namespace {
 
 // The products of kStep channels from `channel` on over the keys that some row sees: acc += V · P.
 // `p` is the panel of P.
-template <class Scheme, size_t kQV>
+template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void ValueStep(const KvTile& kv, const TileMask& mask, size_t padded_channels,
                           size_t channel, const uint8_t* p,
-                          typename Scheme::PvProduct::Acc (&acc)[Scheme::kStep][kQV]) {
-  const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
-  const size_t first = mask.first / kPvDepth<Scheme>;
-  const size_t end = RoundUp(mask.end, kPvDepth<Scheme>) / kPvDepth<Scheme>;
-  BlockProduct<typename Scheme::PvProduct, Scheme::kStep, kQV>(
+                          typename Values::Product::Acc (&acc)[kStep][kQV]) {
+  const VColumns columns = VColumnsAt<Values>(kv, padded_channels, channel);
+  const size_t first = mask.first / kDepthOf<Values>;
+  const size_t end = RoundUp(mask.end, kDepthOf<Values>) / kDepthOf<Values>;
+  BlockProduct<typename Values::Product, kStep, kQV>(
       columns.data + first * columns.stride_bytes, columns.stride_bytes,
       p + first * kQV * kVectorBytes, end - first, acc);
 }
 
-template <class Scheme, size_t kQV>
+template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                size_t padded_channels, size_t channel, const TileScratch& scratch) {
-  constexpr size_t kStep = Scheme::kStep;
   float* HWY_RESTRICT o = q.o + channel * kQV * kLanes;
   VF acc[kStep][kQV];
   HWY_UNROLL(8)
@@ -41,8 +40,8 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, const TileM
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) acc[n][v] = hn::Zero(df);
   }
-  ValueStep<Scheme, kQV>(kv, mask, padded_channels, channel,
-                         reinterpret_cast<const uint8_t*>(scratch.s), acc);
+  ValueStep<Values, kStep, kQV>(kv, mask, padded_channels, channel,
+                                reinterpret_cast<const uint8_t*>(scratch.s), acc);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
@@ -55,11 +54,10 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, const TileM
 }
 
 // Quantised: O stays relative to the row's reference, and the tile's product is weighed.
-template <class Scheme, size_t kQV>
+template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                     size_t padded_channels, size_t channel,
                                     const FixedScratch& scratch) {
-  constexpr size_t kStep = Scheme::kStep;
   float* HWY_RESTRICT o = q.o + channel * kQV * kLanes;
   VI32 acc[kStep][kQV];
   HWY_UNROLL(8)
@@ -69,7 +67,7 @@ HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const 
       acc[n][v] = I8Ops::kBiasedV ? hn::Load(di32, scratch.p_init + v * kLanes) : hn::Zero(di32);
     }
   }
-  ValueStep<Scheme, kQV>(kv, mask, padded_channels, channel, scratch.p, acc);
+  ValueStep<Values, kStep, kQV>(kv, mask, padded_channels, channel, scratch.p, acc);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     const VF weight = hn::Load(df, scratch.weight + v * kLanes);
@@ -96,12 +94,12 @@ HWY_INLINE VI32 VisibleParts(VI32 lane, const TileMask& mask, size_t key, size_t
 
 // 0 * NaN is NaN, so a row must not even multiply by the value of a key that it does not see.
 // Floats only, for the rare tile that holds a NaN or an infinity and that some row sees in part.
-template <class Scheme, size_t kQV>
+template <class Values, size_t kQV>
 HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                     size_t padded_channels, const TileScratch& scratch) {
-  constexpr size_t kDepth = kPvDepth<Scheme>;
+  constexpr size_t kDepth = kDepthOf<Values>;
   for (size_t channel = 0; channel < padded_channels; ++channel) {
-    const VColumns columns = VColumnsAt<Scheme>(kv, padded_channels, channel);
+    const VColumns columns = VColumnsAt<Values>(kv, padded_channels, channel);
     for (size_t v = 0; v < kQV; ++v) {
       float* out = q.o + (channel * kQV + v) * kLanes;
       VF acc = hn::Zero(df);
@@ -109,7 +107,7 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, const 
         const VU8 p = hn::BitCast(du8, hn::Load(df, scratch.s + (step * kQV + v) * kLanes));
         const VI32 lane = Broadcast32(columns.data + step * columns.stride_bytes);
         const VI32 seen = VisibleParts<kDepth, kQV>(lane, mask, step * kDepth, v);
-        acc = Scheme::PvProduct::MulAcc(acc, seen, p);
+        acc = Values::Product::MulAcc(acc, seen, p);
       }
       const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
       hn::Store(hn::MulAdd(hn::Load(df, out), rescale, acc), df, out);
@@ -117,22 +115,22 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, const 
   }
 }
 
-template <class Scheme, size_t kQV>
+template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                size_t padded_channels, const TileScratch& scratch) {
-  if (HWY_UNLIKELY(kv.v_special && !AllSeeAll(mask, kPvDepth<Scheme>))) {
-    return AccumulateVisible<Scheme, kQV>(q, kv, mask, padded_channels, scratch);
+  if (HWY_UNLIKELY(kv.v_special && !AllSeeAll(mask, kDepthOf<Values>))) {
+    return AccumulateVisible<Values, kQV>(q, kv, mask, padded_channels, scratch);
   }
-  for (size_t channel = 0; channel < padded_channels; channel += Scheme::kStep) {
-    AccumulateStep<Scheme, kQV>(q, kv, mask, padded_channels, channel, scratch);
+  for (size_t channel = 0; channel < padded_channels; channel += kStep) {
+    AccumulateStep<Values, kStep, kQV>(q, kv, mask, padded_channels, channel, scratch);
   }
 }
 
-template <class Scheme, size_t kQV>
+template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateTileFixed(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                     size_t padded_channels, const FixedScratch& scratch) {
-  for (size_t channel = 0; channel < padded_channels; channel += Scheme::kStep) {
-    AccumulateStepFixed<Scheme, kQV>(q, kv, mask, padded_channels, channel, scratch);
+  for (size_t channel = 0; channel < padded_channels; channel += kStep) {
+    AccumulateStepFixed<Values, kStep, kQV>(q, kv, mask, padded_channels, channel, scratch);
   }
 }
 

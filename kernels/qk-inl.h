@@ -18,13 +18,13 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // Scales of integers, see QueryTile and KvTile, from row `row` and of key `key` of the tile.
-template <class Scheme>
+template <class Keys>
 HWY_INLINE VF RowScale(const QueryTile& q, size_t row) {
-  return Scheme::kQuantizedK ? hn::Load(df, q.row_scale + row) : hn::Zero(df);
+  return Keys::kQuantized ? hn::Load(df, q.row_scale + row) : hn::Zero(df);
 }
-template <class Scheme>
+template <class Keys>
 HWY_INLINE VF KeyScale(const KvTile& kv, size_t key) {
-  return Scheme::kQuantizedK ? hn::Set(df, kv.k_scale[key]) : hn::Zero(df);
+  return Keys::kQuantized ? hn::Set(df, kv.k_scale[key]) : hn::Zero(df);
 }
 
 // A vector of sums as scores.
@@ -33,45 +33,49 @@ HWY_INLINE VF ScoreOf(VI32 sum, VF row_scale, VF k_scale) {
   return hn::Mul(hn::Mul(hn::ConvertTo(df, sum), k_scale), row_scale);
 }
 
-// Sums of the products of keys [key, key + kStep) of the tile, counted from its beginning. Where V
-// is quantised they come with half of what a shift to fixed point would drop; see SumRounding.
-template <class Scheme, size_t kQV>
+// Where sums of Q·K begin: at 0 or, for what goes on in fixed point, at half of what a shift to
+// that would drop.
+enum class SumsBegin { kAtZero, kRounded };
+template <class Keys>
+constexpr SumsBegin kSumsOfWords = Keys::kQuantized ? SumsBegin::kRounded : SumsBegin::kAtZero;
+
+// Sums of the products of keys [key, key + kStep) of the tile, counted from its beginning.
+template <class Keys, size_t kQV, SumsBegin kBegin>
 HWY_INLINE void SumScores(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
-                          typename Scheme::QkProduct::Acc (&acc)[Scheme::kStep][kQV]) {
-  using Product = typename Scheme::QkProduct;
-  using Acc = typename Product::Acc;
+                          typename Keys::Product::Acc (&acc)[Keys::kStep][kQV]) {
+  using Acc = typename Keys::Product::Acc;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     Acc init = hn::Zero(hn::DFromV<Acc>());
-    if constexpr (Scheme::kQuantizedV) init = hn::Load(di32, q.acc_init + v * kLanes);
+    if constexpr (kBegin == SumsBegin::kRounded) init = hn::Load(di32, q.acc_init + v * kLanes);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < Scheme::kStep; ++n) acc[n][v] = init;
+    for (size_t n = 0; n < Keys::kStep; ++n) acc[n][v] = init;
   }
-  BlockProduct<Product, Scheme::kStep, kQV>(KeyColumns<Scheme>(kv, key), kKeyBlock * kLaneBytes,
-                                            q.panel, num_steps, acc);
+  BlockProduct<typename Keys::Product, Keys::kStep, kQV>(
+      KeyColumns<Keys>(kv, key), kKeyBlock * kLaneBytes, q.panel, num_steps, acc);
 }
 
 // Scores of these keys.
-template <class Scheme, size_t kQV, bool kMasked>
+template <class Keys, size_t kQV, SumsBegin kBegin, bool kMasked>
 HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, size_t key, const TileScratch& scratch) {
-  constexpr size_t kStep = Scheme::kStep;
-  const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
-  typename Scheme::QkProduct::Acc acc[kStep][kQV];
-  SumScores<Scheme, kQV>(q, kv, num_steps, key, acc);
+  constexpr size_t kStep = Keys::kStep;
+  const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;
+  typename Keys::Product::Acc acc[kStep][kQV];
+  SumScores<Keys, kQV, kBegin>(q, kv, num_steps, key, acc);
 
   float* HWY_RESTRICT s_out = scratch.s + key * kQV * kLanes;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
     VF tile_m = hn::Load(df, scratch.tile_m + row);
-    const VF row_scale = RowScale<Scheme>(q, row);
+    const VF row_scale = RowScale<Keys>(q, row);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
-      if constexpr (Scheme::kQuantizedV) {
-        acc[n][v] = hn::Sub(acc[n][v], hn::Set(di32, SumRounding<Scheme>(head_dim)));
+      if constexpr (kBegin == SumsBegin::kRounded) {
+        acc[n][v] = hn::Sub(acc[n][v], hn::Set(di32, q.rounding));
       }
-      VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Scheme>(kv, key + n));
+      VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Keys>(kv, key + n));
       if constexpr (kMasked) s = Hide<kQV>(s, mask, key + n, v);
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, s_out + n * kQV * kLanes + row);
@@ -81,15 +85,16 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& 
 }
 
 // The tile's keys that some row sees, rounded up to kStep: what is beyond is hidden.
-template <class Scheme, size_t kQV>
+template <class Keys, size_t kQV>
 HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, const TileScratch& scratch) {
+  constexpr SumsBegin kBegin = SumsBegin::kAtZero;
   for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
-  for (size_t key = mask.first; key < mask.end; key += Scheme::kStep) {
-    if (AllSee(mask, key, Scheme::kStep)) {
-      ScoreStep<Scheme, kQV, false>(q, kv, mask, head_dim, key, scratch);
+  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
+    if (AllSee(mask, key, Keys::kStep)) {
+      ScoreStep<Keys, kQV, kBegin, false>(q, kv, mask, head_dim, key, scratch);
     } else {
-      ScoreStep<Scheme, kQV, true>(q, kv, mask, head_dim, key, scratch);
+      ScoreStep<Keys, kQV, kBegin, true>(q, kv, mask, head_dim, key, scratch);
     }
   }
 }
@@ -111,25 +116,29 @@ HWY_NOINLINE void ModifyTile(const Mods& mods, const TileMask& mask, size_t end,
   }
 }
 
-// ScoreTile where it is not what a task's time is made of: one copy for all callers.
-template <class Scheme, size_t kQV>
-HWY_NOINLINE void ScorePlainTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
-                                 size_t head_dim, const TileScratch& scratch) {
-  ScoreTile<Scheme, kQV>(q, kv, mask, head_dim, scratch);
+// The same where scores go on to be modified, or are not what a task's time is made of: one copy
+// for all callers. Nothing is hidden yet, and maxima are those of all scores.
+template <class Keys, size_t kQV>
+HWY_NOINLINE void ScoreAll(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+                           size_t head_dim, const TileScratch& scratch) {
+  for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
+  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
+    ScoreStep<Keys, kQV, kSumsOfWords<Keys>, false>(q, kv, mask, head_dim, key, scratch);
+  }
 }
 
 // Scores before the modifications of one pass over the tile, for which body(mods) is called: all of
-// them, but where biases have to be added row by row.
-template <class Scheme, size_t kQV, class Body>
+// them, but where biases have to be added row by row. What is hidden is still to be hidden.
+template <class Keys, size_t kQV, class Body>
 HWY_INLINE void WithScores(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                            const TileMask& mask, const TileScratch& scratch,
                            const BiasScratch& biases, const Body& body) {
-  ScorePlainTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
+  ScoreAll<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
   bool capped = task.softcap_log2e != 0.0f;
   if (HasBiasByRow(task)) {  // after the softcap and before biases by distance
     if (capped) {
       ModifyTile<kQV>(ScoreMods<true, false>(task, q, {nullptr}), mask,
-                      RoundUp(mask.end, Scheme::kStep), scratch);
+                      RoundUp(mask.end, Keys::kStep), scratch);
     }
     capped = false;
     AddBiasByRow(task, q, kv.key_begin, mask.first, mask.end, kQV * kLanes, scratch.s, biases);
@@ -138,15 +147,15 @@ HWY_INLINE void WithScores(const AttendTask& task, const QueryTile& q, const KvT
 }
 
 // Scores with all modifications of the task, if it has any.
-template <class Scheme, size_t kQV>
+template <class Keys, size_t kQV>
 HWY_NOINLINE void ScoreModifiedTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                     const TileMask& mask, const TileScratch& scratch,
                                     const BiasScratch& biases) {
-  if (!ModifiesScores(task)) {
-    return ScorePlainTile<Scheme, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
+  if (!ModifiesScores(task) && AllSeeAll(mask, Keys::kStep)) {
+    return ScoreAll<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
   }
-  const size_t end = RoundUp(mask.end, Scheme::kStep);
-  WithScores<Scheme, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
+  const size_t end = RoundUp(mask.end, Keys::kStep);
+  WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
     ModifyTile<kQV>(mods, mask, end, scratch);
   });
 }

@@ -67,19 +67,34 @@ HWY_INLINE void PrefetchRow(const Row& row, size_t n) {
   for (size_t i = 0; i < bytes; i += kPackedAlignBytes) __builtin_prefetch(row.data + i);
 }
 
-// A row of n neighbouring elements of one type, by vectors of f32: row(i) is [i, i + kLanes), 0
-// past its end. kWhole: n is a multiple of kLanes.
-template <typename T, bool kWhole>
+// Calls body(i, Whole()) for each vector of a row of n elements, which begins with element i, and
+// body(i, Part()) for one that the row fills in part.
+struct Whole {
+  static constexpr bool value = true;  // NOLINT: as std::true_type has it
+};
+struct Part {
+  static constexpr bool value = false;  // NOLINT
+};
+template <class Body>
+HWY_INLINE void ForEachVector(size_t n, const Body& body) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, Whole());
+  if (i < n) body(i, Part());
+}
+
+// A row of n neighbouring elements of one type, by vectors of f32: row(i, extent) is [i, i +
+// kLanes), 0 past its end.
+template <typename T>
 class DenseRow {
  public:
   DenseRow() = default;
   DenseRow(const Row& row, size_t n) : row_(row), n_(n) {}
 
-  HWY_INLINE VF operator()(size_t i) const {
+  template <class Extent>
+  HWY_INLINE VF operator()(size_t i, Extent) const {
     const hn::Rebind<T, DF> d;
     const T* from = reinterpret_cast<const T*>(row_.data) + i;
-    VF x = ToF32(HWY_LIKELY(kWhole || i + kLanes <= n_) ? hn::LoadU(d, from)
-                                                        : hn::LoadN(d, from, n_ - i));
+    VF x = ToF32(Extent::value ? hn::LoadU(d, from) : hn::LoadN(d, from, n_ - i));
     if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row_, i, n_));
     return x;
   }
@@ -95,7 +110,13 @@ class StridedRow {
   StridedRow() = default;
   StridedRow(const Row& row, size_t n) : row_(row), n_(n) {}
 
-  HWY_NOINLINE VF operator()(size_t i) const {
+  template <class Extent>
+  HWY_INLINE VF operator()(size_t i, Extent) const {
+    return Load(i);
+  }
+
+ private:
+  HWY_NOINLINE VF Load(size_t i) const {
     switch (row_.dtype) {
       case DType::kF32:
         return LoadLanes<float>(row_.data, row_.dim_stride, i, n_);
@@ -110,45 +131,37 @@ class StridedRow {
     return hn::Zero(df);
   }
 
- private:
   Row row_;
   size_t n_;
 };
 
-// Rows of n elements that are read as Vectors: rows[r](i).
+// Rows of n elements that are read as Vectors: rows[r](i, extent).
 template <class Vectors, class AnyRows>
 struct RowReader {
   using RowVectors = Vectors;
   HWY_INLINE Vectors operator[](size_t r) const { return Vectors(RowAt(rows, r), n); }
 
-  const AnyRows& rows;
+  AnyRows rows;  // a copy, which no store can change
   size_t n;
 };
-
-template <bool kWhole, class AnyRows, class Body>
-HWY_INLINE void ReadDenseRows(const AnyRows& rows, size_t n, const Body& body) {
-  switch (RowAt(rows, 0).dtype) {
-    case DType::kF32:
-      return body(RowReader<DenseRow<float, kWhole>, AnyRows>{rows, n});
-    case DType::kF16:
-      return body(RowReader<DenseRow<hwy::float16_t, kWhole>, AnyRows>{rows, n});
-    case DType::kBF16:
-      return body(RowReader<DenseRow<hwy::bfloat16_t, kWhole>, AnyRows>{rows, n});
-    case DType::kI8:
-      return body(RowReader<DenseRow<int8_t, kWhole>, AnyRows>{rows, n});
-  }
-}
 
 // Calls body(reader) with the reader for the type and stride that all of the rows have. What body
 // captures lives in memory that any store may change, as far as the compiler knows: loops belong
 // in a function that it calls.
 template <class AnyRows, class Body>
 HWY_INLINE void ReadRows(const AnyRows& rows, size_t n, const Body& body) {
-  if (HWY_UNLIKELY(!IsDense(RowAt(rows, 0)))) {
-    return body(RowReader<StridedRow, AnyRows>{rows, n});
+  const Row first = RowAt(rows, 0);
+  if (HWY_UNLIKELY(!IsDense(first))) return body(RowReader<StridedRow, AnyRows>{rows, n});
+  switch (first.dtype) {
+    case DType::kF32:
+      return body(RowReader<DenseRow<float>, AnyRows>{rows, n});
+    case DType::kF16:
+      return body(RowReader<DenseRow<hwy::float16_t>, AnyRows>{rows, n});
+    case DType::kBF16:
+      return body(RowReader<DenseRow<hwy::bfloat16_t>, AnyRows>{rows, n});
+    case DType::kI8:
+      return body(RowReader<DenseRow<int8_t>, AnyRows>{rows, n});
   }
-  if (n % kLanes == 0) return ReadDenseRows<true>(rows, n, body);
-  ReadDenseRows<false>(rows, n, body);
 }
 
 // Asks for rows [begin, end) of n elements, those that there are of `num_rows`.
@@ -173,7 +186,8 @@ HWY_INLINE void LoadRowsFrom(Reader reader, size_t begin, size_t count, float* H
   const size_t n = reader.n;
   for (size_t r = begin; r < begin + count; ++r, out += RowBufferElements(n)) {
     const auto row = reader[r];
-    for (size_t i = 0; i < n; i += kLanes) hn::Store(row(i), df, out + i);
+    ForEachVector(n,
+                  [&](size_t i, auto extent) HWY_ATTR { hn::Store(row(i, extent), df, out + i); });
     ZeroPadding(n, out);
   }
 }
@@ -181,13 +195,13 @@ HWY_INLINE void LoadRowsFrom(Reader reader, size_t begin, size_t count, float* H
 // `count` rows of n elements from row `begin` on, to f32 and RowBufferElements(n) apart. `out` is
 // vector-aligned; the elements past n become 0.
 template <class AnyRows>
-HWY_INLINE void LoadRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
-                         float* HWY_RESTRICT out) {
+HWY_NOINLINE void LoadRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
+                           float* HWY_RESTRICT out) {
   ReadRows(rows, n, [=](auto reader) HWY_ATTR { LoadRowsFrom(reader, begin, count, out); });
 }
 
 HWY_INLINE void LoadRow(const Row& row, size_t n, float* HWY_RESTRICT out) {
-  LoadRows(row, 0, 1, n, out);
+  LoadRows(SourceRows{row, 0, 0}, 0, 1, n, out);
 }
 
 template <typename T>
@@ -215,7 +229,7 @@ HWY_INLINE void StoreRowOf(const float* HWY_RESTRICT from, size_t n, const Row& 
 }
 
 // The opposite of LoadRow, rounding to nearest even.
-HWY_INLINE void StoreRow(const float* from, size_t n, const Row& row) {
+HWY_NOINLINE void StoreRow(const float* from, size_t n, const Row& row) {
   switch (row.dtype) {
     case DType::kF32:
       return StoreRowOf<float>(from, n, row);

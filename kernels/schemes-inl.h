@@ -1,6 +1,6 @@
-// The schemes: what a precision means to the kernels. One driver serves all; a scheme says how Q,
-// K, P and V are represented, which multiplication joins them, and over how many keys
-// (kPTileKeys) scores are turned into P and multiplied by V at once.
+// What a precision means to the kernels: the form of its keys, that of its values, and the scheme
+// that prefill makes of both. Kernels of K·Q are templates of the first, those of P·V of the
+// second, so that precisions with the same K or V share them.
 #ifndef SIGHTLINE_KERNELS_SCHEMES_INL_H_
 #define SIGHTLINE_KERNELS_SCHEMES_INL_H_
 
@@ -10,156 +10,162 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Everything in f32. Q carries the softmax scale, P replaces S in place.
-struct F32Scheme {
-  static constexpr LayoutId kLayout = LayoutId::kF32;
-  // Integers and their scales: Q and K with one for each row; P and V, whose softmax is in 16-bit
-  // fixed point.
-  static constexpr bool kQuantizedK = false;
-  static constexpr bool kQuantizedV = false;
-  // Tiles of K, of V become f32 before they are multiplied.
-  static constexpr bool kWidensK = false;
-  static constexpr bool kWidensV = false;
+// ---- Keys: how K is stored where products read it, and what joins it with Q
+// ----------------------
+//
+// kQuantized: integers, with a scale for each key and for each row of Q; the scores of floats need
+// none, as Q carries the softmax scale. kQueryVectors x kStep: prefill's register block.
+
+struct F32Keys {
+  static constexpr bool kQuantized = false;
   static constexpr size_t kQueryVectors = F32Ops::kQueryVectors;
   static constexpr size_t kStep = F32Ops::kStep;
-  using KStored = float;
-  using VStored = float;
-  static constexpr size_t kPTileKeys = kKvTile;
-  using QkProduct = F32Product;
-  using PvProduct = F32Product;
+  using Stored = float;
+  using Product = F32Product;
 };
 
-// K and V stored as f16; a tile is widened once for all rows of a task, then it is F32Scheme.
-struct F16Scheme : F32Scheme {
-  static constexpr LayoutId kLayout = LayoutId::kF16;
-  static constexpr bool kWidensK = true;
-  static constexpr bool kWidensV = true;
-  using KStored = hwy::float16_t;
-  using VStored = hwy::float16_t;
+// Widened as they are loaded: where few rows share each load.
+struct F16Keys : F32Keys {
+  using Stored = hwy::float16_t;
 };
 
-// The same K and V, widened as they are loaded: where few rows share each load.
-struct F16LoadScheme : F16Scheme {
-  static constexpr bool kWidensK = false;
-  static constexpr bool kWidensV = false;
+// Multiplied as they are where there is a dot product of bf16, else the same.
+struct BF16Keys : F32Keys {
+  using Stored = hwy::bfloat16_t;
+  using Product = hwy::If<BF16Ops::kNative, BF16Product, F32Product>;
 };
 
-// Q, K, P and V in bf16, sums in f32.
-struct BF16Scheme : F32Scheme {
-  static constexpr LayoutId kLayout = LayoutId::kBF16;
-  using KStored = hwy::bfloat16_t;
-  using VStored = hwy::bfloat16_t;
-  using QkProduct = BF16Product;
-  using PvProduct = BF16Product;
-};
-
-// Where there is no dot product of bf16: the same K and V, widened as those of f16.
-struct BF16WideScheme : F16Scheme {
-  static constexpr LayoutId kLayout = LayoutId::kBF16;
-  using KStored = hwy::bfloat16_t;
-  using VStored = hwy::bfloat16_t;
-};
-struct BF16LoadScheme : BF16WideScheme {
-  static constexpr bool kWidensK = false;
-  static constexpr bool kWidensV = false;
-};
-
-// Q per row, K per token, V per channel and tile in int8; P in u8 relative to the tile's maximum.
-struct I8Scheme {
-  static constexpr LayoutId kLayout = I8Ops::kBiasedV ? LayoutId::kI8BiasedV : LayoutId::kI8BiasedK;
-  static constexpr bool kQuantizedK = true;
-  static constexpr bool kQuantizedV = true;
-  static constexpr bool kWidensK = false;
-  static constexpr bool kWidensV = false;
+struct I8Keys {
+  static constexpr bool kQuantized = true;
   static constexpr size_t kQueryVectors = I8Ops::kQueryVectors;
   static constexpr size_t kStep = I8Ops::kStep;
-  static constexpr int kKBias = I8Ops::kBiasedV ? 0 : kBias;
-  static constexpr size_t kPTileKeys = kKvTile;  // whose P is relative to one maximum
-  using KStored = int8_t;
-  using VStored = int8_t;
-  using QkProduct = I8QkProduct;
-  using PvOps = I8Ops;
-  using PvProduct = I8PvProduct<PvOps>;
+  static constexpr int kAdded = I8Ops::kBiasedV ? 0 : kBias;  // to the quanta of K
+  using Stored = int8_t;
+  using Product = I8QkProduct;
 
   static HWY_INLINE int MaxQ(size_t) { return I8Ops::kMaxQ; }
   static HWY_INLINE int MaxK(size_t) { return static_cast<int>(kMaxQuantum); }
 };
 
-// The same with Q and K in int16: scores as exact as those of f16, for twice their multiplications.
-struct I8FineScheme : I8Scheme {
-  static constexpr LayoutId kLayout =
-      I8Ops::kBiasedV ? LayoutId::kI8FineBiasedV : LayoutId::kI8Fine;
-  static constexpr int kKBias = 0;
-  // A maximum over fewer keys is closer to them: rounding of P then costs 0.45 % instead of 0.57.
-  static constexpr size_t kPTileKeys = kKvTile / 2;
-  using KStored = int16_t;
-  using QkProduct = I16QkProduct;
-  using PvOps = ExactPvOps;
-  using PvProduct = I8PvProduct<PvOps>;
+// Q as well: scores as exact as those of f16, for twice the multiplications of int8.
+struct I16Keys : I8Keys {
+  static constexpr int kAdded = 0;
+  using Stored = int16_t;
+  using Product = I16QkProduct;
 
   static HWY_INLINE int MaxQ(size_t head_dim) { return MaxWideQuantum(head_dim); }
   static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
 };
 
-// Q and K as I8FineScheme has them, P and V in bf16.
-struct Mixed16Scheme : I8FineScheme {
-  static constexpr LayoutId kLayout = LayoutId::kMixed16;
-  static constexpr bool kQuantizedV = false;
-  static constexpr size_t kPTileKeys = kKvTile;
-  using VStored = hwy::bfloat16_t;
-  using PvProduct = BF16Product;
+// ---- Values: the same of V and P
+// -----------------------------------------------------------------
+//
+// kQuantized: integers, with a scale for each tile and channel; softmax is in 16-bit fixed point,
+// and P in bytes. Else P is of the product's type.
+
+struct F32Values {
+  static constexpr bool kQuantized = false;
+  using Stored = float;
+  using Product = F32Product;
+};
+struct F16Values : F32Values {
+  using Stored = hwy::float16_t;
+};
+struct BF16Values : F32Values {
+  using Stored = hwy::bfloat16_t;
+  using Product = hwy::If<BF16Ops::kNative, BF16Product, F32Product>;
 };
 
-// Where there is no dot product of bf16: P and V in f32, V widened as that of f16.
-struct Mixed16WideScheme : Mixed16Scheme {
-  static constexpr bool kWidensV = true;
-  using PvProduct = F32Product;
+// kTileKeys: keys over which P is relative to one maximum.
+template <class Ops, size_t kTileKeys>
+struct I8Values {
+  static constexpr bool kQuantized = true;
+  static constexpr size_t kPTileKeys = kTileKeys;
+  static constexpr int kMaxP = Ops::kMaxP;
+  using Stored = int8_t;
+  using Product = I8PvProduct<Ops>;
 };
-struct Mixed16LoadScheme : Mixed16WideScheme {
-  static constexpr bool kWidensV = false;
+
+// ---- Forms: what packing writes and decode reads
+// -------------------------------------------------
+
+template <LayoutId kLayoutId, class KeysOfForm, class ValuesOfForm>
+struct Form {
+  static constexpr LayoutId kLayout = kLayoutId;
+  using Keys = KeysOfForm;
+  using Values = ValuesOfForm;
 };
 
-using BF16PrefillScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16WideScheme>;
-using BF16DecodeScheme = hwy::If<BF16Ops::kNative, BF16Scheme, BF16LoadScheme>;
-using Mixed16PrefillScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16WideScheme>;
-using Mixed16DecodeScheme = hwy::If<BF16Ops::kNative, Mixed16Scheme, Mixed16LoadScheme>;
+using F32Form = Form<LayoutId::kF32, F32Keys, F32Values>;
+using F16Form = Form<LayoutId::kF16, F16Keys, F16Values>;
+using BF16Form = Form<LayoutId::kBF16, BF16Keys, BF16Values>;
+using I8Form = Form<I8Ops::kBiasedV ? LayoutId::kI8BiasedV : LayoutId::kI8BiasedK, I8Keys,
+                    I8Values<I8Ops, kKvTile>>;
+// A maximum over fewer keys is closer to them: rounding of P then costs 0.45 % instead of 0.57.
+using I8FineForm = Form<I8Ops::kBiasedV ? LayoutId::kI8FineBiasedV : LayoutId::kI8Fine, I16Keys,
+                        I8Values<ExactPvOps, kKvTile / 2>>;
+using Mixed16Form = Form<LayoutId::kMixed16, I16Keys, BF16Values>;
 
-// Elements of a 32-bit lane of Q and P,
-template <class Scheme>
-constexpr size_t kQkDepth = Scheme::QkProduct::kDepth;
-template <class Scheme>
-constexpr size_t kPvDepth = Scheme::PvProduct::kDepth;
+// ---- Schemes: what prefill multiplies
+// ------------------------------------------------------------
 
-// and of one of K and V where products read them: the same, but for pairs of bf16 that become f32
-// as they are loaded.
+template <class KeysOfScheme, class ValuesOfScheme>
+struct Scheme {
+  using Keys = KeysOfScheme;
+  using Values = ValuesOfScheme;
+};
+
+// Floats that have no product of their own are widened to f32, tile by tile, once for all rows of a
+// task: see LoadKvTile.
+template <class KeysOrValues, class Wide>
+using Widened = hwy::If<!hwy::IsSame<typename KeysOrValues::Stored, float>() &&
+                            hwy::IsSame<typename KeysOrValues::Product, F32Product>(),
+                        Wide, KeysOrValues>;
+template <class AnyForm>
+using SchemeOf =
+    Scheme<Widened<typename AnyForm::Keys, F32Keys>, Widened<typename AnyForm::Values, F32Values>>;
+
+// Elements of a 32-bit lane of Q or P,
+template <class KeysOrValues>
+constexpr size_t kDepthOf = KeysOrValues::Product::kDepth;
+
+// and of one of K or V in memory: the same, but for pairs of bf16 that become f32 as they are
+// loaded.
 template <class Product, typename Stored>
 constexpr size_t kLaneParts =
     hwy::IsSame<Product, F32Product>() && hwy::IsSame<Stored, hwy::bfloat16_t>() ? 2 : 1;
-template <class Scheme>
-constexpr size_t kKLaneDepth =
-    kQkDepth<Scheme> *
-    (Scheme::kWidensK ? 1 : kLaneParts<typename Scheme::QkProduct, typename Scheme::KStored>);
-template <class Scheme>
-constexpr size_t kVLaneDepth =
-    kPvDepth<Scheme> *
-    (Scheme::kWidensV ? 1 : kLaneParts<typename Scheme::PvProduct, typename Scheme::VStored>);
+template <class KeysOrValues>
+constexpr size_t kLaneDepthOf =
+    kDepthOf<KeysOrValues> *
+    kLaneParts<typename KeysOrValues::Product, typename KeysOrValues::Stored>;
+
+// Bytes in memory of what becomes one 32-bit lane: f16 has lanes of its own size.
+template <typename Stored>
+constexpr size_t kStoredLaneBytes =
+    hwy::IsSame<Stored, hwy::float16_t>() ? sizeof(hwy::float16_t) : kLaneBytes;
 
 // True if P is pairs of bf16.
-template <class Scheme>
-constexpr bool kHasBF16P = hwy::IsSame<typename Scheme::PvProduct, BF16Product>();
+template <class Values>
+constexpr bool kHasBF16P = hwy::IsSame<typename Values::Product, BF16Product>();
 
-// Bytes in memory of what becomes one 32-bit lane, of K or V, in the tile that the products read:
-// f16 that is not widened yet has lanes of its own size.
-template <class Scheme>
-constexpr size_t kTileLaneBytes =
-    hwy::IsSame<typename Scheme::KStored, hwy::float16_t>() && !Scheme::kWidensK
-        ? sizeof(hwy::float16_t)
-        : kLaneBytes;
+// Calls body(Count<n>()) for n of 1 to kMax: what has registers for so many rows or vectors.
+template <size_t kCount>
+struct Count {
+  static constexpr size_t value = kCount;  // NOLINT: as std::integral_constant has it
+};
+template <size_t kMax, class Body>
+HWY_INLINE void WithCount(size_t n, const Body& body) {
+  if (n == kMax) {
+    body(Count<kMax>());
+  } else if constexpr (kMax > 1) {
+    WithCount<kMax - 1>(n, body);
+  }
+}
 
 // What rows see of a tile of keys, as bits: key % 32 of word key / 32. See mask-inl.h.
 constexpr size_t kMaskBits = 32;
 constexpr size_t kMaskWords = kKvTile / kMaskBits;
-// Keys that are looked at together: every scheme's kStep divides it.
+// Keys that are looked at together: every kStep divides it.
 constexpr size_t kMaskAlign = 8;
 
 // Of one row,
@@ -188,6 +194,8 @@ struct QueryTile {
   float* m;           // P in f32: running maximum of the scores; else a reference near it
   float* d;           // running denominator
   float* o;           // [PaddedVHeadDim][rows]: running numerator
+  int sum_shift;      // quantised K: bits by which sums of Q·K are shifted to fit int16,
+  int32_t rounding;   // and half of what is shifted out; see SumShift
   size_t first_row;
   size_t num_rows;     // real ones
   size_t num_vectors;  // RoundUp(num_rows, kLanes) / kLanes

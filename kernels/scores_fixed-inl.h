@@ -113,17 +113,16 @@ HWY_INLINE hn::Mask<DF> IsSteep(VF factor, float bound) {
 }
 
 // Units of fixed point in a shifted sum of key factor 1, but for the scales.
-template <class Scheme>
-HWY_INLINE float SumUnits(size_t head_dim) {
-  const float units = static_cast<float>(kFractions << SumShift<Scheme>(head_dim));
+HWY_INLINE float SumUnits(int sum_shift) {
+  const float units = static_cast<float>(kFractions << sum_shift);
   return units * (32768.0f / 32767.0f);
 }
 
 // Row factors for one tile of keys; true if some row needs a gain or is wide.
-template <class Scheme, size_t kQV>
-HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys, size_t head_dim,
+template <size_t kQV>
+HWY_INLINE bool SetRowFactors(const QueryTile& q, const KeyFactors& keys,
                               const FixedScratch& scratch) {
-  const VF largest = hn::Set(df, keys.largest * SumUnits<Scheme>(head_dim));
+  const VF largest = hn::Set(df, keys.largest * SumUnits(q.sum_shift));
   const VF limit = hn::Set(df, 32767.0f);
   auto steep = hn::MaskFalse(df);
   HWY_UNROLL(8)
@@ -175,14 +174,14 @@ HWY_INLINE hn::Mask<DI16> SeenWords(VI16 bits, size_t key) {
   return hn::TestBit(bits, hn::Set(di16, static_cast<int16_t>(1u << key % 16)));
 }
 
-template <class Scheme, size_t kQV, bool kMasked, bool kSteep>
+template <class Keys, size_t kQV, bool kMasked, bool kSteep>
 HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
                            const TileMask& mask, size_t num_steps, VI32 shift, size_t key,
                            const FixedScratch& scratch) {
-  constexpr size_t kStep = Scheme::kStep;
+  constexpr size_t kStep = Keys::kStep;
   constexpr size_t kRowWords = kQV * kLanes * 2;
   VI32 acc[kStep][kQV];
-  SumScores<Scheme, kQV>(q, kv, num_steps, key, acc);
+  SumScores<Keys, kQV, SumsBegin::kRounded>(q, kv, num_steps, key, acc);
 
   const VI32 shift_up = hn::Sub(hn::Set(di32, 16), shift);
   int16_t* HWY_RESTRICT s_out = scratch.s + key / 2 * kRowWords;
@@ -217,19 +216,21 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
   }
 }
 
-template <class Scheme, size_t kQV, bool kSteep>
+// Words of the tile's keys that some row sees, rounded up to kStep, and their maxima. kHides: but
+// for what is hidden.
+template <class Keys, size_t kQV, bool kSteep, bool kHides>
 HWY_INLINE void ScoreAllWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
                               const TileMask& mask, size_t head_dim, const FixedScratch& scratch) {
-  const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
-  const VI32 shift = hn::Set(di32, SumShift<Scheme>(head_dim));
+  const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;
+  const VI32 shift = hn::Set(di32, q.sum_shift);
   for (size_t v = 0; v < kQV; ++v) {
     hn::Store(hn::Set(di16, kHiddenScore), di16, scratch.tile_m + v * kLanes * 2);
   }
-  for (size_t key = mask.first; key < mask.end; key += Scheme::kStep) {
-    if (AllSee(mask, key, Scheme::kStep)) {
-      ScoreWords<Scheme, kQV, false, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
+  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
+    if (!kHides || AllSee(mask, key, Keys::kStep)) {
+      ScoreWords<Keys, kQV, false, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
     } else {
-      ScoreWords<Scheme, kQV, true, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
+      ScoreWords<Keys, kQV, kHides, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
     }
   }
 }
@@ -252,13 +253,13 @@ HWY_INLINE VF MaximumOrNaN(const TileMask& mask, size_t end, size_t v, const Til
 
 // Scores of the rows that `scratch.wide` marks, in f32: replaces their words by the distance to the
 // row's maximum, and the maximum by 0.
-template <class Scheme, size_t kQV>
+template <class Keys, size_t kQV>
 HWY_NOINLINE void ScoreWideRows(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                 const TileMask& mask, const FixedScratch& scratch,
                                 const TileScratch& floats, const BiasScratch& biases) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
-  const size_t end = RoundUp(mask.end, Scheme::kStep);
-  ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, floats, biases);
+  const size_t end = RoundUp(mask.end, Keys::kStep);
+  ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, floats, biases);
   for (size_t v = 0; v < kQV; ++v) {
     const VI32 wide = hn::Load(di32, scratch.wide + v * kLanes);
     const VI16 wide_words = hn::BitCast(di16, wide);
@@ -459,8 +460,26 @@ HWY_NOINLINE void ModifyWords(const QueryTile& q, const SoftcapWords& softcap, c
   }
 }
 
+// Hides what is hidden of words that have no modifications, and takes the maxima anew.
+template <size_t kQV>
+HWY_INLINE void HideWords(const QueryTile& q, const TileMask& mask, size_t end,
+                          const FixedScratch& scratch) {
+  ModifyWords<kQV, false, false>(q, SoftcapWords(1.0f), WordBias{}, mask, end, scratch);
+}
+
+// Words of steep rows, which are rare: out of line, and hidden afterwards.
+template <class Keys, size_t kQV>
+HWY_NOINLINE void ScoreSteepWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
+                                  const TileMask& mask, size_t head_dim,
+                                  const FixedScratch& scratch) {
+  ScoreAllWords<Keys, kQV, true, false>(q, kv, keys, mask, head_dim, scratch);
+  if (!AllSeeAll(mask, Keys::kStep)) {
+    HideWords<kQV>(q, mask, RoundUp(mask.end, Keys::kStep), scratch);
+  }
+}
+
 // Modified scores in fixed point, but for wide rows: true if there are any.
-template <class Scheme, size_t kQV>
+template <class Keys, size_t kQV>
 HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                      const KeyFactors& keys, const TileMask& mask,
                                      const FixedScratch& scratch, const TileScratch& floats,
@@ -478,8 +497,8 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
       WordsOfBias(BiasOfTile(task, q, kv.key_begin, biases), kQV * kLanes,
                   reinterpret_cast<int32_t*>(floats.s));  // scores in f32 come later, if at all
   if (!bias.fits) return all_wide();
-  SetRowFactors<Scheme, kQV>(q, keys, head_dim, scratch);
-  const VF largest = hn::Set(df, keys.largest * SumUnits<Scheme>(head_dim));
+  SetRowFactors<kQV>(q, keys, scratch);
+  const VF largest = hn::Set(df, keys.largest * SumUnits(q.sum_shift));
   for (size_t v = 0; v < kQV; ++v) {
     const VF factor = hn::Mul(hn::Load(df, q.row_scale + v * kLanes), largest);
     const VF lack = cap == 0.0f ? hn::Zero(df) : hn::Abs(hn::Load(df, q.lack + v * kLanes));
@@ -487,13 +506,15 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
     const auto wide = hn::Or(IsSteep(factor, kSteepModified), lacks);
     hn::Store(hn::VecFromMask(di32, hn::RebindMask(di32, wide)), di32, scratch.wide + v * kLanes);
   }
-  ScoreAllWords<Scheme, kQV, false>(q, kv, keys, mask, head_dim, scratch);
-  const size_t end = RoundUp(mask.end, Scheme::kStep);
+  ScoreAllWords<Keys, kQV, false, false>(q, kv, keys, mask, head_dim, scratch);
+  const size_t end = RoundUp(mask.end, Keys::kStep);
   const SoftcapWords softcap(cap != 0.0f ? cap : 1.0f);
   if (bias.by_place == nullptr && cap != 0.0f) {
     ModifyWords<kQV, true, false>(q, softcap, bias, mask, end, scratch);
   } else if (bias.by_place == nullptr) {
-    // Maxima, and what is hidden, are as ScoreAllWords has left them.
+    if (!AllSeeAll(mask, Keys::kStep)) {
+      HideWords<kQV>(q, mask, end, scratch);
+    }
   } else if (cap != 0.0f) {
     ModifyWords<kQV, true, true>(q, softcap, bias, mask, end, scratch);
   } else {
@@ -508,7 +529,7 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
 }
 
 // The tile's keys that some row sees, rounded up to kStep: what is beyond is hidden.
-template <class Scheme, size_t kQV>
+template <class Keys, size_t kQV>
 HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                const KeyFactors& keys, const TileMask& mask,
                                const FixedScratch& scratch, const TileScratch& floats,
@@ -516,19 +537,19 @@ HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const
   const size_t head_dim = task.head.shape.head_dim;
   bool wide;
   if (HWY_UNLIKELY(ModifiesScores(task))) {
-    wide = ScoreModifiedWords<Scheme, kQV>(task, q, kv, keys, mask, scratch, floats, biases);
+    wide = ScoreModifiedWords<Keys, kQV>(task, q, kv, keys, mask, scratch, floats, biases);
   } else {
-    const bool steep = SetRowFactors<Scheme, kQV>(q, keys, head_dim, scratch);
+    const bool steep = SetRowFactors<kQV>(q, keys, scratch);
     if (HWY_UNLIKELY(steep)) {
-      ScoreAllWords<Scheme, kQV, true>(q, kv, keys, mask, head_dim, scratch);
+      ScoreSteepWords<Keys, kQV>(q, kv, keys, mask, head_dim, scratch);
     } else {
-      ScoreAllWords<Scheme, kQV, false>(q, kv, keys, mask, head_dim, scratch);
+      ScoreAllWords<Keys, kQV, false, true>(q, kv, keys, mask, head_dim, scratch);
     }
     SetTileMaxima<kQV>(0.0f, scratch);
     wide = HWY_UNLIKELY(steep) && FindWideRows<kQV>(scratch);
   }
   if (HWY_UNLIKELY(wide)) {
-    ScoreWideRows<Scheme, kQV>(task, q, kv, mask, scratch, floats, biases);
+    ScoreWideRows<Keys, kQV>(task, q, kv, mask, scratch, floats, biases);
   }
 }
 

@@ -60,9 +60,12 @@ constexpr MantissaTable MakeMantissaTable() {
 }
 alignas(64) constexpr MantissaTable kMantissaTable = MakeMantissaTable();
 
-// P of two keys, in a lane, from the bits of their distances. Exists where BF16Ops are native.
+// P of two keys, in a lane, from the bits of their distances. Only used where BF16Ops are native.
 template <bool kNative>
-struct DirectP;
+struct DirectP {
+  VI32 operator()(VI32 even, VI32 odd) const;
+};
+using NativeP = DirectP<BF16Ops::kNative>;
 
 #if defined(__AVX512BF16__)
 template <>
@@ -104,14 +107,14 @@ HWY_INLINE VF DistanceFromAny(VF m, VF s) {
 // P of keys [key, key + kStep) of the tile, counted from its beginning. kChecked: what has no P
 // with these references shall be found. Otherwise that is -inf, or part of a row that is lost
 // anyway.
-template <class Scheme, size_t kQV, bool kMasked, bool kChecked>
+template <class Keys, size_t kQV, bool kMasked, bool kChecked>
 HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
-                           size_t num_steps, size_t key, const DirectP<kHasBF16P<Scheme>>& direct_p,
+                           size_t num_steps, size_t key, const NativeP& direct_p,
                            const TileScratch& scratch) {
-  constexpr size_t kStep = Scheme::kStep;
+  constexpr size_t kStep = Keys::kStep;
   static_assert(kStep % 2 == 0, "P comes in pairs of keys");
-  typename Scheme::QkProduct::Acc acc[kStep][kQV];
-  SumScores<Scheme, kQV>(q, kv, num_steps, key, acc);
+  typename Keys::Product::Acc acc[kStep][kQV];
+  SumScores<Keys, kQV, SumsBegin::kAtZero>(q, kv, num_steps, key, acc);
 
   const VF steps = hn::Set(df, float{kBF16Steps});
   const hn::RebindToUnsigned<DF> du32;
@@ -121,8 +124,8 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
     const size_t row = v * kLanes;
     const VF m = hn::Load(df, q.m + row);
     const VF start = hn::Load(df, scratch.start + row);
-    const VF row_scale = RowScale<Scheme>(q, row);
-    const VF row_steps = Scheme::kQuantizedK ? hn::Mul(row_scale, steps) : steps;
+    const VF row_scale = RowScale<Keys>(q, row);
+    const VF row_steps = Keys::kQuantized ? hn::Mul(row_scale, steps) : steps;
     VI32 all_bits = hn::Load(di32, scratch.bits + row);
     VF sum = hn::Load(df, scratch.sum + row);
     HWY_UNROLL(8)
@@ -131,7 +134,7 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
       HWY_UNROLL(2)
       for (size_t i = 0; i < 2; ++i) {
         const size_t index = key + n + i;
-        const VF k_scale = KeyScale<Scheme>(kv, index);
+        const VF k_scale = KeyScale<Keys>(kv, index);
         VF distance = DistanceFrom(start, acc[n + i][v], row_steps, k_scale);
         if constexpr (!kChecked) {
           const VF any = DistanceFromAny(m, ScoreOf(acc[n + i][v], row_scale, k_scale));
@@ -159,30 +162,30 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
 }
 
 // P of the tile's keys that some row sees, rounded up to kStep, and its sums.
-template <class Scheme, size_t kQV, bool kChecked>
+template <class Keys, size_t kQV, bool kChecked>
 HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                            size_t head_dim, const TileScratch& scratch) {
-  const size_t num_steps = RoundUp(head_dim, kQkDepth<Scheme>) / kQkDepth<Scheme>;
+  const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;
   for (size_t row = 0; row < kQV * kLanes; row += kLanes) {
     hn::Store(StartOf(hn::Load(df, q.m + row)), df, scratch.start + row);
     hn::Store(hn::Zero(di32), di32, scratch.bits + row);
     hn::Store(hn::Zero(df), df, scratch.sum + row);
   }
-  const DirectP<kHasBF16P<Scheme>> direct_p;
-  for (size_t key = mask.first; key < mask.end; key += Scheme::kStep) {
-    if (AllSee(mask, key, Scheme::kStep)) {
-      DirectStep<Scheme, kQV, false, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
+  const NativeP direct_p;
+  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
+    if (AllSee(mask, key, Keys::kStep)) {
+      DirectStep<Keys, kQV, false, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
     } else {
-      DirectStep<Scheme, kQV, true, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
+      DirectStep<Keys, kQV, true, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
     }
   }
 }
 
 // The same of scores that are there, in place, by way of `mods`. Here -inf has a P, which is 0.
-template <size_t kQV, bool kChecked, class Scheme, class Mods>
-HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, const Mods& mods,
-                                   const TileScratch& scratch) {
-  const DirectP<kHasBF16P<Scheme>> direct_p;
+template <size_t kQV, bool kChecked, class Mods>
+HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, size_t end,
+                                   const Mods& mods, const TileScratch& scratch) {
+  const NativeP direct_p;
   const VF steps = hn::Set(df, float{kBF16Steps});
   const VF zero = hn::BitCast(df, hn::Set(di32, kDirectZero));
   for (size_t v = 0; v < kQV; ++v) {
@@ -192,7 +195,7 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, con
     VI32 all_bits = hn::Zero(di32);
     VF sum = hn::Zero(df);
     // Pairs take the place of scores before them.
-    for (size_t key = mask.first; key < RoundUp(mask.end, Scheme::kStep); key += 2) {
+    for (size_t key = mask.first; key < end; key += 2) {
       VI32 bits[2];
       HWY_UNROLL(2)
       for (size_t i = 0; i < 2; ++i) {
@@ -231,11 +234,11 @@ HWY_INLINE hn::Mask<DF> SuitsTile(const QueryTile& q, size_t row, const TileScra
 // Moves the references of rows whose maximum is above them, or that have seen nothing before, by
 // way of the tile's scores. Moves of whole octaves change no bit of what is divided by d in the
 // end. A row that sees NaN or +inf is NaN for good.
-template <class Scheme, size_t kQV>
+template <class Keys, size_t kQV>
 HWY_NOINLINE void MoveReferences(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                  const TileMask& mask, const TileScratch& scratch,
                                  const BiasScratch& biases) {
-  ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, scratch, biases);
+  ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch, biases);
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
     auto lost = hn::MaskFalse(df);
@@ -261,18 +264,19 @@ HWY_NOINLINE void MoveReferences(const AttendTask& task, const QueryTile& q, con
 }
 
 // S, softmax and P of a pair of tiles.
-template <class Scheme, size_t kQV>
+template <class Keys, size_t kQV>
 HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                             const TileMask& mask, const TileScratch& scratch,
                             const BiasScratch& biases) {
   const size_t head_dim = task.head.shape.head_dim;
+  const size_t end = RoundUp(mask.end, Keys::kStep);
   const bool modifies = ModifiesScores(task);
   if (HWY_UNLIKELY(modifies)) {
-    WithScores<Scheme, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
-      DirectFromScores<kQV, true, Scheme>(q, mask, mods, scratch);
+    WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
+      DirectFromScores<kQV, true>(q, mask, end, mods, scratch);
     });
   } else {
-    DirectTile<Scheme, kQV, true>(q, kv, mask, head_dim, scratch);
+    DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
   }
   auto suits = hn::FirstN(df, kLanes);
   HWY_UNROLL(8)
@@ -281,12 +285,12 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
     hn::Store(hn::Set(df, 1.0f), df, scratch.rescale + row);
   }
   if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
-    MoveReferences<Scheme, kQV>(task, q, kv, mask, scratch, biases);
+    MoveReferences<Keys, kQV>(task, q, kv, mask, scratch, biases);
     if (modifies) {
-      DirectFromScores<kQV, false, Scheme>(q, mask, ScoreMods<false, false>(task, q, {nullptr}),
-                                           scratch);
+      DirectFromScores<kQV, false>(q, mask, end, ScoreMods<false, false>(task, q, {nullptr}),
+                                   scratch);
     } else {
-      DirectTile<Scheme, kQV, false>(q, kv, mask, head_dim, scratch);
+      DirectTile<Keys, kQV, false>(q, kv, mask, head_dim, scratch);
     }
   }
   HWY_UNROLL(8)

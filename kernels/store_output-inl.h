@@ -21,7 +21,7 @@ struct RowEnd {
 
 // Denominator d is relative to 2^m of scores that lack `lack`. A sink takes part in it as one more
 // score.
-HWY_INLINE RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float lack) {
+HWY_NOINLINE RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float lack) {
   m += lack;
   float keys = d;  // relative to 2^reference
   float total = d;
@@ -53,8 +53,8 @@ HWY_INLINE float LackAtEnd(const AttendTask& task, float lack) {
 }
 
 // rows: scratch for kLanes * PaddedVHeadDim floats. v_center is null but for quantised schemes.
-HWY_INLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
-                            float* HWY_RESTRICT rows) {
+HWY_NOINLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
+                              float* HWY_RESTRICT rows) {
   const size_t channels = PaddedVHeadDim(task.head.shape);
   const size_t row_stride = q.num_vectors * kLanes;
   for (size_t v = 0; v < q.num_vectors; ++v) {

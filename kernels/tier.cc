@@ -22,24 +22,28 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // A worker needs scratch for one driver at a time.
-template <class PrefillScheme, class DecodeScheme>
+template <class AnyForm>
 size_t ScratchBytes(const PackedShape& shape) {
-  return MaxOf(PrefillScratchBytes<PrefillScheme>(shape), DecodeScratchBytes<DecodeScheme>(shape));
+  const size_t attends =
+      MaxOf(PrefillScratchBytes<SchemeOf<AnyForm>>(shape), DecodeScratchBytes<AnyForm>(shape));
+  const size_t weighs = MaxOf(WeighManyScratchBytes<typename SchemeOf<AnyForm>::Keys>(shape),
+                              WeighFewScratchBytes<typename AnyForm::Keys>(shape));
+  return MaxOf(attends, weighs);
 }
 
-template <class Scheme>
-constexpr QuantizedScheme kSchemeNumbers = {I8Ops::kMaxQ, Scheme::PvOps::kMaxP, Scheme::kPTileKeys,
-                                            kExp2Table<Scheme::PvOps::kMaxP>.entry};
+template <class Values>
+constexpr QuantizedScheme kSchemeNumbers = {I8Ops::kMaxQ, Values::kMaxP, Values::kPTileKeys,
+                                            kExp2Table<Values::kMaxP>.entry};
 
-template <class Scheme>
+template <class Values>
 constexpr const QuantizedScheme* NumbersOf() {
-  if constexpr (Scheme::kQuantizedV) return &kSchemeNumbers<Scheme>;
+  if constexpr (Values::kQuantized) return &kSchemeNumbers<Values>;
   return nullptr;
 }
 
-template <class Scheme>
+template <class AnyForm>
 constexpr PackFunction CenterFunctionOf() {
-  if constexpr (Scheme::kQuantizedK) return &FindCenters<Scheme>;
+  if constexpr (AnyForm::Keys::kQuantized) return &FindCenters<AnyForm>;
   return nullptr;
 }
 
@@ -52,24 +56,24 @@ constexpr bool Owns(Precision precision) {
   return false;
 }
 
-// Both schemes read one layout. Nothing of a precision that is not owned.
-template <Precision kPrecision, class PrefillScheme, class DecodeScheme>
+// Nothing of a precision that is not owned.
+template <Precision kPrecision, class AnyForm>
 constexpr PrecisionKernels KernelsOf() {
-  static_assert(PrefillScheme::kLayout == DecodeScheme::kLayout, "one packed form serves both");
   if constexpr (!Owns(kPrecision)) {
     return {};
   } else {
-    return {PrefillScheme::kLayout,
-            NumbersOf<PrefillScheme>(),
-            kHasBF16P<PrefillScheme>,
-            &ScratchBytes<PrefillScheme, DecodeScheme>,
-            &Prefill<PrefillScheme>,
-            &Decode<DecodeScheme>,
+    using OfPrefill = SchemeOf<AnyForm>;
+    return {AnyForm::kLayout,
+            NumbersOf<typename AnyForm::Values>(),
+            kHasBF16P<typename AnyForm::Values>,
+            &ScratchBytes<AnyForm>,
+            &Prefill<OfPrefill>,
+            &Decode<AnyForm>,
             kDecodeRows,
-            &WeighMany<PrefillScheme>,
-            &WeighFew<DecodeScheme>,
-            CenterFunctionOf<PrefillScheme>(),
-            &Pack<PrefillScheme>};
+            &WeighMany<typename OfPrefill::Keys>,
+            &WeighFew<typename AnyForm::Keys>,
+            CenterFunctionOf<AnyForm>(),
+            &Pack<AnyForm>};
   }
 }
 
@@ -81,12 +85,12 @@ const internal::KernelTable& GetTable() {
   static constexpr internal::KernelTable kTable = {
       HWY_STR(SIGHTLINE_TIER),
       {
-          KernelsOf<Precision::kF32, F32Scheme, F32Scheme>(),
-          KernelsOf<Precision::kF16, F16Scheme, F16LoadScheme>(),
-          KernelsOf<Precision::kI8, I8Scheme, I8Scheme>(),
-          KernelsOf<Precision::kI8Fine, I8FineScheme, I8FineScheme>(),
-          KernelsOf<Precision::kBF16, BF16PrefillScheme, BF16DecodeScheme>(),
-          KernelsOf<Precision::kMixed16, Mixed16PrefillScheme, Mixed16DecodeScheme>(),
+          KernelsOf<Precision::kF32, F32Form>(),
+          KernelsOf<Precision::kF16, F16Form>(),
+          KernelsOf<Precision::kI8, I8Form>(),
+          KernelsOf<Precision::kI8Fine, I8FineForm>(),
+          KernelsOf<Precision::kBF16, BF16Form>(),
+          KernelsOf<Precision::kMixed16, Mixed16Form>(),
       }};
   return kTable;
 }

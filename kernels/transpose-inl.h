@@ -58,8 +58,8 @@ HWY_INLINE void TransposeSquare(VI32 (&x)[kLanes]) {
 // kLanes rows, `stride` elements apart and readable up to a multiple of kLanes, of which n elements
 // are used, to as many panel rows of kLanes elements each, panel_stride apart.
 template <typename Stored>
-HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t n,
-                            Stored* HWY_RESTRICT panel, size_t panel_stride) {
+HWY_NOINLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t n,
+                              Stored* HWY_RESTRICT panel, size_t panel_stride) {
   const hn::Rebind<Stored, DF> d_stored;
   for (size_t begin = 0; begin < n; begin += kLanes) {
     VI32 x[kLanes];
@@ -83,8 +83,9 @@ HWY_INLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_
 
 // The same to lanes of two neighbouring elements in bf16; stride, of which all are used, is a
 // multiple of kChannelAlign.
-HWY_INLINE void RowsToPairPanel(const float* HWY_RESTRICT rows, size_t stride, size_t lanes,
-                                int32_t* HWY_RESTRICT panel, size_t panel_stride) {
+HWY_MAYBE_UNUSED HWY_NOINLINE void RowsToPairPanel(const float* HWY_RESTRICT rows, size_t stride,
+                                                   size_t lanes, int32_t* HWY_RESTRICT panel,
+                                                   size_t panel_stride) {
   for (size_t begin = 0; begin < lanes; begin += kLanes) {
     const size_t second = 2 * begin + kLanes;
     VI32 x[kLanes];

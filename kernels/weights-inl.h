@@ -93,69 +93,64 @@ HWY_NOINLINE void WeighScores(const AttendTask& task, const QueryTile& q, const 
   }
 }
 
-template <class Scheme, size_t kQV>
-HWY_INLINE void WeighTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
-                              const TileMask& mask, size_t key, size_t n,
-                              const TaskScratch<Scheme>& scratch) {
-  if (q.num_vectors == kQV) {
-    if (mask.end != 0) {
-      ScoreModifiedTile<Scheme, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
-    }
-    WeighScores<kQV>(task, q, mask, key, n, scratch.floats.s, scratch.biases.rows);
-  } else if constexpr (kQV > 1) {
-    WeighTilePair<Scheme, kQV - 1>(task, q, kv, mask, key, n, scratch);
-  }
+// What a task of many rows keeps.
+template <class Keys>
+struct WeighScratch {
+  QueryTiles<Keys> queries;
+  TileScratch floats;
+  BiasScratch biases;
+  WideTile wide;
+};
+
+template <class Keys>
+HWY_INLINE size_t LayOutWeighScratch(const PackedShape& shape, uint8_t* base,
+                                     WeighScratch<Keys>& scratch) {
+  ScratchArena arena(base);
+  TakeQueryTiles(shape, 0, arena, scratch.queries);
+  scratch.floats = TakeTileScratch(kTileRows<Keys>, 0, 0, arena);
+  scratch.biases = TakeBiasScratch(kTileRows<Keys>, arena);
+  scratch.wide = TakeWideTile(shape, WidensK<Keys>(shape.layout), false, arena);
+  return arena.used();
+}
+
+template <class Keys>
+size_t WeighManyScratchBytes(const PackedShape& shape) {
+  WeighScratch<Keys> scratch;
+  return LayOutWeighScratch(shape, nullptr, scratch);
 }
 
 // Weights of up to kTaskRows rows.
-template <class Scheme>
+template <class Keys>
 void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
-  TaskScratch<Scheme> scratch;
-  LayOutScratch<Scheme>(task.head.shape, scratch_bytes, scratch);
-  size_t num_tiles = 0;
-  for (size_t row = task.row_begin; row < task.row_end; row += kTileRows<Scheme>) {
-    QueryTile& q = scratch.tiles[num_tiles++];
-    BeginQueryTile<Scheme>(task, row, scratch, q);
+  WeighScratch<Keys> scratch;
+  LayOutWeighScratch(task.head.shape, scratch_bytes, scratch);
+  QueryTiles<Keys>& queries = scratch.queries;
+  BeginQueryTiles(task, queries);
+  for (size_t t = 0; t < queries.count; ++t) {
+    QueryTile& q = queries.tiles[t];
     for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
       const size_t real = MinOf(r, q.num_rows - 1);
-      q.m[r] = ReferenceOf(task, row + real, q.lack[real]);
+      q.m[r] = ReferenceOf(task, q.first_row + real, q.lack[real]);
     }
   }
   for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
     const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
     const size_t in_use = key < task.kv_len ? MinOf(n, task.kv_len - key) : 0;
-    TileMask masks[TaskScratch<Scheme>::kMaxTiles];
-    bool is_seen = false;
-    for (size_t t = 0; t < num_tiles; ++t) {
-      masks[t] = in_use == 0 ? TileMask() : LookAtTile(task, scratch.tiles[t], key, in_use);
-      is_seen |= masks[t].end != 0;
-    }
     KvTile kv = {};
-    if (is_seen) kv = BeginKvTile<Scheme>(task.head, key, in_use, scratch.wide);
-    for (size_t t = 0; t < num_tiles; ++t) {
-      WeighTilePair<Scheme, Scheme::kQueryVectors>(task, scratch.tiles[t], kv, masks[t], key, n,
-                                                   scratch);
+    if (LookAtTiles(task, key, in_use, queries)) {
+      kv = LoadKTile<Keys>(task.head, key, in_use, scratch.wide);
     }
-  }
-}
-
-// Scores of n keys of a tile for num_rows <= kRows rows.
-template <class Scheme, size_t kRows>
-HWY_INLINE void WeighRows(const AttendTask& task, const DecodeRow* rows, size_t num_rows,
-                          const KvTile& kv, size_t n, float* HWY_RESTRICT biases) {
-  if (num_rows == kRows) {
-    constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
-    const size_t num_steps = PaddedHeadDim(task.head.shape) / kKLaneDepth<Scheme>;
-    const size_t num_scores = RoundUp(n, kStepKeys);
-    for (size_t key = 0; key < n; key += kStepKeys) {
-      DecodeScores<Scheme, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, 0, key);
+    for (size_t t = 0; t < queries.count; ++t) {
+      const QueryTile& q = queries.tiles[t];
+      const TileMask& mask = queries.masks[t];
+      WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
+        constexpr size_t kQV = decltype(vectors)::value;
+        if (mask.end != 0) {
+          ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
+        }
+        WeighScores<kQV>(task, q, mask, key, n, scratch.floats.s, scratch.biases.rows);
+      });
     }
-    for (size_t r = 0; r < kRows; ++r) {
-      FinishScores(task, rows[r], kv.key_begin, n, num_scores, ScoresOf<Scheme>(rows[r], 0),
-                   biases);
-    }
-  } else if constexpr (kRows > 1) {
-    WeighRows<Scheme, kRows - 1>(task, rows, num_rows, kv, n, biases);
   }
 }
 
@@ -170,29 +165,40 @@ HWY_INLINE void ExpWeights(float factor, float reference, size_t n, float* HWY_R
   }
 }
 
+template <class Keys>
+HWY_INLINE size_t LayOutWeighFew(const PackedShape& shape, size_t num_rows, uint8_t* base,
+                                 DecodeScratch& scratch) {
+  return LayOutDecodeScratch(shape, num_rows, kDepthOf<Keys>, 1, 0, base, scratch);
+}
+
+template <class Keys>
+size_t WeighFewScratchBytes(const PackedShape& shape) {
+  DecodeScratch scratch;
+  return LayOutWeighFew<Keys>(shape, kDecodeRows, nullptr, scratch);
+}
+
 // Weights of up to kDecodeRows rows.
-template <class Scheme>
+template <class Keys>
 void WeighFew(const AttendTask& task, unsigned char* scratch_bytes) {
   DecodeScratch scratch;
-  LayOutDecodeScratch<Scheme>(task.head.shape, scratch_bytes, scratch);
   const size_t num_rows = task.row_end - task.row_begin;
+  LayOutWeighFew<Keys>(task.head.shape, num_rows, scratch_bytes, scratch);
   for (size_t r = 0; r < num_rows; ++r) {
-    BeginDecodeRow<Scheme>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
+    BeginDecodeRow<Keys>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
   }
   const SeenRuns runs(task, scratch.rows, num_rows);
   for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
     const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
     const size_t in_use = key < task.kv_len && runs.IsSeen(key) ? MinOf(n, task.kv_len - key) : 0;
     if (in_use != 0) {
-      const KvTile kv = BeginKvTile<Scheme>(task.head, key, in_use, WideTile());
-      for (size_t r = 0; r < num_rows; r += kRowBlock<Scheme>) {
-        WeighRows<Scheme, kRowBlock<Scheme>>(task, scratch.rows + r,
-                                             MinOf(kRowBlock<Scheme>, num_rows - r), kv, in_use,
-                                             scratch.biases);
+      const KvTile kv = KvTileAt(task.head, key);
+      for (size_t r = 0; r < num_rows; r += kRowBlock<Keys>) {
+        ScoreRows<Keys>(task, scratch.rows + r, MinOf(kRowBlock<Keys>, num_rows - r), kv, 0, 0,
+                        in_use, scratch.biases);
       }
     }
     for (size_t r = 0; r < num_rows; ++r) {
-      float* s = ScoresOf<Scheme>(scratch.rows[r], 0);
+      float* s = ScoresOf(scratch.rows[r], 0);
       ExpWeights(task.weights.factor, ReferenceOf(task, task.row_begin + r, scratch.rows[r].lack),
                  in_use, s);
       StoreWeights(task, task.row_begin + r, key, n, s);

@@ -21,11 +21,11 @@ namespace {
 // one takes to come from memory.
 constexpr size_t kRowsAhead = 16;
 
-// Rows [begin, end) of the task: keys alone up to a multiple of kLanes, whole vectors of them, and
-// the rest alone. A packer knows how to pack either.
+// Rows of the task that are to be packed: keys alone up to a multiple of kLanes, whole vectors of
+// them, and the rest alone. A packer knows how to pack either.
 template <class Packer>
-HWY_INLINE void PackKeys(const PackTask& task, size_t begin, Packer& packer) {
-  size_t i = begin;
+HWY_INLINE void PackKeysBy(const PackTask& task, Packer& packer) {
+  size_t i = task.num_keys_done;
   for (; i < task.num_keys && (task.key_begin + i) % kLanes != 0; ++i) packer.PackOne(i);
   const size_t end = i + (task.num_keys - i) / kLanes * kLanes;
   packer.PackVectors(i, end);
@@ -95,11 +95,14 @@ HWY_INLINE VI32 PackValueRow(const RowVectors& row, size_t n, size_t channels,
   for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
     const VPanel panel = VPanelAt(shape, key, begin);
     Stored* HWY_RESTRICT out = v_out + panel.offset + key % kVTileKeys * panel.width;
-    for (size_t c = 0; c < panel.width; c += kLanes) {
-      const VF x = begin + c < n ? row(begin + c) : hn::Zero(df);
-      const auto stored = FromF32(d_stored, x);
+    const size_t used = MinOf(panel.width, n - begin);
+    ForEachVector(used, [&](size_t c, auto extent) HWY_ATTR {
+      const auto stored = FromF32(d_stored, row(begin + c, extent));
       hn::StoreU(stored, d_stored, out + c);
       largest = hn::Max(largest, Magnitude(ToF32(stored)));
+    });
+    for (size_t c = RoundUp(used, kLanes); c < panel.width; c += kLanes) {
+      hn::StoreU(hn::Zero(d_stored), d_stored, out + c);
     }
   }
   return largest;
@@ -115,20 +118,21 @@ HWY_INLINE void NoteSpecial(const PackedHead& head, size_t key, VI32 largest) {
 
 template <typename Stored, class Reader>
 HWY_INLINE void PackFloatValuesFrom(const PackTask& task, Reader reader) {
-  const PackedShape& shape = task.head.shape;
-  Stored* v_out = reinterpret_cast<Stored*>(task.head.base + task.head.offsets.v);
-  for (size_t i = 0; i < task.num_keys; ++i) {
-    const size_t key = task.key_begin + i;
-    PrefetchRows(task.v, i + kRowsAhead, i + kRowsAhead + 1, task.num_keys, reader.n);
-    const VI32 largest =
-        PackValueRow(reader[i], reader.n, PaddedVHeadDim(shape), shape, key, v_out);
-    NoteSpecial(task.head, key, largest);
+  const PackedHead head = task.head;
+  Stored* v_out = reinterpret_cast<Stored*>(head.base + head.offsets.v);
+  const size_t channels = PaddedVHeadDim(head.shape);
+  const size_t num_keys = task.num_keys;
+  size_t key = task.key_begin;
+  for (size_t i = 0; i < num_keys; ++i, ++key) {
+    PrefetchRows(reader.rows, i + kRowsAhead, i + kRowsAhead + 1, num_keys, reader.n);
+    NoteSpecial(head, key, PackValueRow(reader[i], reader.n, channels, head.shape, key, v_out));
   }
 }
 
-// One key of V in bf16, or two, to the lanes of their panels. An even key has a 0 beside it until
-// the odd one comes: Merge says what becomes of the row, or two, that are read and the lanes that
-// are there. Returns the largest magnitudes of what was stored.
+// One key of V in bf16, or two, of n channels, to the lanes of their panels. An even key has a 0
+// beside it until the odd one comes: merge(channel, extent, there) says what becomes of the row, or
+// two, that are read and the lanes that are there. Returns the largest magnitudes of what was
+// stored.
 template <class Merge>
 HWY_INLINE VI32 PackValuePair(Merge merge, size_t n, size_t channels, const PackedShape& shape,
                               size_t key, uint8_t* HWY_RESTRICT v_out) {
@@ -138,11 +142,15 @@ HWY_INLINE VI32 PackValuePair(Merge merge, size_t n, size_t channels, const Pack
     const VPanel panel = VPanelAt(shape, key, begin);
     const size_t row = key % kVTileKeys / 2;
     int32_t* HWY_RESTRICT out = lanes_out + panel.offset / 2 + row * panel.width;
-    for (size_t c = 0; c < panel.width; c += kLanes) {
-      const VI32 lanes = merge(begin + c, begin + c < n, out + c);
+    const size_t used = MinOf(panel.width, n - begin);
+    ForEachVector(used, [&](size_t c, auto extent) HWY_ATTR {
+      const VI32 lanes = merge(begin + c, extent, out + c);
       hn::Store(lanes, di32, out + c);
       largest =
           hn::Max(largest, hn::Max(Magnitude(LowerOfPairs(lanes)), Magnitude(UpperOfPairs(lanes))));
+    });
+    for (size_t c = RoundUp(used, kLanes); c < panel.width; c += kLanes) {
+      hn::Store(hn::Zero(di32), di32, out + c);
     }
   }
   return largest;
@@ -150,57 +158,51 @@ HWY_INLINE VI32 PackValuePair(Merge merge, size_t n, size_t channels, const Pack
 
 template <class Reader>
 HWY_INLINE void PackBF16ValuesFrom(const PackTask& task, Reader reader) {
-  const PackedShape& shape = task.head.shape;
+  const PackedHead head = task.head;
+  const PackedShape& shape = head.shape;
+  const size_t num_keys = task.num_keys;
   const size_t n = reader.n;
   const size_t channels = PaddedVHeadDim(shape);
-  uint8_t* v_out = task.head.base + task.head.offsets.v;
-  for (size_t i = 0; i < task.num_keys;) {
-    const size_t key = task.key_begin + i;
+  uint8_t* v_out = head.base + head.offsets.v;
+  const size_t key_begin = task.key_begin;
+  for (size_t i = 0; i < num_keys;) {
+    const size_t key = key_begin + i;
     const size_t ahead = i + kRowsAhead;
-    PrefetchRows(task.v, ahead, ahead + 2, task.num_keys, n);
+    PrefetchRows(reader.rows, ahead, ahead + 2, num_keys, n);
     const auto first = reader[i];
     VI32 largest;
     size_t count = 1;
     if (key % 2 != 0) {
-      const auto beside = [=](size_t c, bool used, const int32_t* there) HWY_ATTR {
+      const auto beside = [=](size_t c, auto extent, const int32_t* there) HWY_ATTR {
         const VI32 lower = hn::AndNot(hn::Set(di32, kUpperHalf), hn::Load(di32, there));
-        return hn::Or(lower, used ? PairsOf(hn::Zero(df), first(c)) : hn::Zero(di32));
+        return hn::Or(lower, PairsOf(hn::Zero(df), first(c, extent)));
       };
       largest = PackValuePair(beside, n, channels, shape, key, v_out);
-    } else if (i + 1 < task.num_keys) {
+    } else if (i + 1 < num_keys) {
       const auto second = reader[i + 1];
-      const auto both = [=](size_t c, bool used, const int32_t*) HWY_ATTR {
-        return used ? PairsOf(first(c), second(c)) : hn::Zero(di32);
-      };
+      const auto both = [=](size_t c, auto extent, const int32_t*)
+                            HWY_ATTR { return PairsOf(first(c, extent), second(c, extent)); };
       largest = PackValuePair(both, n, channels, shape, key, v_out);
       count = 2;
     } else {
-      const auto alone = [=](size_t c, bool used, const int32_t*) HWY_ATTR {
-        return used ? PairsOf(first(c), hn::Zero(df)) : hn::Zero(di32);
-      };
+      const auto alone = [=](size_t c, auto extent, const int32_t*)
+                             HWY_ATTR { return PairsOf(first(c, extent), hn::Zero(df)); };
       largest = PackValuePair(alone, n, channels, shape, key, v_out);
     }
-    NoteSpecial(task.head, key, largest);
+    NoteSpecial(head, key, largest);
     i += count;
   }
 }
 
-HWY_INLINE void PackBF16Values(const PackTask& task) {
+HWY_NOINLINE void PackBF16Values(const PackTask& task) {
   ReadRows(task.v, task.head.shape.v_head_dim,
            [&](auto reader) HWY_ATTR { PackBF16ValuesFrom(task, reader); });
 }
 
-// f32, f16 and bf16: rows are independent, any range of keys can be packed at any time.
 template <typename Stored>
-HWY_INLINE void PackFloat(const PackTask& task, unsigned char* scratch) {
-  FloatKeyPacker<Stored> packer(task, scratch);
-  PackKeys(task, 0, packer);
-  if constexpr (hwy::IsSame<Stored, hwy::bfloat16_t>()) {
-    PackBF16Values(task);
-  } else {
-    ReadRows(task.v, task.head.shape.v_head_dim,
-             [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
-  }
+HWY_INLINE void PackFloatValues(const PackTask& task) {
+  ReadRows(task.v, task.head.shape.v_head_dim,
+           [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
 }
 
 // What is added up of each element: itself, or how far it is from a vector of means.
@@ -222,16 +224,16 @@ HWY_INLINE VI32 AddRows(Reader reader, Convert convert, Term term, size_t first,
   typename Reader::RowVectors rows[kRows];
   HWY_UNROLL(4)
   for (size_t r = 0; r < kRows; ++r) rows[r] = reader[first + r * stride];
-  for (size_t c = 0; c < reader.n; c += kLanes) {
+  ForEachVector(reader.n, [&](size_t c, auto extent) HWY_ATTR {
     VF sum = hn::Load(df, sums + c);
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
-      const VF x = convert(rows[r](c));
+      const VF x = convert(rows[r](c, extent));
       largest = hn::Max(largest, Magnitude(x));
       sum = hn::Add(sum, term(x, c));
     }
     hn::Store(sum, df, sums + c);
-  }
+  });
   return largest;
 }
 
@@ -261,8 +263,8 @@ HWY_INLINE VI32 SumRows(Reader reader, Convert convert, Term term, size_t count,
 
 // Sums of every CenterStride-th of num_rows rows. Returns how many that are.
 template <class Term>
-HWY_INLINE size_t SumSampledRows(const SourceRows& source, size_t num_rows, size_t n, Term term,
-                                 float* HWY_RESTRICT sums) {
+HWY_NOINLINE size_t SumSampledRows(const SourceRows& source, size_t num_rows, size_t n, Term term,
+                                   float* HWY_RESTRICT sums) {
   const size_t stride = CenterStride(num_rows);
   const size_t count = (num_rows + stride - 1) / stride;
   ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
@@ -292,7 +294,7 @@ HWY_INLINE VF WholeSteps(VF mean, VF scale) {
 
 // Writes k_center and, where K is rotated, q_factor, from the task's rows, of which there is at
 // least one.
-HWY_INLINE void CenterKeys(const PackTask& task, unsigned char* scratch) {
+HWY_NOINLINE void CenterKeys(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* mean = reinterpret_cast<float*>(scratch);
   float* size = mean + kMaxHeadDim;
@@ -313,9 +315,8 @@ HWY_INLINE void CenterKeys(const PackTask& task, unsigned char* scratch) {
   }
 }
 
-// The same, and v_center.
-HWY_INLINE void CenterKeysAndValues(const PackTask& task, unsigned char* scratch) {
-  CenterKeys(task, scratch);
+// The same of v_center.
+HWY_NOINLINE void CenterValues(const PackTask& task, unsigned char* scratch) {
   const PackedShape& shape = task.head.shape;
   float* mean = reinterpret_cast<float*>(scratch);
   float* v_center = reinterpret_cast<float*>(task.head.base + task.head.offsets.v_center);
@@ -328,14 +329,14 @@ HWY_INLINE void CenterKeysAndValues(const PackTask& task, unsigned char* scratch
 }
 
 // K in quanta, per token: kLanes keys become whole vectors of the layout.
-template <class Scheme>
+template <class Keys>
 class QuantizedKeyPacker {
  public:
   QuantizedKeyPacker(const PackTask& task, unsigned char* HWY_RESTRICT scratch)
       : task_(task),
         head_dim_(task.head.shape.head_dim),
         elements_(RowBufferElements(head_dim_)),
-        lanes_(PaddedHeadDim(task.head.shape) / kQkDepth<Scheme>),
+        lanes_(PaddedHeadDim(task.head.shape) / kDepthOf<Keys>),
         rotated_(IsRotated(task.head.shape.layout)) {
     static_assert((kLanes + 2) * kMaxHeadDim * sizeof(float) <= kPackScratchBytes,
                   "rows of one large block or two, centre and factors");
@@ -355,10 +356,10 @@ class QuantizedKeyPacker {
     Block& block = blocks_[0];
     Load(i, 1, block);
     auto* quanta = reinterpret_cast<Quantum*>(block.rows);
-    *Scale(i) = QuantizeRow(block.rows, elements_, MaxK(), Kept(i, 1), Scheme::kKBias, quanta);
+    *Scale(i) = QuantizeRow(block.rows, elements_, MaxK(), Kept(i, 1), Keys::kAdded, quanta);
     int32_t* column = Column(i);
     for (size_t lane = 0; lane < lanes_; ++lane) {
-      __builtin_memcpy(column + lane * kKeyBlock, quanta + lane * kQkDepth<Scheme>, kLaneBytes);
+      __builtin_memcpy(column + lane * kKeyBlock, quanta + lane * kDepthOf<Keys>, kLaneBytes);
     }
   }
 
@@ -375,14 +376,14 @@ class QuantizedKeyPacker {
       hn::StoreU(step.scale, df, Scale(i));
       const bool has_next = i + kLanes < end;
       if (has_next && loads_ahead_) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
-      QuantaToPanel<Quantum>(block.rows, elements_, step.inverse, Scheme::kKBias, lanes_, Column(i),
+      QuantaToPanel<Quantum>(block.rows, elements_, step.inverse, Keys::kAdded, lanes_, Column(i),
                              kKeyBlock);
       if (has_next && !loads_ahead_) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
     }
   }
 
  private:
-  using Quantum = typename Scheme::KStored;
+  using Quantum = typename Keys::Stored;
   struct Block {
     float* rows;
     VI32 maxima[kLanes];
@@ -399,7 +400,7 @@ class QuantizedKeyPacker {
   }
 
   HWY_INLINE uint8_t* At(size_t offset) const { return task_.head.base + offset; }
-  HWY_INLINE int MaxK() const { return Scheme::MaxK(head_dim_); }
+  HWY_INLINE int MaxK() const { return Keys::MaxK(head_dim_); }
   HWY_INLINE VF Kept(size_t i, size_t count) const {
     return task_.keeps_k ? KeptRanges(task_.k, i, count) : hn::Zero(df);
   }
@@ -451,16 +452,16 @@ HWY_INLINE void LoadValueRows(Reader reader, Convert convert, size_t first, Cent
     rows[r] = reader[first + r];
     ZeroPadding(reader.n, out + r * width);
   }
-  for (size_t c = 0; c < reader.n; c += kLanes) {
+  ForEachVector(reader.n, [&](size_t c, auto extent) HWY_ATTR {
     VI32 largest = hn::Load(di32, maxima + c);
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
-      const VF x = minus_center(convert(rows[r](c)), c);
+      const VF x = minus_center(convert(rows[r](c, extent)), c);
       hn::Store(x, df, out + r * width + c);
       largest = hn::Max(largest, Magnitude(x));
     }
     hn::Store(largest, di32, maxima + c);
-  }
+  });
 }
 
 // Keys of V that share a lane.
@@ -503,7 +504,7 @@ HWY_INLINE void LoadValues(const SourceRows& source, size_t num_rows, size_t n, 
 
 // V of one tile, per channel: the range over the tile, then the quanta, four keys to a 32-bit lane.
 // A panel at a time, whose rows fit a buffer.
-HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
+HWY_NOINLINE void PackQuantizedValues(const PackTask& task, unsigned char* HWY_RESTRICT scratch) {
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
   const size_t channels = PaddedVHeadDim(shape);
@@ -545,28 +546,31 @@ HWY_INLINE void PackValues(const PackTask& task, unsigned char* HWY_RESTRICT scr
 }
 
 // What rows of k and v have in common, to be found before any is packed.
-template <class Scheme>
+template <class AnyForm>
 void FindCenters(const PackTask& task, unsigned char* scratch) {
-  if constexpr (Scheme::kQuantizedV) {
-    CenterKeysAndValues(task, scratch);
-  } else {
-    CenterKeys(task, scratch);
-  }
+  CenterKeys(task, scratch);
+  if constexpr (AnyForm::Values::kQuantized) CenterValues(task, scratch);
+}
+
+template <class Keys>
+HWY_INLINE void PackKeys(const PackTask& task, unsigned char* scratch) {
+  using Packer =
+      hwy::If<Keys::kQuantized, QuantizedKeyPacker<Keys>, FloatKeyPacker<typename Keys::Stored>>;
+  Packer packer(task, scratch);
+  PackKeysBy(task, packer);
 }
 
 // Any range of keys; where V is quantised, one tile of up to kKvTile keys, from its first.
-template <class Scheme>
+template <class AnyForm>
 void Pack(const PackTask& task, unsigned char* scratch) {
-  if constexpr (Scheme::kQuantizedK) {
-    QuantizedKeyPacker<Scheme> packer(task, scratch);
-    PackKeys(task, task.num_keys_done, packer);
-    if constexpr (Scheme::kQuantizedV) {
-      PackValues(task, scratch);
-    } else {
-      PackBF16Values(task);
-    }
+  using Values = typename AnyForm::Values;
+  PackKeys<typename AnyForm::Keys>(task, scratch);
+  if constexpr (Values::kQuantized) {
+    PackQuantizedValues(task, scratch);
+  } else if constexpr (hwy::IsSame<typename Values::Stored, hwy::bfloat16_t>()) {
+    PackBF16Values(task);
   } else {
-    PackFloat<typename Scheme::KStored>(task, scratch);
+    PackFloatValues<typename Values::Stored>(task);
   }
 }
 

@@ -110,11 +110,11 @@ HWY_INLINE VI32 LoadFiniteFrom(Reader reader, Convert convert, size_t begin, siz
   for (size_t r = 0; r < count; ++r, rows += RowBufferElements(n)) {
     const auto row = reader[begin + r];
     VI32 row_largest = hn::Zero(di32);
-    for (size_t i = 0; i < n; i += kLanes) {
-      const VF x = minus_center(convert(row(i)), i);
+    ForEachVector(n, [&](size_t i, auto extent) HWY_ATTR {
+      const VF x = minus_center(convert(row(i, extent)), i);
       hn::Store(x, df, rows + i);
       row_largest = hn::Max(row_largest, Magnitude(x));
-    }
+    });
     ZeroPadding(n, rows);
     maxima[r] = row_largest;
     largest = hn::Max(largest, row_largest);
@@ -125,9 +125,9 @@ HWY_INLINE VI32 LoadFiniteFrom(Reader reader, Convert convert, size_t begin, siz
 // `count` rows of n elements from row `begin` on, finite, minus centre, RowBufferElements(n) apart;
 // the elements past n become 0. maxima: for each row the largest magnitudes by lanes.
 template <class AnyRows, class AnyCenter>
-HWY_INLINE void LoadFinite(const AnyRows& source, size_t begin, size_t count, size_t n,
-                           AnyCenter minus_center, float* HWY_RESTRICT rows,
-                           VI32* HWY_RESTRICT maxima) {
+HWY_NOINLINE void LoadFinite(const AnyRows& source, size_t begin, size_t count, size_t n,
+                             AnyCenter minus_center, float* HWY_RESTRICT rows,
+                             VI32* HWY_RESTRICT maxima) {
   const bool moderate = minus_center.IsModerate(n);
   ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
     const VI32 largest = LoadFiniteFrom(reader, convert, begin, count, minus_center, rows, maxima);
@@ -157,7 +157,7 @@ HWY_INLINE void MaximaOfRows(const float* HWY_RESTRICT rows, size_t n, VI32* HWY
 }
 
 // FiniteRange of kLanes rows side by side, row r's in lane r, from their maxima by lanes.
-HWY_INLINE VF FiniteRanges(const VI32* HWY_RESTRICT maxima, float* HWY_RESTRICT rows, size_t n) {
+HWY_NOINLINE VF FiniteRanges(const VI32* HWY_RESTRICT maxima, float* HWY_RESTRICT rows, size_t n) {
   VI32 x[kLanes];
   HWY_UNROLL(16)
   for (size_t r = 0; r < kLanes; ++r) x[r] = maxima[r];
@@ -240,8 +240,9 @@ HWY_INLINE void QuantaToPanelLanes(const float* HWY_RESTRICT rows, size_t elemen
 // Quanta of kLanes finite rows, `elements` apart, plus `bias`, to a panel of `lanes` rows of kLanes
 // lanes each, panel_stride apart.
 template <typename Quantum>
-HWY_INLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements, VF inverse, int bias,
-                              size_t lanes, int32_t* HWY_RESTRICT panel, size_t panel_stride) {
+HWY_NOINLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements, VF inverse,
+                                int bias, size_t lanes, int32_t* HWY_RESTRICT panel,
+                                size_t panel_stride) {
   constexpr size_t kDepth = kLaneBytes / sizeof(Quantum);
   HWY_ALIGN float inverses[kLanes];
   hn::Store(inverse, df, inverses);
@@ -268,8 +269,8 @@ HWY_INLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements, V
 // Quantises n elements, a multiple of kChannelAlign, zero-padded, and adds `bias`; `out` may be
 // `row` itself. kept_range: see KeptRange; 0 if nothing is to be kept. Returns the scale.
 template <typename Quantum>
-HWY_INLINE float QuantizeRow(float* row, size_t n, int max_quantum, VF kept_range, int bias,
-                             Quantum* out) {
+HWY_NOINLINE float QuantizeRow(float* row, size_t n, int max_quantum, VF kept_range, int bias,
+                               Quantum* out) {
   const VF range = hn::Max(hn::Set(df, FiniteRange(row, n)), kept_range);
   const QuantStep step = StepForRange(range, static_cast<float>(max_quantum));
   QuantaOfRow(row, n, hn::GetLane(step.inverse), out, bias);
