@@ -1,11 +1,11 @@
 // The micro-kernel: a register block of Sᵀ = K Qᵀ or Oᵀ = Vᵀ P.
 //
-//   acc[n][v] += B[step][n] * A[step][v]      n < kStep, v < kQV
+//   acc[n][v] += B[step][n] * A[step][v]      n < kKeys, v < kVectors
 //
 // B is packed K (n = keys, steps along head_dim) or V (n = channels, steps along keys), read by
 // broadcasts; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit
 // lane a step: one float, or the two int16 or bf16 or four int8 that one dot product consumes. Per
-// step: kQV loads and kStep broadcasts feed kQV * kStep multiplications.
+// step: kVectors loads and kKeys broadcasts feed kVectors * kKeys multiplications.
 #ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 #define SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 
@@ -68,26 +68,26 @@ struct I8PvProduct {
   }
 };
 
-template <class Product, size_t kStep, size_t kQV>
+template <class Product, size_t kKeys, size_t kVectors>
 HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
-                             const uint8_t* HWY_RESTRICT a, size_t num_steps,
-                             typename Product::Acc (&acc)[kStep][kQV]) {
+                             const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes, size_t num_steps,
+                             typename Product::Acc (&acc)[kKeys][kVectors]) {
 #if HWY_COMPILER_GCC_ACTUAL
   asm("" : "+r"(num_steps));  // hides the trip count: g++ 12 peels the loop and spills the block
 #endif
   for (size_t step = 0; step < num_steps; ++step) {
-    VU8 av[kQV];
+    VU8 av[kVectors];
     HWY_UNROLL(8)
-    for (size_t v = 0; v < kQV; ++v) av[v] = hn::Load(du8, a + v * kVectorBytes);
+    for (size_t v = 0; v < kVectors; ++v) av[v] = hn::Load(du8, a + v * kVectorBytes);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kStep; ++n) {
+    for (size_t n = 0; n < kKeys; ++n) {
       const VI32 bn = Broadcast32(b + n * kLaneBytes);
       HWY_UNROLL(8)
-      for (size_t v = 0; v < kQV; ++v) {
+      for (size_t v = 0; v < kVectors; ++v) {
         acc[n][v] = Product::MulAcc(acc[n][v], bn, av[v]);
       }
     }
-    a += kQV * kVectorBytes;
+    a += a_stride_bytes;
     b += b_stride_bytes;
   }
 }

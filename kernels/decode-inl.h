@@ -540,23 +540,27 @@ HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, s
   }
 }
 
-// O of all channels, in the order in which V lies in memory.
-template <class Values, size_t kRows>
-HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows, size_t key_begin,
-                                   size_t num_keys) {
-  constexpr size_t kVectors = VectorsPerBlock(kRows);
+// O of num_rows rows, up to kBlock, and all channels, in the order in which V lies in memory.
+template <class Values, size_t kBlock>
+HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows, size_t num_rows,
+                                   size_t key_begin, size_t num_keys) {
   const size_t channels = PaddedVHeadDim(task.head.shape);
+  const size_t block_channels = VectorsPerBlock(num_rows) * kLanes;
   for (size_t key = 0, end = 0; key < num_keys; key = end) {
     end = MinOf(RoundUp(key_begin + key + 1, kVTileKeys) - key_begin, num_keys);
     for (size_t channel = 0; channel < channels;) {
       const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
-      if (channel + kVectors * kLanes <= panel_end) {
-        DecodeOutputs<Values, kVectors, kRows>(task, rows, key_begin, key, end, channel);
-        channel += kVectors * kLanes;
-      } else {
-        DecodeOutputs<Values, 1, kRows>(task, rows, key_begin, key, end, channel);
-        channel += kLanes;
-      }
+      const bool is_block = channel + block_channels <= panel_end;
+      WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
+        constexpr size_t kRows = decltype(count)::value;
+        if (is_block) {
+          DecodeOutputs<Values, VectorsPerBlock(kRows), kRows>(task, rows, key_begin, key, end,
+                                                               channel);
+        } else {
+          DecodeOutputs<Values, 1, kRows>(task, rows, key_begin, key, end, channel);
+        }
+      });
+      channel += is_block ? block_channels : kLanes;
     }
   }
 }
@@ -636,7 +640,7 @@ HWY_NOINLINE void EndDecodeRow(const AttendTask& task, const float* v_center,
     }
     hn::Store(end.o_factor == 0.0f ? hn::Zero(df) : y, df, row.o + c);
   }
-  StoreRow(row.o, task.head.shape.v_head_dim, RowAt(task.out, row.index));
+  StoreRows(row.o, 0, 1, task.head.shape.v_head_dim, task.out, row.index);
 }
 
 template <class AnyForm>
@@ -680,9 +684,7 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
       DecodeRow* rows = scratch.rows + r;
       const size_t count = MinOf(block_rows, num_rows - r);
       DecodeProbabilities<AnyForm>(task, rows, count, kv, num_keys, scratch.biases);
-      WithCount<kBlock>(count, [&](auto constant) HWY_ATTR {
-        DecodeChunkOutputs<Values, decltype(constant)::value>(task, rows, key, num_keys);
-      });
+      DecodeChunkOutputs<Values, kBlock>(task, rows, count, key, num_keys);
     }
   }
 

@@ -120,10 +120,10 @@ HWY_INLINE VI32 LaneBitsBelow(VI32 n) {
   return hn::IfThenElse(hn::Ge(n, bits), hn::Set(di32, -1), below);
 }
 
-// Keys of the tile that all rows see and that any of them sees, as bits.
+// Keys of the tile that all rows see, and that any row of a vector sees, as bits.
 struct CommonBits {
   uint32_t all[kMaskWords];
-  uint32_t any[kMaskWords];
+  uint32_t any[kMaxQueryVectors][kMaskWords];
 };
 
 // Bits of all rows of a query tile by position.
@@ -134,12 +134,14 @@ HWY_INLINE void FillByPosition(const AttendTask& task, const QueryTile& q, size_
     const size_t first = key + w * kMaskBits;
     const size_t in_use = KeysFrom(w * kMaskBits, n);
     common.all[w] = RangeBits(task, q.max_begin, q.min_limit, first, in_use);
-    common.any[w] = RangeBits(task, q.min_begin, q.max_limit, first, in_use);
     const VI32 origin = hn::Set(di32, static_cast<int32_t>(first));
     const VI32 prefix =
         hn::Set(di32, static_cast<int32_t>(BitsBelow(KeysFrom(first, task.prefix_len))));
     const VI32 bits_in_use = hn::Set(di32, static_cast<int32_t>(BitsBelow(in_use)));
-    for (size_t row = 0; row < rows; row += kLanes) {
+    for (size_t v = 0; v < q.num_vectors; ++v) {
+      const size_t row = v * kLanes;
+      common.any[v][w] = RangeBits(task, static_cast<size_t>(q.begin[row]),
+                                   static_cast<size_t>(q.limit[row + kLanes - 1]), first, in_use);
       const VI32 below_limit = LaneBitsBelow(hn::Sub(hn::Load(di32, q.limit + row), origin));
       const VI32 below_begin = LaneBitsBelow(hn::Sub(hn::Load(di32, q.begin + row), origin));
       const VI32 seen = hn::Or(hn::AndNot(below_begin, below_limit), prefix);
@@ -154,7 +156,7 @@ HWY_NOINLINE void ApplyMasks(const AttendTask& task, const QueryTile& q, size_t 
   const size_t rows = q.num_vectors * kLanes;
   for (size_t w = 0; w < kMaskWords; ++w) {
     common.all[w] = ~uint32_t{0};
-    common.any[w] = 0;
+    for (size_t v = 0; v < q.num_vectors; ++v) common.any[v][w] = 0;
   }
   MaskReader reader(task, key, n);
   RowMask mask = {};
@@ -167,10 +169,37 @@ HWY_NOINLINE void ApplyMasks(const AttendTask& task, const QueryTile& q, size_t 
     }
     for (size_t w = 0; w < kMaskWords; ++w) {
       common.all[w] &= mask.words[w];
-      common.any[w] |= mask.words[w];
+      common.any[r / kLanes][w] |= mask.words[w];
       q.mask[w * rows + r] = static_cast<int32_t>(mask.words[w]);
     }
   }
+}
+
+// From the first key to the last.
+HWY_INLINE KeySpan SpanOf(const uint32_t (&bits)[kMaskWords]) {
+  KeySpan span = {};
+  for (size_t w = kMaskWords; w-- > 0;) {
+    if (bits[w] == 0) continue;
+    const size_t lowest = static_cast<size_t>(__builtin_ctz(bits[w]));
+    const size_t highest = kMaskBits - 1 - static_cast<size_t>(__builtin_clz(bits[w]));
+    if (span.end == 0) span.end = w * kMaskBits + highest + 1;
+    span.first = w * kMaskBits + lowest / kMaskAlign * kMaskAlign;
+  }
+  return span;
+}
+
+// Sets what follows from the spans of num_vectors vectors.
+HWY_INLINE void JoinSpans(size_t num_vectors, TileMask& mask) {
+  mask.any = mask.common = mask.seen[0];
+  for (size_t v = 1; v < num_vectors; ++v) {
+    const KeySpan& span = mask.seen[v];
+    mask.common.first = MaxOf(mask.common.first, span.first);
+    mask.common.end = MinOf(mask.common.end, span.end);
+    if (span.end == 0) continue;
+    mask.any.first = mask.any.end == 0 ? span.first : MinOf(mask.any.first, span.first);
+    mask.any.end = MaxOf(mask.any.end, span.end);
+  }
+  if (mask.common.first >= mask.common.end) mask.common = {};
 }
 
 // What the query tile sees of keys [key, key + n) that it sees in part.
@@ -179,15 +208,9 @@ HWY_NOINLINE void LookCloser(const AttendTask& task, const QueryTile& q, size_t 
   CommonBits common;
   FillByPosition(task, q, key, n, common);
   if (HasMasks(task)) ApplyMasks(task, q, key, n, common);
-  for (size_t w = kMaskWords; w-- > 0;) {
-    mask.all[w] = common.all[w];
-    const uint32_t any = common.any[w];
-    if (any == 0) continue;
-    const size_t lowest = static_cast<size_t>(__builtin_ctz(any));
-    const size_t highest = kMaskBits - 1 - static_cast<size_t>(__builtin_clz(any));
-    if (mask.end == 0) mask.end = w * kMaskBits + highest + 1;
-    mask.first = w * kMaskBits + lowest / kMaskAlign * kMaskAlign;
-  }
+  for (size_t w = 0; w < kMaskWords; ++w) mask.all[w] = common.all[w];
+  for (size_t v = 0; v < q.num_vectors; ++v) mask.seen[v] = SpanOf(common.any[v]);
+  JoinSpans(q.num_vectors, mask);
 }
 
 // What the query tile sees of keys [key, key + n), n <= kKvTile.
@@ -200,8 +223,9 @@ HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_
     LookCloser(task, q, key, n, mask);
     return mask;
   }
-  mask.end = n;
   for (size_t w = 0; w < kMaskWords; ++w) mask.all[w] = BitsBelow(KeysFrom(w * kMaskBits, n));
+  mask.any = mask.common = {0, n};
+  for (KeySpan& span : mask.seen) span = {0, n};
   return mask;
 }
 
@@ -210,8 +234,12 @@ template <size_t kQV>
 HWY_INLINE TileMask MaskFrom(const TileMask& mask, size_t part, size_t n) {
   TileMask rest = {};
   rest.words = mask.words + part / kMaskBits * kQV * kLanes;
-  rest.first = KeysFrom(part, mask.first);
-  rest.end = MinOf(KeysFrom(part, mask.end), n);
+  for (size_t v = 0; v < kQV; ++v) {
+    const KeySpan span = {KeysFrom(part, mask.seen[v].first),
+                          MinOf(KeysFrom(part, mask.seen[v].end), n)};
+    if (span.first < span.end) rest.seen[v] = span;
+  }
+  JoinSpans(kQV, rest);
   for (size_t w = part / kMaskBits; w < kMaskWords; ++w) {
     rest.all[w - part / kMaskBits] = mask.all[w];
   }
@@ -223,12 +251,16 @@ HWY_INLINE bool AllSee(const TileMask& mask, size_t key, size_t n) {
   const uint32_t bits = BitsBelow(n) << key % kMaskBits;
   return (mask.all[key / kMaskBits] & bits) == bits;
 }
-// And if they see all that there are to see: [first, end), with whole lanes of kDepth keys.
+// And if they see all that there are to see, with whole lanes of `depth` keys.
 HWY_INLINE bool AllSeeAll(const TileMask& mask, size_t depth) {
-  for (size_t key = mask.first; key < RoundUp(mask.end, depth); key += depth) {
+  for (size_t key = mask.any.first; key < RoundUp(mask.any.end, depth); key += depth) {
     if (!AllSee(mask, key, depth)) return false;
   }
   return true;
+}
+// True if vector v of the rows sees some of keys [key, key + kMaskAlign).
+HWY_INLINE bool SeesSome(const TileMask& mask, size_t key, size_t v) {
+  return mask.seen[v].first <= key && key < mask.seen[v].end;
 }
 
 // Lanes of vector v of the rows that see key `key` of the tile.

@@ -28,10 +28,9 @@ constexpr float kReferenceSlack = 8.0f;
 // -inf - (-inf) away.
 HWY_INLINE VF FiniteReference(VF m) { return hn::IfThenZeroElse(hn::Eq(m, NegInf()), m); }
 
-// Keys [begin, end) of the tile; hidden scores are -inf and become exactly 0.
+// Of what each vector of rows sees of the tile; hidden scores are -inf and become exactly 0.
 template <size_t kQV>
-HWY_INLINE void SoftmaxTile(const QueryTile& q, size_t begin, size_t end,
-                            const TileScratch& scratch) {
+HWY_INLINE void SoftmaxTile(const QueryTile& q, const TileMask& mask, const TileScratch& scratch) {
   constexpr size_t kRowStride = kQV * kLanes;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
@@ -47,7 +46,7 @@ HWY_INLINE void SoftmaxTile(const QueryTile& q, size_t begin, size_t end,
 
     VF sum = hn::Zero(df);
     float* HWY_RESTRICT s = scratch.s + row;
-    for (size_t key = begin; key < end; ++key) {
+    for (size_t key = mask.seen[v].first; key < mask.seen[v].padded_end(); ++key) {
       const VF p = Exp2(hn::Sub(hn::Load(df, s + key * kRowStride), reference));
       sum = hn::Add(sum, p);
       hn::Store(p, df, s + key * kRowStride);
@@ -79,10 +78,10 @@ HWY_INLINE void RaiseReferences(const QueryTile& q, size_t padded_channels,
   }
 }
 
-// Keys [begin, end) of the tile, multiples of 4; hidden scores are kHiddenScore.
+// Of what each vector of rows sees of the tile; hidden scores are kHiddenScore.
 template <int kMaxP, size_t kQV>
-HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, size_t begin,
-                                 size_t end, const FixedScratch& scratch) {
+HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_t padded_channels,
+                                 const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
   RaiseReferences<kQV>(q, padded_channels, scratch);
   const Exp2Fixed<kMaxP> exp2;
@@ -97,7 +96,8 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, size_t padded_channels, siz
     VI32 sum02 = hn::Zero(di32);
     VI32 sum13 = hn::Zero(di32);
     VI32 sum_of_bytes = hn::Zero(di32);
-    for (size_t quad = begin / 4; quad < end / 4; ++quad) {
+    const size_t end = mask.seen[v].padded_end() / 4;
+    for (size_t quad = mask.seen[v].first / 4; quad < end; ++quad) {
       const VI16 s02 = hn::Load(di16, s + quad * 2 * kRowWords);
       const VI16 s13 = hn::Load(di16, s + (quad * 2 + 1) * kRowWords);
       const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));

@@ -176,7 +176,7 @@ HWY_INLINE bool LookAtTiles(const AttendTask& task, size_t key, size_t n,
   bool is_seen = false;
   for (size_t t = 0; t < queries.count; ++t) {
     queries.masks[t] = LookAtTile(task, queries.tiles[t], key, n);
-    is_seen |= queries.masks[t].end != 0;
+    is_seen |= queries.masks[t].any.end != 0;
   }
   return is_seen;
 }
@@ -191,14 +191,13 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
   constexpr size_t kStep = Keys::kStep;
   const size_t channels = PaddedVHeadDim(task.head.shape);
   if constexpr (Values::kQuantized) {
-    for (size_t part = 0; part < mask.end; part += Values::kPTileKeys) {
+    for (size_t part = 0; part < mask.any.end; part += Values::kPTileKeys) {
       const TileMask seen = MaskFrom<kQV>(mask, part, Values::kPTileKeys);
-      if (seen.first >= seen.end) continue;
+      if (seen.any.end == 0) continue;
       const KvTile part_kv = TileFrom(kv, part);
       ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
                                 scratch.fixed, scratch.floats, scratch.biases);
-      SoftmaxTileFixed<Values::kMaxP, kQV>(q, channels, seen.first, RoundUp(seen.end, kStep),
-                                           scratch.fixed);
+      SoftmaxTileFixed<Values::kMaxP, kQV>(q, seen, channels, scratch.fixed);
       AccumulateTileFixed<Values, kStep, kQV>(q, part_kv, seen, channels, scratch.fixed);
     }
   } else {
@@ -210,7 +209,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
       } else {
         ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
       }
-      SoftmaxTile<kQV>(q, mask.first, RoundUp(mask.end, kStep), scratch.floats);
+      SoftmaxTile<kQV>(q, mask, scratch.floats);
     }
     AccumulateTile<Values, kStep, kQV>(q, kv, mask, channels, scratch.floats);
   }
@@ -259,7 +258,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
     if (has_next) next = KvTileAt(task.head, key + kKvTile);
     for (size_t t = 0; t < queries.count; ++t) {
       if (has_next) PrefetchKvTile<Values>(shape, next, t, queries.count);
-      if (queries.masks[t].end == 0) continue;
+      if (queries.masks[t].any.end == 0) continue;
       const QueryTile& q = queries.tiles[t];
       WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
         AttendTilePair<AnyScheme, decltype(vectors)::value>(task, q, kv, queries.masks[t], scratch);

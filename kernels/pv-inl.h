@@ -16,22 +16,75 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// The products of kStep channels from `channel` on over the keys that some row sees: acc += V · P.
+// The products of kStep channels with keys of a span that only vector kVector of the rows sees:
+// acc[.][kVector] += V · P.
+template <class Values, size_t kStep, size_t kQV, size_t kVector = 0>
+HWY_INLINE void ValueStepAlone(const VColumns& columns, const KeySpan (&spans)[kMaxQueryVectors],
+                               const uint8_t* p, typename Values::Product::Acc (&acc)[kStep][kQV]) {
+  if constexpr (kVector < kQV) {
+    const size_t first = spans[kVector].first / kDepthOf<Values>;
+    const size_t end = spans[kVector].end / kDepthOf<Values>;
+    const uint8_t* b = columns.data + first * columns.stride_bytes;
+    const uint8_t* a = p + (first * kQV + kVector) * kVectorBytes;
+    for (size_t step = first; step < end; ++step) {
+      const VU8 av = hn::Load(du8, a);
+      HWY_UNROLL(8)
+      for (size_t n = 0; n < kStep; ++n) {
+        acc[n][kVector] =
+            Values::Product::MulAcc(acc[n][kVector], Broadcast32(b + n * kLaneBytes), av);
+      }
+      a += kQV * kVectorBytes;
+      b += columns.stride_bytes;
+    }
+    ValueStepAlone<Values, kStep, kQV, kVector + 1>(columns, spans, p, acc);
+  }
+}
+
+// How a tile's keys are multiplied by V: those of `common` for all vectors of rows at once, those
+// before and after it for each vector alone. All in the order of keys, and in whole lanes; V of
+// keys beyond them need not be numbers.
+struct ValueSpans {
+  KeySpan common;
+  bool has_others;
+  KeySpan before[kMaxQueryVectors];
+  KeySpan after[kMaxQueryVectors];
+};
+template <class Values, size_t kQV>
+HWY_INLINE ValueSpans SpansOfValues(const TileMask& mask) {
+  ValueSpans spans = {};
+  spans.common = {mask.common.first, RoundUp(mask.common.end, kDepthOf<Values>)};
+  for (size_t v = 0; v < kQV; ++v) {
+    const KeySpan seen = {mask.seen[v].first, RoundUp(mask.seen[v].end, kDepthOf<Values>)};
+    spans.before[v] = {seen.first, MinOf(seen.end, spans.common.first)};
+    spans.after[v] = {MaxOf(seen.first, spans.common.end), seen.end};
+    spans.has_others |=
+        spans.before[v].first < spans.before[v].end || spans.after[v].first < spans.after[v].end;
+  }
+  return spans;
+}
+
+// The products of kStep channels from `channel` on over the keys that rows see: acc += V · P.
 // `p` is the panel of P.
 template <class Values, size_t kStep, size_t kQV>
-HWY_INLINE void ValueStep(const KvTile& kv, const TileMask& mask, size_t padded_channels,
+HWY_INLINE void ValueStep(const KvTile& kv, const ValueSpans& spans, size_t padded_channels,
                           size_t channel, const uint8_t* p,
                           typename Values::Product::Acc (&acc)[kStep][kQV]) {
   const VColumns columns = VColumnsAt<Values>(kv, padded_channels, channel);
-  const size_t first = mask.first / kDepthOf<Values>;
-  const size_t end = RoundUp(mask.end, kDepthOf<Values>) / kDepthOf<Values>;
+  if (HWY_UNLIKELY(spans.has_others)) {
+    ValueStepAlone<Values, kStep, kQV>(columns, spans.before, p, acc);
+  }
+  const size_t first = spans.common.first / kDepthOf<Values>;
+  const size_t end = spans.common.end / kDepthOf<Values>;
   BlockProduct<typename Values::Product, kStep, kQV>(
       columns.data + first * columns.stride_bytes, columns.stride_bytes,
-      p + first * kQV * kVectorBytes, end - first, acc);
+      p + first * kQV * kVectorBytes, kQV * kVectorBytes, end - first, acc);
+  if (HWY_UNLIKELY(spans.has_others)) {
+    ValueStepAlone<Values, kStep, kQV>(columns, spans.after, p, acc);
+  }
 }
 
 template <class Values, size_t kStep, size_t kQV>
-HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, const ValueSpans& spans,
                                size_t padded_channels, size_t channel, const TileScratch& scratch) {
   float* HWY_RESTRICT o = q.o + channel * kQV * kLanes;
   VF acc[kStep][kQV];
@@ -40,7 +93,7 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, const TileM
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) acc[n][v] = hn::Zero(df);
   }
-  ValueStep<Values, kStep, kQV>(kv, mask, padded_channels, channel,
+  ValueStep<Values, kStep, kQV>(kv, spans, padded_channels, channel,
                                 reinterpret_cast<const uint8_t*>(scratch.s), acc);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
@@ -55,7 +108,7 @@ HWY_INLINE void AccumulateStep(const QueryTile& q, const KvTile& kv, const TileM
 
 // Quantised: O stays relative to the row's reference, and the tile's product is weighed.
 template <class Values, size_t kStep, size_t kQV>
-HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const TileMask& mask,
+HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const ValueSpans& spans,
                                     size_t padded_channels, size_t channel,
                                     const FixedScratch& scratch) {
   float* HWY_RESTRICT o = q.o + channel * kQV * kLanes;
@@ -67,7 +120,7 @@ HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const 
       acc[n][v] = I8Ops::kBiasedV ? hn::Load(di32, scratch.p_init + v * kLanes) : hn::Zero(di32);
     }
   }
-  ValueStep<Values, kStep, kQV>(kv, mask, padded_channels, channel, scratch.p, acc);
+  ValueStep<Values, kStep, kQV>(kv, spans, padded_channels, channel, scratch.p, acc);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     const VF weight = hn::Load(df, scratch.weight + v * kLanes);
@@ -103,7 +156,8 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, const 
     for (size_t v = 0; v < kQV; ++v) {
       float* out = q.o + (channel * kQV + v) * kLanes;
       VF acc = hn::Zero(df);
-      for (size_t step = mask.first / kDepth; step < RoundUp(mask.end, kDepth) / kDepth; ++step) {
+      const KeySpan& span = mask.seen[v];
+      for (size_t step = span.first / kDepth; step < RoundUp(span.end, kDepth) / kDepth; ++step) {
         const VU8 p = hn::BitCast(du8, hn::Load(df, scratch.s + (step * kQV + v) * kLanes));
         const VI32 lane = Broadcast32(columns.data + step * columns.stride_bytes);
         const VI32 seen = VisibleParts<kDepth, kQV>(lane, mask, step * kDepth, v);
@@ -121,16 +175,18 @@ HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, const TileM
   if (HWY_UNLIKELY(kv.v_special && !AllSeeAll(mask, kDepthOf<Values>))) {
     return AccumulateVisible<Values, kQV>(q, kv, mask, padded_channels, scratch);
   }
+  const ValueSpans spans = SpansOfValues<Values, kQV>(mask);
   for (size_t channel = 0; channel < padded_channels; channel += kStep) {
-    AccumulateStep<Values, kStep, kQV>(q, kv, mask, padded_channels, channel, scratch);
+    AccumulateStep<Values, kStep, kQV>(q, kv, spans, padded_channels, channel, scratch);
   }
 }
 
 template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateTileFixed(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                     size_t padded_channels, const FixedScratch& scratch) {
+  const ValueSpans spans = SpansOfValues<Values, kQV>(mask);
   for (size_t channel = 0; channel < padded_channels; channel += kStep) {
-    AccumulateStepFixed<Values, kStep, kQV>(q, kv, mask, padded_channels, channel, scratch);
+    AccumulateStepFixed<Values, kStep, kQV>(q, kv, spans, padded_channels, channel, scratch);
   }
 }
 

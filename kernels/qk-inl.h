@@ -39,44 +39,63 @@ enum class SumsBegin { kAtZero, kRounded };
 template <class Keys>
 constexpr SumsBegin kSumsOfWords = Keys::kQuantized ? SumsBegin::kRounded : SumsBegin::kAtZero;
 
-// Sums of the products of keys [key, key + kStep) of the tile, counted from its beginning.
-template <class Keys, size_t kQV, SumsBegin kBegin>
+// Sums of the products of keys [key, key + kKeys) of the tile, counted from its beginning, with
+// kVectors vectors of rows from vector `first` on, of kQV.
+template <class Keys, size_t kQV, SumsBegin kBegin, size_t kKeys, size_t kVectors>
 HWY_INLINE void SumScores(const QueryTile& q, const KvTile& kv, size_t num_steps, size_t key,
-                          typename Keys::Product::Acc (&acc)[Keys::kStep][kQV]) {
+                          size_t first, typename Keys::Product::Acc (&acc)[kKeys][kVectors]) {
   using Acc = typename Keys::Product::Acc;
   HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
+  for (size_t v = 0; v < kVectors; ++v) {
     Acc init = hn::Zero(hn::DFromV<Acc>());
-    if constexpr (kBegin == SumsBegin::kRounded) init = hn::Load(di32, q.acc_init + v * kLanes);
+    if constexpr (kBegin == SumsBegin::kRounded) {
+      init = hn::Load(di32, q.acc_init + (first + v) * kLanes);
+    }
     HWY_UNROLL(8)
-    for (size_t n = 0; n < Keys::kStep; ++n) acc[n][v] = init;
+    for (size_t n = 0; n < kKeys; ++n) acc[n][v] = init;
   }
-  BlockProduct<typename Keys::Product, Keys::kStep, kQV>(
-      KeyColumns<Keys>(kv, key), kKeyBlock * kLaneBytes, q.panel, num_steps, acc);
+  BlockProduct<typename Keys::Product, kKeys, kVectors>(
+      KeyColumns<Keys>(kv, key), kKeyBlock * kLaneBytes, q.panel + first * kVectorBytes,
+      kQV * kVectorBytes, num_steps, acc);
 }
 
-// Scores of these keys.
-template <class Keys, size_t kQV, SumsBegin kBegin, bool kMasked>
+// Calls whole(key) for each kStep keys that all rows of the tile see, and part(key, v) for each
+// kMaskAlign others and each vector that sees any of them: whole register blocks, and single
+// vectors, of which most tiles have none.
+template <size_t kStep, size_t kQV, class WholeBody, class PartBody>
+HWY_INLINE void ForEachBlock(const TileMask& mask, const WholeBody& whole, const PartBody& part) {
+  for (size_t key = mask.any.first; key < mask.any.end; key += kMaskAlign) {
+    if (AllSee(mask, key, kMaskAlign)) {
+      for (size_t i = 0; i < kMaskAlign; i += kStep) whole(key + i);
+    } else {
+      for (size_t v = 0; v < kQV; ++v) {
+        if (SeesSome(mask, key, v)) part(key, v);
+      }
+    }
+  }
+}
+
+// Scores of such a block.
+template <class Keys, size_t kQV, SumsBegin kBegin, bool kMasked, size_t kKeys, size_t kVectors>
 HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
-                          size_t head_dim, size_t key, const TileScratch& scratch) {
-  constexpr size_t kStep = Keys::kStep;
+                          size_t head_dim, size_t key, size_t first, const TileScratch& scratch) {
   const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;
-  typename Keys::Product::Acc acc[kStep][kQV];
-  SumScores<Keys, kQV, kBegin>(q, kv, num_steps, key, acc);
+  typename Keys::Product::Acc acc[kKeys][kVectors];
+  SumScores<Keys, kQV, kBegin>(q, kv, num_steps, key, first, acc);
 
   float* HWY_RESTRICT s_out = scratch.s + key * kQV * kLanes;
   HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    const size_t row = v * kLanes;
+  for (size_t v = 0; v < kVectors; ++v) {
+    const size_t row = (first + v) * kLanes;
     VF tile_m = hn::Load(df, scratch.tile_m + row);
     const VF row_scale = RowScale<Keys>(q, row);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kStep; ++n) {
+    for (size_t n = 0; n < kKeys; ++n) {
       if constexpr (kBegin == SumsBegin::kRounded) {
         acc[n][v] = hn::Sub(acc[n][v], hn::Set(di32, q.rounding));
       }
       VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Keys>(kv, key + n));
-      if constexpr (kMasked) s = Hide<kQV>(s, mask, key + n, v);
+      if constexpr (kMasked) s = Hide<kQV>(s, mask, key + n, first + v);
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, s_out + n * kQV * kLanes + row);
     }
@@ -84,28 +103,29 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& 
   }
 }
 
-// The tile's keys that some row sees, rounded up to kStep: what is beyond is hidden.
+// Scores of what each vector of rows sees, to its padded end: what is beyond is hidden.
 template <class Keys, size_t kQV>
 HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, const TileScratch& scratch) {
   constexpr SumsBegin kBegin = SumsBegin::kAtZero;
   for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
-  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
-    if (AllSee(mask, key, Keys::kStep)) {
-      ScoreStep<Keys, kQV, kBegin, false>(q, kv, mask, head_dim, key, scratch);
-    } else {
-      ScoreStep<Keys, kQV, kBegin, true>(q, kv, mask, head_dim, key, scratch);
-    }
-  }
+  ForEachBlock<Keys::kStep, kQV>(
+      mask,
+      [&](size_t key) HWY_ATTR {
+        ScoreStep<Keys, kQV, kBegin, false, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0,
+                                                              scratch);
+      },
+      [&](size_t key, size_t v) HWY_ATTR {
+        ScoreStep<Keys, kQV, kBegin, true, kMaskAlign, 1>(q, kv, mask, head_dim, key, v, scratch);
+      });
 }
 
 // Modifies the tile's scores, hides again what is hidden, and takes the maxima anew.
 template <size_t kQV, class Mods>
-HWY_NOINLINE void ModifyTile(const Mods& mods, const TileMask& mask, size_t end,
-                             const TileScratch& scratch) {
+HWY_NOINLINE void ModifyTile(const Mods& mods, const TileMask& mask, const TileScratch& scratch) {
   for (size_t v = 0; v < kQV; ++v) {
     VF tile_m = NegInf();
-    for (size_t key = mask.first; key < end; ++key) {
+    for (size_t key = mask.any.first; key < mask.any.padded_end(); ++key) {
       float* at = scratch.s + (key * kQV + v) * kLanes;
       VF s = mods(hn::Load(df, at), key, v * kLanes);
       if (HWY_UNLIKELY(!AllSee(mask, key, 1))) s = Hide<kQV>(s, mask, key, v);
@@ -122,8 +142,9 @@ template <class Keys, size_t kQV>
 HWY_NOINLINE void ScoreAll(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                            size_t head_dim, const TileScratch& scratch) {
   for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
-  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
-    ScoreStep<Keys, kQV, kSumsOfWords<Keys>, false>(q, kv, mask, head_dim, key, scratch);
+  for (size_t key = mask.any.first; key < mask.any.padded_end(); key += Keys::kStep) {
+    ScoreStep<Keys, kQV, kSumsOfWords<Keys>, false, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0,
+                                                                      scratch);
   }
 }
 
@@ -137,11 +158,11 @@ HWY_INLINE void WithScores(const AttendTask& task, const QueryTile& q, const KvT
   bool capped = task.softcap_log2e != 0.0f;
   if (HasBiasByRow(task)) {  // after the softcap and before biases by distance
     if (capped) {
-      ModifyTile<kQV>(ScoreMods<true, false>(task, q, {nullptr}), mask,
-                      RoundUp(mask.end, Keys::kStep), scratch);
+      ModifyTile<kQV>(ScoreMods<true, false>(task, q, {nullptr}), mask, scratch);
     }
     capped = false;
-    AddBiasByRow(task, q, kv.key_begin, mask.first, mask.end, kQV * kLanes, scratch.s, biases);
+    AddBiasByRow(task, q, kv.key_begin, mask.any.first, mask.any.end, kQV * kLanes, scratch.s,
+                 biases);
   }
   WithScoreMods(task, q, capped, BiasOfTile(task, q, kv.key_begin, biases), body);
 }
@@ -151,13 +172,11 @@ template <class Keys, size_t kQV>
 HWY_NOINLINE void ScoreModifiedTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                     const TileMask& mask, const TileScratch& scratch,
                                     const BiasScratch& biases) {
-  if (!ModifiesScores(task) && AllSeeAll(mask, Keys::kStep)) {
+  if (!ModifiesScores(task) && AllSeeAll(mask, kMaskAlign)) {
     return ScoreAll<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
   }
-  const size_t end = RoundUp(mask.end, Keys::kStep);
-  WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
-    ModifyTile<kQV>(mods, mask, end, scratch);
-  });
+  WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases,
+                        [&](const auto& mods) HWY_ATTR { ModifyTile<kQV>(mods, mask, scratch); });
 }
 
 }  // namespace

@@ -228,17 +228,25 @@ HWY_INLINE void StoreRowOf(const float* HWY_RESTRICT from, size_t n, const Row& 
   }
 }
 
-// The opposite of LoadRow, rounding to nearest even.
-HWY_NOINLINE void StoreRow(const float* from, size_t n, const Row& row) {
-  switch (row.dtype) {
+// The opposite of LoadRows, rounding to nearest even: `count` rows of n elements, `stride` apart,
+// to rows from row `begin` on.
+template <class AnyRows>
+HWY_NOINLINE void StoreRows(const float* HWY_RESTRICT from, size_t stride, size_t count, size_t n,
+                            const AnyRows& rows, size_t begin) {
+  const auto store_all = [=, &rows](auto zero) HWY_ATTR {
+    for (size_t r = 0; r < count; ++r) {
+      StoreRowOf<decltype(zero)>(from + r * stride, n, RowAt(rows, begin + r));
+    }
+  };
+  switch (RowAt(rows, begin).dtype) {
     case DType::kF32:
-      return StoreRowOf<float>(from, n, row);
+      return store_all(float());
     case DType::kF16:
-      return StoreRowOf<hwy::float16_t>(from, n, row);
+      return store_all(hwy::float16_t());
     case DType::kBF16:
-      return StoreRowOf<hwy::bfloat16_t>(from, n, row);
+      return store_all(hwy::bfloat16_t());
     case DType::kI8:
-      return StoreRowOf<int8_t>(from, n, row);
+      return store_all(int8_t());
   }
 }
 

@@ -172,12 +172,21 @@ constexpr size_t kMaskAlign = 8;
 struct RowMask {
   uint32_t words[kMaskWords];
 };
-// and of a query tile.
+// and of a query tile, of which each vector of rows sees keys of a span of its own.
+constexpr size_t kMaxQueryVectors = MaxOf(F32Ops::kQueryVectors, I8Ops::kQueryVectors);
+struct KeySpan {
+  size_t first;  // a multiple of kMaskAlign
+  size_t end;    // 0: nothing is seen
+
+  // To where the kernels compute; what is beyond `end` is hidden.
+  HWY_INLINE size_t padded_end() const { return RoundUp(end, kMaskAlign); }
+};
 struct TileMask {
-  const int32_t* words;      // [kMaskWords][rows]; only where `all` says that some do not see a key
-  size_t first;              // no row sees a key before it, a multiple of kMaskAlign,
-  size_t end;                // or from it on; 0: none at all
-  uint32_t all[kMaskWords];  // keys that all rows see
+  const int32_t* words;  // [kMaskWords][rows]; only where `all` says that some do not see a key
+  KeySpan any;           // of all rows together
+  KeySpan seen[kMaxQueryVectors];  // of each vector of them
+  KeySpan common;                  // keys that are part of each of these; may be empty
+  uint32_t all[kMaskWords];        // keys that all rows see
 };
 
 // A query tile: up to kQueryVectors * kLanes rows that pass through the kernels together. Arrays

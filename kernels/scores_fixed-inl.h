@@ -174,25 +174,25 @@ HWY_INLINE hn::Mask<DI16> SeenWords(VI16 bits, size_t key) {
   return hn::TestBit(bits, hn::Set(di16, static_cast<int16_t>(1u << key % 16)));
 }
 
-template <class Keys, size_t kQV, bool kMasked, bool kSteep>
+// Words of kKeys keys and kVectors vectors of rows from vector `first` on, of kQV.
+template <class Keys, size_t kQV, bool kMasked, bool kSteep, size_t kKeys, size_t kVectors>
 HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
                            const TileMask& mask, size_t num_steps, VI32 shift, size_t key,
-                           const FixedScratch& scratch) {
-  constexpr size_t kStep = Keys::kStep;
+                           size_t first, const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
-  VI32 acc[kStep][kQV];
-  SumScores<Keys, kQV, SumsBegin::kRounded>(q, kv, num_steps, key, acc);
+  VI32 acc[kKeys][kVectors];
+  SumScores<Keys, kQV, SumsBegin::kRounded>(q, kv, num_steps, key, first, acc);
 
   const VI32 shift_up = hn::Sub(hn::Set(di32, 16), shift);
   int16_t* HWY_RESTRICT s_out = scratch.s + key / 2 * kRowWords;
   HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    const size_t row = v * kLanes * 2;
+  for (size_t v = 0; v < kVectors; ++v) {
+    const size_t row = (first + v) * kLanes * 2;
     const VI16 row_factor = hn::Load(di16, scratch.row_factor + row);
     VI16 tile_m = hn::Load(di16, scratch.tile_m + row);
-    const VI16 seen = kMasked ? SeenBits<kQV>(mask, key, v) : hn::Zero(di16);
+    const VI16 seen = kMasked ? SeenBits<kQV>(mask, key, first + v) : hn::Zero(di16);
     HWY_UNROLL(4)
-    for (size_t pair = 0; pair < kStep / 2; ++pair) {
+    for (size_t pair = 0; pair < kKeys / 2; ++pair) {
       const size_t n = pair / 2 * 4 + pair % 2;
       // The sum of key n + 2 is shifted to the upper word instead of down and up again.
       const VI16 low = hn::BitCast(di16, hn::Shr(acc[n][v], shift));
@@ -216,22 +216,29 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
   }
 }
 
-// Words of the tile's keys that some row sees, rounded up to kStep, and their maxima. kHides: but
-// for what is hidden.
-template <class Keys, size_t kQV, bool kSteep, bool kHides>
-HWY_INLINE void ScoreAllWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
-                              const TileMask& mask, size_t head_dim, const FixedScratch& scratch) {
+// Words of what each vector of rows sees, to its padded end, and their maxima; of steep rows, which
+// are rare, of what any vector sees, and nothing is hidden yet. Out of line: plain and modified
+// scores share it.
+template <class Keys, size_t kQV, bool kSteep>
+HWY_NOINLINE void ScoreAllWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
+                                const TileMask& mask, size_t head_dim,
+                                const FixedScratch& scratch) {
   const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;
   const VI32 shift = hn::Set(di32, q.sum_shift);
   for (size_t v = 0; v < kQV; ++v) {
     hn::Store(hn::Set(di16, kHiddenScore), di16, scratch.tile_m + v * kLanes * 2);
   }
-  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
-    if (!kHides || AllSee(mask, key, Keys::kStep)) {
-      ScoreWords<Keys, kQV, false, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
-    } else {
-      ScoreWords<Keys, kQV, kHides, kSteep>(q, kv, keys, mask, num_steps, shift, key, scratch);
-    }
+  const auto whole = [&](size_t key) HWY_ATTR {
+    ScoreWords<Keys, kQV, false, kSteep, Keys::kStep, kQV>(q, kv, keys, mask, num_steps, shift, key,
+                                                           0, scratch);
+  };
+  if constexpr (kSteep) {
+    for (size_t key = mask.any.first; key < mask.any.padded_end(); key += Keys::kStep) whole(key);
+  } else {
+    ForEachBlock<Keys::kStep, kQV>(mask, whole, [&](size_t key, size_t v) HWY_ATTR {
+      ScoreWords<Keys, kQV, true, false, kMaskAlign, 1>(q, kv, keys, mask, num_steps, shift, key, v,
+                                                        scratch);
+    });
   }
 }
 
@@ -241,9 +248,9 @@ HWY_INLINE VI16 FoldWords(VI16 m) { return hn::Max(m, hn::Reverse2(di16, m)); }
 // The rows' maxima over the tile of scores in f32, NaN for rows with a score that is NaN or +inf,
 // which would be NaN relative to itself.
 template <size_t kQV>
-HWY_INLINE VF MaximumOrNaN(const TileMask& mask, size_t end, size_t v, const TileScratch& floats) {
+HWY_INLINE VF MaximumOrNaN(const TileMask& mask, size_t v, const TileScratch& floats) {
   VF broken_rows = hn::Zero(df);
-  for (size_t key = mask.first; key < end; ++key) {
+  for (size_t key = mask.any.first; key < mask.any.padded_end(); ++key) {
     const VF s = hn::Load(df, floats.s + (key * kQV + v) * kLanes);
     broken_rows = hn::Or(broken_rows, hn::VecFromMask(df, hn::Not(hn::Lt(s, hn::Inf(df)))));
   }
@@ -258,12 +265,11 @@ HWY_NOINLINE void ScoreWideRows(const AttendTask& task, const QueryTile& q, cons
                                 const TileMask& mask, const FixedScratch& scratch,
                                 const TileScratch& floats, const BiasScratch& biases) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
-  const size_t end = RoundUp(mask.end, Keys::kStep);
   ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, floats, biases);
   for (size_t v = 0; v < kQV; ++v) {
     const VI32 wide = hn::Load(di32, scratch.wide + v * kLanes);
     const VI16 wide_words = hn::BitCast(di16, wide);
-    const VF max = MaximumOrNaN<kQV>(mask, end, v, floats);
+    const VF max = MaximumOrNaN<kQV>(mask, v, floats);
     float* tile_max = scratch.tile_max + v * kLanes;
     hn::Store(hn::IfThenElse(hn::MaskFromVec(hn::BitCast(df, wide)), max, hn::Load(df, tile_max)),
               df, tile_max);
@@ -279,7 +285,7 @@ HWY_NOINLINE void ScoreWideRows(const AttendTask& task, const QueryTile& q, cons
       return hn::Clamp(hn::NearestInt(hn::Min(y, hn::Set(df, 32767.0f))), hn::Zero(di32),
                        hn::Set(di32, 32767));
     };
-    for (size_t pair = mask.first / 2; pair < end / 2; ++pair) {
+    for (size_t pair = mask.any.first / 2; pair < mask.any.padded_end() / 2; ++pair) {
       const size_t key = pair / 2 * 4 + pair % 2;
       const VI16 y = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(distance(key + 2))),
                                  hn::BitCast(di16, distance(key)));
@@ -419,7 +425,7 @@ HWY_INLINE WordBias WordsOfBias(const TileBias& bias, size_t num_rows,
 // for rows with a score beyond the cap.
 template <size_t kQV, bool kCapped, bool kBiased>
 HWY_NOINLINE void ModifyWords(const QueryTile& q, const SoftcapWords& softcap, const WordBias& bias,
-                              const TileMask& mask, size_t end, const FixedScratch& scratch) {
+                              const TileMask& mask, const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes * 2;
@@ -427,7 +433,7 @@ HWY_NOINLINE void ModifyWords(const QueryTile& q, const SoftcapWords& softcap, c
     VI16 largest = hn::Zero(di16);
     const VF units = hn::Mul(hn::Load(df, q.lack + v * kLanes), hn::Set(df, float{kFractions}));
     const VI16 lack = kCapped ? WordsOf(hn::NearestInt(units)) : hn::Zero(di16);
-    for (size_t pair = mask.first / 2; pair < end / 2; ++pair) {
+    for (size_t pair = mask.any.first / 2; pair < mask.any.padded_end() / 2; ++pair) {
       const size_t key = pair / 2 * 4 + pair % 2;
       int16_t* at = scratch.s + pair * kRowWords + row;
       VI16 s = hn::Load(di16, at);
@@ -462,20 +468,9 @@ HWY_NOINLINE void ModifyWords(const QueryTile& q, const SoftcapWords& softcap, c
 
 // Hides what is hidden of words that have no modifications, and takes the maxima anew.
 template <size_t kQV>
-HWY_INLINE void HideWords(const QueryTile& q, const TileMask& mask, size_t end,
-                          const FixedScratch& scratch) {
-  ModifyWords<kQV, false, false>(q, SoftcapWords(1.0f), WordBias{}, mask, end, scratch);
-}
-
-// Words of steep rows, which are rare: out of line, and hidden afterwards.
-template <class Keys, size_t kQV>
-HWY_NOINLINE void ScoreSteepWords(const QueryTile& q, const KvTile& kv, const KeyFactors& keys,
-                                  const TileMask& mask, size_t head_dim,
-                                  const FixedScratch& scratch) {
-  ScoreAllWords<Keys, kQV, true, false>(q, kv, keys, mask, head_dim, scratch);
-  if (!AllSeeAll(mask, Keys::kStep)) {
-    HideWords<kQV>(q, mask, RoundUp(mask.end, Keys::kStep), scratch);
-  }
+HWY_INLINE void HideWords(const QueryTile& q, const TileMask& mask, const FixedScratch& scratch) {
+  if (AllSeeAll(mask, kMaskAlign)) return;
+  ModifyWords<kQV, false, false>(q, SoftcapWords(1.0f), WordBias{}, mask, scratch);
 }
 
 // Modified scores in fixed point, but for wide rows: true if there are any.
@@ -506,19 +501,16 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
     const auto wide = hn::Or(IsSteep(factor, kSteepModified), lacks);
     hn::Store(hn::VecFromMask(di32, hn::RebindMask(di32, wide)), di32, scratch.wide + v * kLanes);
   }
-  ScoreAllWords<Keys, kQV, false, false>(q, kv, keys, mask, head_dim, scratch);
-  const size_t end = RoundUp(mask.end, Keys::kStep);
+  ScoreAllWords<Keys, kQV, false>(q, kv, keys, mask, head_dim, scratch);
   const SoftcapWords softcap(cap != 0.0f ? cap : 1.0f);
   if (bias.by_place == nullptr && cap != 0.0f) {
-    ModifyWords<kQV, true, false>(q, softcap, bias, mask, end, scratch);
+    ModifyWords<kQV, true, false>(q, softcap, bias, mask, scratch);
   } else if (bias.by_place == nullptr) {
-    if (!AllSeeAll(mask, Keys::kStep)) {
-      HideWords<kQV>(q, mask, end, scratch);
-    }
+    // Maxima, and what is hidden, are as ScoreAllWords has left them.
   } else if (cap != 0.0f) {
-    ModifyWords<kQV, true, true>(q, softcap, bias, mask, end, scratch);
+    ModifyWords<kQV, true, true>(q, softcap, bias, mask, scratch);
   } else {
-    ModifyWords<kQV, false, true>(q, softcap, bias, mask, end, scratch);
+    ModifyWords<kQV, false, true>(q, softcap, bias, mask, scratch);
   }
   SetTileMaxima<kQV>(bias.middle, scratch);
   auto any_wide = hn::MaskFalse(di32);
@@ -528,7 +520,7 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
   return !hn::AllFalse(di32, any_wide);
 }
 
-// The tile's keys that some row sees, rounded up to kStep: what is beyond is hidden.
+// Scores of what each vector of rows sees, to its padded end: what is beyond is hidden.
 template <class Keys, size_t kQV>
 HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                const KeyFactors& keys, const TileMask& mask,
@@ -541,9 +533,10 @@ HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const
   } else {
     const bool steep = SetRowFactors<kQV>(q, keys, scratch);
     if (HWY_UNLIKELY(steep)) {
-      ScoreSteepWords<Keys, kQV>(q, kv, keys, mask, head_dim, scratch);
+      ScoreAllWords<Keys, kQV, true>(q, kv, keys, mask, head_dim, scratch);
+      HideWords<kQV>(q, mask, scratch);
     } else {
-      ScoreAllWords<Keys, kQV, false, true>(q, kv, keys, mask, head_dim, scratch);
+      ScoreAllWords<Keys, kQV, false>(q, kv, keys, mask, head_dim, scratch);
     }
     SetTileMaxima<kQV>(0.0f, scratch);
     wide = HWY_UNLIKELY(steep) && FindWideRows<kQV>(scratch);

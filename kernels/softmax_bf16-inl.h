@@ -104,24 +104,23 @@ HWY_INLINE VF DistanceFromAny(VF m, VF s) {
   return hn::MulAdd(hn::Sub(s, m), hn::Set(df, float{kBF16Steps}), hn::Set(df, kDirectOne));
 }
 
-// P of keys [key, key + kStep) of the tile, counted from its beginning. kChecked: what has no P
-// with these references shall be found. Otherwise that is -inf, or part of a row that is lost
-// anyway.
-template <class Keys, size_t kQV, bool kMasked, bool kChecked>
+// P of kKeys keys from `key` on and kVectors vectors of rows from vector `first` on, of kQV.
+// kChecked: what has no P with these references shall be found. Otherwise that is -inf, or part of
+// a row that is lost anyway.
+template <class Keys, size_t kQV, bool kMasked, bool kChecked, size_t kKeys, size_t kVectors>
 HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
-                           size_t num_steps, size_t key, const NativeP& direct_p,
+                           size_t num_steps, size_t key, size_t first, const NativeP& direct_p,
                            const TileScratch& scratch) {
-  constexpr size_t kStep = Keys::kStep;
-  static_assert(kStep % 2 == 0, "P comes in pairs of keys");
-  typename Keys::Product::Acc acc[kStep][kQV];
-  SumScores<Keys, kQV, SumsBegin::kAtZero>(q, kv, num_steps, key, acc);
+  static_assert(kKeys % 2 == 0, "P comes in pairs of keys");
+  typename Keys::Product::Acc acc[kKeys][kVectors];
+  SumScores<Keys, kQV, SumsBegin::kAtZero>(q, kv, num_steps, key, first, acc);
 
   const VF steps = hn::Set(df, float{kBF16Steps});
   const hn::RebindToUnsigned<DF> du32;
   int32_t* HWY_RESTRICT p_out = reinterpret_cast<int32_t*>(scratch.s) + key / 2 * kQV * kLanes;
   HWY_UNROLL(8)
-  for (size_t v = 0; v < kQV; ++v) {
-    const size_t row = v * kLanes;
+  for (size_t v = 0; v < kVectors; ++v) {
+    const size_t row = (first + v) * kLanes;
     const VF m = hn::Load(df, q.m + row);
     const VF start = hn::Load(df, scratch.start + row);
     const VF row_scale = RowScale<Keys>(q, row);
@@ -129,7 +128,7 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
     VI32 all_bits = hn::Load(di32, scratch.bits + row);
     VF sum = hn::Load(df, scratch.sum + row);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kStep; n += 2) {
+    for (size_t n = 0; n < kKeys; n += 2) {
       VI32 bits[2];
       HWY_UNROLL(2)
       for (size_t i = 0; i < 2; ++i) {
@@ -142,7 +141,7 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
         }
         bits[i] = hn::BitCast(di32, distance);
         if constexpr (kMasked) {
-          bits[i] = hn::IfThenElseZero(SeenBy<kQV>(mask, index, v), bits[i]);
+          bits[i] = hn::IfThenElseZero(SeenBy<kQV>(mask, index, first + v), bits[i]);
         }
         if constexpr (kChecked) {  // as unsigned, so that negative numbers stay and are found
           const auto zero = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
@@ -161,7 +160,7 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
   }
 }
 
-// P of the tile's keys that some row sees, rounded up to kStep, and its sums.
+// P of what each vector of rows sees, to its padded end, and its sums.
 template <class Keys, size_t kQV, bool kChecked>
 HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                            size_t head_dim, const TileScratch& scratch) {
@@ -172,19 +171,22 @@ HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask&
     hn::Store(hn::Zero(df), df, scratch.sum + row);
   }
   const NativeP direct_p;
-  for (size_t key = mask.first; key < mask.end; key += Keys::kStep) {
-    if (AllSee(mask, key, Keys::kStep)) {
-      DirectStep<Keys, kQV, false, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
-    } else {
-      DirectStep<Keys, kQV, true, kChecked>(q, kv, mask, num_steps, key, direct_p, scratch);
-    }
-  }
+  ForEachBlock<Keys::kStep, kQV>(
+      mask,
+      [&](size_t key) HWY_ATTR {
+        DirectStep<Keys, kQV, false, kChecked, Keys::kStep, kQV>(q, kv, mask, num_steps, key, 0,
+                                                                 direct_p, scratch);
+      },
+      [&](size_t key, size_t v) HWY_ATTR {
+        DirectStep<Keys, kQV, true, kChecked, kMaskAlign, 1>(q, kv, mask, num_steps, key, v,
+                                                             direct_p, scratch);
+      });
 }
 
 // The same of scores that are there, in place, by way of `mods`. Here -inf has a P, which is 0.
 template <size_t kQV, bool kChecked, class Mods>
-HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, size_t end,
-                                   const Mods& mods, const TileScratch& scratch) {
+HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, const Mods& mods,
+                                   const TileScratch& scratch) {
   const NativeP direct_p;
   const VF steps = hn::Set(df, float{kBF16Steps});
   const VF zero = hn::BitCast(df, hn::Set(di32, kDirectZero));
@@ -195,7 +197,7 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, siz
     VI32 all_bits = hn::Zero(di32);
     VF sum = hn::Zero(df);
     // Pairs take the place of scores before them.
-    for (size_t key = mask.first; key < end; key += 2) {
+    for (size_t key = mask.seen[v].first; key < mask.seen[v].padded_end(); key += 2) {
       VI32 bits[2];
       HWY_UNROLL(2)
       for (size_t i = 0; i < 2; ++i) {
@@ -242,7 +244,7 @@ HWY_NOINLINE void MoveReferences(const AttendTask& task, const QueryTile& q, con
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
     auto lost = hn::MaskFalse(df);
-    for (size_t key = mask.first; key < mask.end; ++key) {
+    for (size_t key = mask.any.first; key < mask.any.end; ++key) {
       const VF s = hn::Load(df, scratch.s + key * kQV * kLanes + row);
       lost = hn::Or(lost, hn::Not(hn::Lt(s, hn::Inf(df))));
     }
@@ -269,26 +271,25 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
                             const TileMask& mask, const TileScratch& scratch,
                             const BiasScratch& biases) {
   const size_t head_dim = task.head.shape.head_dim;
-  const size_t end = RoundUp(mask.end, Keys::kStep);
   const bool modifies = ModifiesScores(task);
   if (HWY_UNLIKELY(modifies)) {
     WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
-      DirectFromScores<kQV, true>(q, mask, end, mods, scratch);
+      DirectFromScores<kQV, true>(q, mask, mods, scratch);
     });
   } else {
     DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
   }
   auto suits = hn::FirstN(df, kLanes);
   HWY_UNROLL(8)
-  for (size_t row = 0; row < kQV * kLanes; row += kLanes) {
-    suits = hn::And(suits, SuitsTile(q, row, scratch));
+  for (size_t v = 0; v < kQV; ++v) {
+    const size_t row = v * kLanes;
+    if (mask.seen[v].end != 0) suits = hn::And(suits, SuitsTile(q, row, scratch));
     hn::Store(hn::Set(df, 1.0f), df, scratch.rescale + row);
   }
   if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
     MoveReferences<Keys, kQV>(task, q, kv, mask, scratch, biases);
     if (modifies) {
-      DirectFromScores<kQV, false>(q, mask, end, ScoreMods<false, false>(task, q, {nullptr}),
-                                   scratch);
+      DirectFromScores<kQV, false>(q, mask, ScoreMods<false, false>(task, q, {nullptr}), scratch);
     } else {
       DirectTile<Keys, kQV, false>(q, kv, mask, head_dim, scratch);
     }

@@ -52,6 +52,28 @@ HWY_INLINE float LackAtEnd(const AttendTask& task, float lack) {
   return task.softcap_log2e != 0.0f ? 0.0f : lack;
 }
 
+// The factors of EndOfRow for `count` rows of vector v, side by side: of O, and of V's centre.
+HWY_INLINE VF FactorsOfRows(const AttendTask& task, const QueryTile& q, size_t v, size_t count,
+                            VF& center_factor) {
+  if (HWY_LIKELY(task.sinks == nullptr && task.lse.data == nullptr)) {
+    const VF d = hn::Load(df, q.d + v * kLanes);
+    const auto seen = hn::Not(hn::Eq(d, hn::Zero(df)));  // NaN too
+    center_factor = hn::IfThenElseZero(seen, hn::Div(d, d));
+    return hn::IfThenElseZero(seen, hn::Div(hn::Set(df, 1.0f), d));
+  }
+  HWY_ALIGN float o_factors[kLanes] = {};
+  HWY_ALIGN float center_factors[kLanes] = {};
+  for (size_t r = 0; r < count; ++r) {
+    const size_t row = v * kLanes + r;
+    const RowEnd end =
+        EndOfRow(task, q.first_row + row, q.m[row], q.d[row], LackAtEnd(task, q.lack[row]));
+    o_factors[r] = end.o_factor;
+    center_factors[r] = end.center_factor;
+  }
+  center_factor = hn::Load(df, center_factors);
+  return hn::Load(df, o_factors);
+}
+
 // rows: scratch for kLanes * PaddedVHeadDim floats. v_center is null but for quantised schemes.
 HWY_NOINLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
                               float* HWY_RESTRICT rows) {
@@ -62,16 +84,8 @@ HWY_NOINLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const 
     const size_t count = MinOf(kLanes, q.num_rows - v * kLanes);
     PrefetchRows(task.out, first_row + kLanes, first_row + 2 * kLanes, NumRows(task),
                  task.head.shape.v_head_dim);
-    HWY_ALIGN float o_factors[kLanes] = {};
-    HWY_ALIGN float center_factors[kLanes] = {};
-    for (size_t r = 0; r < count; ++r) {
-      const RowEnd end = EndOfRow(task, first_row + r, q.m[v * kLanes + r], q.d[v * kLanes + r],
-                                  LackAtEnd(task, q.lack[v * kLanes + r]));
-      o_factors[r] = end.o_factor;
-      center_factors[r] = end.center_factor;
-    }
-    const VF o_factor = hn::Load(df, o_factors);
-    const VF center_factor = hn::Load(df, center_factors);
+    VF center_factor;
+    const VF o_factor = FactorsOfRows(task, q, v, count, center_factor);
     const auto empty = hn::Eq(o_factor, hn::Zero(df));
     for (size_t begin = 0; begin < channels; begin += kLanes) {
       VI32 x[kLanes];
@@ -90,9 +104,7 @@ HWY_NOINLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const 
         hn::Store(hn::BitCast(df, x[r]), df, rows + r * channels + begin);
       }
     }
-    for (size_t r = 0; r < count; ++r) {
-      StoreRow(rows + r * channels, task.head.shape.v_head_dim, RowAt(task.out, first_row + r));
-    }
+    StoreRows(rows, channels, count, task.head.shape.v_head_dim, task.out, first_row);
   }
 }
 

@@ -50,7 +50,7 @@ HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t key, siz
     if (weights.adds) {
       AddToRow(from, n, row);
     } else {
-      StoreRow(from, n, row);
+      StoreRows(from, 0, 1, n, SourceRows{row, 0, 0}, 0);
     }
   }
   if (weights.mass.data != nullptr) {
@@ -62,12 +62,11 @@ HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t key, siz
 
 // Where a task's weights are stored or summed, keys of weights begin with `key`: n of them, of
 // which the tile's scores are those that the mask shows. rows: [kLanes][kKvTile].
-template <size_t kQV>
 HWY_NOINLINE void WeighScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
                               size_t key, size_t n, const float* HWY_RESTRICT s,
                               float* HWY_RESTRICT rows) {
   const VF factor = hn::Set(df, task.weights.factor);
-  for (size_t v = 0; v < kQV && v * kLanes < q.num_rows; ++v) {
+  for (size_t v = 0; v < q.num_vectors; ++v) {
     const VF reference = hn::Load(df, q.m + v * kLanes);
     for (size_t begin = 0; begin < RoundUp(n, kLanes); begin += kLanes) {
       VI32 x[kLanes];
@@ -75,8 +74,8 @@ HWY_NOINLINE void WeighScores(const AttendTask& task, const QueryTile& q, const 
       for (size_t i = 0; i < kLanes; ++i) {
         const size_t at = begin + i;
         VF p = hn::Zero(df);
-        if (mask.first <= at && at < mask.end) {
-          p = WeightOf(hn::Load(df, s + (at * kQV + v) * kLanes), reference);
+        if (mask.any.first <= at && at < mask.any.end) {
+          p = WeightOf(hn::Load(df, s + (at * q.num_vectors + v) * kLanes), reference);
         }
         x[i] = hn::BitCast(di32, hn::Mul(p, factor));
       }
@@ -144,12 +143,11 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
       const QueryTile& q = queries.tiles[t];
       const TileMask& mask = queries.masks[t];
       WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
-        constexpr size_t kQV = decltype(vectors)::value;
-        if (mask.end != 0) {
-          ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
-        }
-        WeighScores<kQV>(task, q, mask, key, n, scratch.floats.s, scratch.biases.rows);
+        if (mask.any.end == 0) return;
+        ScoreModifiedTile<Keys, decltype(vectors)::value>(task, q, kv, mask, scratch.floats,
+                                                          scratch.biases);
       });
+      WeighScores(task, q, mask, key, n, scratch.floats.s, scratch.biases.rows);
     }
   }
 }

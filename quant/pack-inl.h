@@ -41,7 +41,7 @@ class FloatKeyPacker {
     static_assert(kLanes * kMaxHeadDim * sizeof(float) <= kPackScratchBytes, "rows of K");
   }
 
-  HWY_INLINE void PackOne(size_t i) {
+  HWY_NOINLINE void PackOne(size_t i) {
     LoadRows(task_.k, i, 1, head_dim_, rows_);
     const hn::Rebind<Stored, DF> d_stored;
     HWY_ALIGN Stored stored[kLanes];
@@ -129,13 +129,12 @@ HWY_INLINE void PackFloatValuesFrom(const PackTask& task, Reader reader) {
   }
 }
 
-// One key of V in bf16, or two, of n channels, to the lanes of their panels. An even key has a 0
-// beside it until the odd one comes: merge(channel, extent, there) says what becomes of the row, or
-// two, that are read and the lanes that are there. Returns the largest magnitudes of what was
-// stored.
-template <class Merge>
-HWY_INLINE VI32 PackValuePair(Merge merge, size_t n, size_t channels, const PackedShape& shape,
-                              size_t key, uint8_t* HWY_RESTRICT v_out) {
+// One key of V in bf16, or two, of n channels, to the lanes of their panels: lanes(channel, extent,
+// there), which knows what is there. Returns the largest magnitudes of what was stored.
+template <class Lanes>
+HWY_INLINE VI32 PackValueLanes(Lanes lanes, size_t n, const PackedShape& shape, size_t key,
+                               uint8_t* HWY_RESTRICT v_out) {
+  const size_t channels = PaddedVHeadDim(shape);
   VI32 largest = hn::Zero(di32);
   int32_t* HWY_RESTRICT lanes_out = reinterpret_cast<int32_t*>(v_out);
   for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
@@ -144,10 +143,10 @@ HWY_INLINE VI32 PackValuePair(Merge merge, size_t n, size_t channels, const Pack
     int32_t* HWY_RESTRICT out = lanes_out + panel.offset / 2 + row * panel.width;
     const size_t used = MinOf(panel.width, n - begin);
     ForEachVector(used, [&](size_t c, auto extent) HWY_ATTR {
-      const VI32 lanes = merge(begin + c, extent, out + c);
-      hn::Store(lanes, di32, out + c);
+      const VI32 pairs = lanes(begin + c, extent, hn::Load(di32, out + c));
+      hn::Store(pairs, di32, out + c);
       largest =
-          hn::Max(largest, hn::Max(Magnitude(LowerOfPairs(lanes)), Magnitude(UpperOfPairs(lanes))));
+          hn::Max(largest, hn::Max(Magnitude(LowerOfPairs(pairs)), Magnitude(UpperOfPairs(pairs))));
     });
     for (size_t c = RoundUp(used, kLanes); c < panel.width; c += kLanes) {
       hn::Store(hn::Zero(di32), di32, out + c);
@@ -156,47 +155,49 @@ HWY_INLINE VI32 PackValuePair(Merge merge, size_t n, size_t channels, const Pack
   return largest;
 }
 
+// A key whose neighbour has come before, or comes later: until then it has a 0 beside it. row: in
+// f32, with padding.
+HWY_NOINLINE void PackSingleValue(const PackedHead& head, size_t key,
+                                  const float* HWY_RESTRICT row) {
+  const VI32 largest = PackValueLanes(
+      [=](size_t c, auto, VI32 there) HWY_ATTR {
+        const VF x = hn::Load(df, row + c);
+        if (key % 2 == 0) return PairsOf(x, hn::Zero(df));
+        return hn::Or(hn::AndNot(hn::Set(di32, kUpperHalf), there), PairsOf(hn::Zero(df), x));
+      },
+      head.shape.v_head_dim, head.shape, key, head.base + head.offsets.v);
+  NoteSpecial(head, key, largest);
+}
+
 template <class Reader>
-HWY_INLINE void PackBF16ValuesFrom(const PackTask& task, Reader reader) {
+HWY_INLINE void PackValuePairs(const PackTask& task, Reader reader, size_t begin, size_t end) {
   const PackedHead head = task.head;
-  const PackedShape& shape = head.shape;
-  const size_t num_keys = task.num_keys;
-  const size_t n = reader.n;
-  const size_t channels = PaddedVHeadDim(shape);
   uint8_t* v_out = head.base + head.offsets.v;
-  const size_t key_begin = task.key_begin;
-  for (size_t i = 0; i < num_keys;) {
-    const size_t key = key_begin + i;
-    const size_t ahead = i + kRowsAhead;
-    PrefetchRows(reader.rows, ahead, ahead + 2, num_keys, n);
+  const size_t num_keys = task.num_keys;
+  size_t key = task.key_begin + begin;
+  for (size_t i = begin; i < end; i += 2, key += 2) {
+    PrefetchRows(reader.rows, i + kRowsAhead, i + kRowsAhead + 2, num_keys, reader.n);
     const auto first = reader[i];
-    VI32 largest;
-    size_t count = 1;
-    if (key % 2 != 0) {
-      const auto beside = [=](size_t c, auto extent, const int32_t* there) HWY_ATTR {
-        const VI32 lower = hn::AndNot(hn::Set(di32, kUpperHalf), hn::Load(di32, there));
-        return hn::Or(lower, PairsOf(hn::Zero(df), first(c, extent)));
-      };
-      largest = PackValuePair(beside, n, channels, shape, key, v_out);
-    } else if (i + 1 < num_keys) {
-      const auto second = reader[i + 1];
-      const auto both = [=](size_t c, auto extent, const int32_t*)
-                            HWY_ATTR { return PairsOf(first(c, extent), second(c, extent)); };
-      largest = PackValuePair(both, n, channels, shape, key, v_out);
-      count = 2;
-    } else {
-      const auto alone = [=](size_t c, auto extent, const int32_t*)
-                             HWY_ATTR { return PairsOf(first(c, extent), hn::Zero(df)); };
-      largest = PackValuePair(alone, n, channels, shape, key, v_out);
-    }
-    NoteSpecial(head, key, largest);
-    i += count;
+    const auto second = reader[i + 1];
+    const auto both = [=](size_t c, auto extent, VI32)
+                          HWY_ATTR { return PairsOf(first(c, extent), second(c, extent)); };
+    NoteSpecial(head, key, PackValueLanes(both, reader.n, head.shape, key, v_out));
   }
 }
 
-HWY_NOINLINE void PackBF16Values(const PackTask& task) {
-  ReadRows(task.v, task.head.shape.v_head_dim,
-           [&](auto reader) HWY_ATTR { PackBF16ValuesFrom(task, reader); });
+// V in bf16, where neighbouring keys share lanes.
+HWY_NOINLINE void PackBF16Values(const PackTask& task, unsigned char* scratch) {
+  const size_t n = task.head.shape.v_head_dim;
+  float* row = reinterpret_cast<float*>(scratch);
+  const auto pack_single = [&](size_t i) HWY_ATTR {
+    LoadRows(task.v, i, 1, n, row);
+    PackSingleValue(task.head, task.key_begin + i, row);
+  };
+  const size_t begin = task.key_begin % 2;
+  const size_t end = task.num_keys - (task.num_keys - begin) % 2;
+  if (begin != 0) pack_single(0);
+  ReadRows(task.v, n, [&](auto reader) HWY_ATTR { PackValuePairs(task, reader, begin, end); });
+  if (end != task.num_keys) pack_single(end);
 }
 
 template <typename Stored>
@@ -205,43 +206,30 @@ HWY_INLINE void PackFloatValues(const PackTask& task) {
            [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
 }
 
-// What is added up of each element: itself, or how far it is from a vector of means.
-struct Itself {
-  HWY_INLINE VF operator()(VF x, size_t) const { return x; }
-};
-struct Distance {
-  const float* HWY_RESTRICT mean;
-
-  HWY_INLINE VF operator()(VF x, size_t c) const {
-    return hn::Abs(hn::Sub(x, hn::Load(df, mean + c)));
-  }
-};
-
 // Adds kRows rows to `sums`, first to last, and their magnitudes to what is known of the largest.
-template <size_t kRows, class Reader, class Convert, class Term>
-HWY_INLINE VI32 AddRows(Reader reader, Convert convert, Term term, size_t first, size_t stride,
-                        float* HWY_RESTRICT sums, VI32 largest) {
+template <size_t kRows, class Reader, class Convert>
+HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, float* HWY_RESTRICT sums,
+                        VI32 largest) {
   typename Reader::RowVectors rows[kRows];
   HWY_UNROLL(4)
-  for (size_t r = 0; r < kRows; ++r) rows[r] = reader[first + r * stride];
+  for (size_t r = 0; r < kRows; ++r) rows[r] = reader[first + r];
   ForEachVector(reader.n, [&](size_t c, auto extent) HWY_ATTR {
     VF sum = hn::Load(df, sums + c);
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
       const VF x = convert(rows[r](c, extent));
       largest = hn::Max(largest, Magnitude(x));
-      sum = hn::Add(sum, term(x, c));
+      sum = hn::Add(sum, x);
     }
     hn::Store(sum, df, sums + c);
   });
   return largest;
 }
 
-// Sums of `count` rows, `stride` apart, in order of keys, so that they do not depend on the vector
-// length. Returns the largest magnitudes.
-template <class Reader, class Convert, class Term>
-HWY_INLINE VI32 SumRows(Reader reader, Convert convert, Term term, size_t count, size_t stride,
-                        float* HWY_RESTRICT sums) {
+// Sums of `count` rows, in order of keys, so that they do not depend on the vector length. Returns
+// the largest magnitudes.
+template <class Reader, class Convert>
+HWY_INLINE VI32 SumRows(Reader reader, Convert convert, size_t count, float* HWY_RESTRICT sums) {
   constexpr size_t kRows = 4;
   for (size_t c = 0; c < RowBufferElements(reader.n); c += kLanes) {
     hn::Store(hn::Zero(df), df, sums + c);
@@ -249,36 +237,55 @@ HWY_INLINE VI32 SumRows(Reader reader, Convert convert, Term term, size_t count,
   VI32 largest = hn::Zero(di32);
   size_t i = 0;
   for (; i + kRows <= count; i += kRows) {
-    const size_t ahead = i + kRowsAhead;
-    for (size_t r = ahead; r < MinOf(ahead + kRows, count); ++r) {
-      PrefetchRow(RowAt(reader.rows, r * stride), reader.n);
-    }
-    largest = AddRows<kRows>(reader, convert, term, i * stride, stride, sums, largest);
+    PrefetchRows(reader.rows, i + kRowsAhead, i + kRowsAhead + kRows, count, reader.n);
+    largest = AddRows<kRows>(reader, convert, i, sums, largest);
   }
-  for (; i < count; ++i) {
-    largest = AddRows<1>(reader, convert, term, i * stride, stride, sums, largest);
-  }
+  for (; i < count; ++i) largest = AddRows<1>(reader, convert, i, sums, largest);
   return largest;
 }
 
-// Sums of every CenterStride-th of num_rows rows. Returns how many that are.
-template <class Term>
-HWY_NOINLINE size_t SumSampledRows(const SourceRows& source, size_t num_rows, size_t n, Term term,
-                                   float* HWY_RESTRICT sums) {
+// Every CenterStride-th of the task's rows.
+struct SampledRows {
+  SourceRows rows;
+  size_t count;
+};
+HWY_INLINE SampledRows Sample(const SourceRows& source, size_t num_rows) {
   const size_t stride = CenterStride(num_rows);
-  const size_t count = (num_rows + stride - 1) / stride;
-  ReadFinite(source, n, [=](auto reader, auto convert) HWY_ATTR {
-    return AllBelow(SumRows(reader, convert, term, count, stride, sums), kModerate);
-  });
-  return count;
+  SourceRows rows = source;
+  rows.length_stride *= static_cast<int64_t>(stride);
+  rows.scale_length_stride *= static_cast<int64_t>(stride);
+  return {rows, (num_rows + stride - 1) / stride};
 }
 
-HWY_INLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
-                           float* HWY_RESTRICT mean) {
-  const size_t count = SumSampledRows(source, num_rows, n, Itself(), mean);
-  const VF divisor = hn::Set(df, static_cast<float>(count));
+HWY_NOINLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n,
+                             float* HWY_RESTRICT mean) {
+  const SampledRows sample = Sample(source, num_rows);
+  ReadFinite(sample.rows, n, [=](auto reader, auto convert) HWY_ATTR {
+    return AllBelow(SumRows(reader, convert, sample.count, mean), kModerate);
+  });
+  const VF divisor = hn::Set(df, static_cast<float>(sample.count));
   for (size_t c = 0; c < RowBufferElements(n); c += kLanes) {
     hn::Store(hn::Div(hn::Load(df, mean + c), divisor), df, mean + c);
+  }
+}
+
+// Sums of the rows' distances from the mean. rows: scratch for 16 of them.
+HWY_INLINE void SumDistances(const SourceRows& source, size_t num_rows, size_t n, const float* mean,
+                             float* HWY_RESTRICT rows, float* HWY_RESTRICT sums) {
+  const SampledRows sample = Sample(source, num_rows);
+  const size_t elements = RowBufferElements(n);
+  for (size_t c = 0; c < elements; c += kLanes) hn::Store(hn::Zero(df), df, sums + c);
+  for (size_t i = 0; i < sample.count; i += kLanes) {
+    const size_t count = MinOf(kLanes, sample.count - i);
+    VI32 maxima[kLanes];
+    LoadFinite(sample.rows, i, count, n, Center{mean}, rows, maxima);
+    for (size_t c = 0; c < elements; c += kLanes) {
+      VF sum = hn::Load(df, sums + c);
+      for (size_t r = 0; r < count; ++r) {
+        sum = hn::Add(sum, hn::Abs(hn::Load(df, rows + r * elements + c)));
+      }
+      hn::Store(sum, df, sums + c);
+    }
   }
 }
 
@@ -310,7 +317,7 @@ HWY_NOINLINE void CenterKeys(const PackTask& task, unsigned char* scratch) {
   }
   for (size_t d = 0; d < shape.head_dim; ++d) k_center[d] = mean[d];
   if (IsRotated(shape.layout)) {
-    SumSampledRows(task.k, task.num_keys, shape.head_dim, Distance{mean}, size);
+    SumDistances(task.k, task.num_keys, shape.head_dim, mean, size + kMaxHeadDim, size);
     BalanceChannels(task.head, size);
   }
 }
@@ -352,7 +359,7 @@ class QuantizedKeyPacker {
   }
 
   // Row i of the task.
-  HWY_INLINE void PackOne(size_t i) {
+  HWY_NOINLINE void PackOne(size_t i) {
     Block& block = blocks_[0];
     Load(i, 1, block);
     auto* quanta = reinterpret_cast<Quantum*>(block.rows);
@@ -568,7 +575,7 @@ void Pack(const PackTask& task, unsigned char* scratch) {
   if constexpr (Values::kQuantized) {
     PackQuantizedValues(task, scratch);
   } else if constexpr (hwy::IsSame<typename Values::Stored, hwy::bfloat16_t>()) {
-    PackBF16Values(task);
+    PackBF16Values(task, scratch);
   } else {
     PackFloatValues<typename Values::Stored>(task);
   }

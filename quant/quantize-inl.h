@@ -204,11 +204,13 @@ HWY_INLINE VI32 JoinQuanta(const VI32 (&quanta)[2], int) {
   return hn::BitCast(di32, hn::ReorderDemote2To(di16, quanta[0], quanta[1]));
 }
 
-// Lanes [begin, lanes) of kLanes rows, kLanes of them at most, from kVectors vectors of each row.
-template <typename Quantum, size_t kVectors>
+// Lanes [begin, lanes) of kLanes rows, kLanes of them at most, from num_vectors vectors of each
+// row: as many as make whole vectors of lanes, or those that are left.
+template <typename Quantum>
 HWY_INLINE void QuantaToPanelLanes(const float* HWY_RESTRICT rows, size_t elements,
-                                   const float* HWY_RESTRICT inverse, int bias, size_t begin,
-                                   size_t lanes, int32_t* HWY_RESTRICT panel, size_t panel_stride) {
+                                   const float* HWY_RESTRICT inverse, int bias, size_t num_vectors,
+                                   size_t begin, size_t lanes, int32_t* HWY_RESTRICT panel,
+                                   size_t panel_stride) {
   constexpr size_t kDepth = kLaneBytes / sizeof(Quantum);
   const VI32 magic = hn::Set(di32, kMagicBits - bias);
   VI32 x[kLanes];
@@ -219,7 +221,7 @@ HWY_INLINE void QuantaToPanelLanes(const float* HWY_RESTRICT rows, size_t elemen
     HWY_UNROLL(4)
     for (size_t v = 0; v < kDepth; ++v) {
       quanta[v] = hn::Zero(di32);
-      if (v >= kVectors) continue;
+      if (v >= num_vectors) continue;
       const VI32 bits = QuantaBits(hn::Load(df, row + v * kLanes), hn::Set(df, inverse[r]));
       quanta[v] = hn::Sub(bits, magic);
     }
@@ -248,21 +250,13 @@ HWY_NOINLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements,
   hn::Store(inverse, df, inverses);
   size_t begin = 0;
   for (; (begin + kLanes) * kDepth <= elements; begin += kLanes) {
-    QuantaToPanelLanes<Quantum, kDepth>(rows, elements, inverses, bias, begin, lanes, panel,
-                                        panel_stride);
+    QuantaToPanelLanes<Quantum>(rows, elements, inverses, bias, kDepth, begin, lanes, panel,
+                                panel_stride);
   }
-  switch ((elements - begin * kDepth) / kLanes) {
-    case 1:
-      return QuantaToPanelLanes<Quantum, 1>(rows, elements, inverses, bias, begin, lanes, panel,
-                                            panel_stride);
-    case 2:
-      return QuantaToPanelLanes<Quantum, 2>(rows, elements, inverses, bias, begin, lanes, panel,
-                                            panel_stride);
-    case 3:
-      return QuantaToPanelLanes<Quantum, 3>(rows, elements, inverses, bias, begin, lanes, panel,
-                                            panel_stride);
-    default:
-      return;
+  const size_t left = elements / kLanes - begin / kLanes * kDepth;
+  if (left != 0) {
+    QuantaToPanelLanes<Quantum>(rows, elements, inverses, bias, left, begin, lanes, panel,
+                                panel_stride);
   }
 }
 
