@@ -168,15 +168,18 @@ AttendTask TaskOf(const Call& call, const Selection& rows) {
   return task;
 }
 
-void Attend(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
+// Rows of the packed heads in `range`.
+void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
+            const ParallelFor& parallel) {
   const size_t longest = call.queries.longest() * call.beams * call.group;
   const size_t tasks_per_head = (longest + kTaskRows - 1) / kTaskRows;
   // Split and driver depend on shapes alone, so that results do not depend on the number of
   // workers.
-  ForEachTask(parallel, call.keys.num_sequences * call.heads.num_kv_heads * tasks_per_head,
+  ForEachTask(parallel, (range.end - range.begin) * tasks_per_head,
               [&](size_t index, size_t worker) {
-                const size_t sequence = index / tasks_per_head / call.heads.num_kv_heads;
-                const size_t kv_head = index / tasks_per_head % call.heads.num_kv_heads;
+                const size_t head = range.begin + index / tasks_per_head;
+                const size_t sequence = head / call.heads.num_kv_heads;
+                const size_t kv_head = head % call.heads.num_kv_heads;
                 const Selection rows = {sequence, 0, call.beams, kv_head * call.group, call.group};
                 const size_t row_begin = index % tasks_per_head * kTaskRows;
                 const size_t num_rows = NumRowsOf(call, rows);
@@ -188,6 +191,23 @@ void Attend(const Call& call, unsigned char* scratch, const ParallelFor& paralle
                 const auto attend = few ? call.plan.kernels->decode : call.plan.kernels->prefill;
                 attend(task, scratch + worker * call.plan.scratch_bytes);
               });
+}
+
+// K and V given as tensors are packed and read by turns: of so many bytes for each worker that its
+// second-level cache still holds them, and of one head at least.
+constexpr size_t kPackedBytesAtOnce = size_t{512} << 10;
+
+void PackAndAttend(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
+  const size_t num_heads = call.keys.num_sequences * call.heads.num_kv_heads;
+  const size_t workers = std::max<size_t>(parallel.num_workers, 1);
+  const size_t head_bytes = std::max<size_t>(call.heads.offsets.bytes, 1);  // without keys, 0
+  const size_t at_once = workers * std::max<size_t>(kPackedBytesAtOnce / head_bytes, 1);
+  for (size_t begin = 0; begin < num_heads; begin += at_once) {
+    const HeadRange range = {begin, std::min(begin + at_once, num_heads)};
+    PackTensors(*call.plan.kernels, call.heads, range, call.args.k, call.args.v, call.keys,
+                parallel);
+    Attend(call, range, scratch, parallel);
+  }
 }
 
 // Fills call.biases, which decoding few rows can do without.
@@ -340,13 +360,16 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
     call.heads = packed->heads();
   } else {
     call.heads = impl.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
-    if (args.q.length > 0)
-      internal::PackTensors(*impl.kernels, call.heads, args.k, args.v, call.keys, parallel);
   }
   call.biases = reinterpret_cast<float*>(base + impl.packed_bytes);
   internal::SpreadBuckets(call, parallel);
   unsigned char* scratch = base + impl.packed_bytes + impl.bias_bytes;
-  internal::Attend(call, scratch, parallel);
+  if (packed == nullptr && args.q.length > 0) {
+    internal::PackAndAttend(call, scratch, parallel);
+  } else {
+    const size_t num_heads = call.keys.num_sequences * call.heads.num_kv_heads;
+    internal::Attend(call, {0, num_heads}, scratch, parallel);
+  }
   if (args.weights.out.data != nullptr) internal::Weigh(call, scratch, parallel);
   if (args.mass.data != nullptr) internal::SumWeights(call, scratch, parallel);
   return Status();

@@ -99,6 +99,7 @@ HWY_INLINE FixedScratch TakeFixedScratch(size_t rows, ScratchArena& arena) {
   scratch.tile_max = arena.Take<float>(rows);
   scratch.weight = arena.Take<float>(rows);
   scratch.p_init = arena.Take<int32_t>(rows);
+  scratch.table = arena.Take<int32_t>(kMaxTablePlaces);
   return scratch;
 }
 
@@ -241,6 +242,8 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   for (size_t t = 0; t < queries.count; ++t) {
     ClearState(queries.tiles[t], kHasBF16P<Values> ? kHeadroom : kNegInf, PaddedVHeadDim(shape));
   }
+
+  if constexpr (Values::kQuantized) SetWordTable(task, scratch.fixed);
 
   const size_t visible = MaxOf(queries.tiles[queries.count - 1].max_limit, task.prefix_len);
   const size_t warm =

@@ -122,13 +122,16 @@ HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, const TileMask& 
 
 // Modifies the tile's scores, hides again what is hidden, and takes the maxima anew.
 template <size_t kQV, class Mods>
-HWY_NOINLINE void ModifyTile(const Mods& mods, const TileMask& mask, const TileScratch& scratch) {
+HWY_NOINLINE void ModifyTile(Mods mods, const TileMask& mask, const TileScratch& scratch) {
+  const bool all_see_all = AllSeeAll(mask, kMaskAlign);
+  const size_t end = mask.any.padded_end();
   for (size_t v = 0; v < kQV; ++v) {
+    float* HWY_RESTRICT row = scratch.s + v * kLanes;
     VF tile_m = NegInf();
-    for (size_t key = mask.any.first; key < mask.any.padded_end(); ++key) {
-      float* at = scratch.s + (key * kQV + v) * kLanes;
+    for (size_t key = mask.any.first; key < end; ++key) {
+      float* at = row + key * kQV * kLanes;
       VF s = mods(hn::Load(df, at), key, v * kLanes);
-      if (HWY_UNLIKELY(!AllSee(mask, key, 1))) s = Hide<kQV>(s, mask, key, v);
+      if (HWY_UNLIKELY(!all_see_all && !AllSee(mask, key, 1))) s = Hide<kQV>(s, mask, key, v);
       tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, at);
     }

@@ -228,6 +228,9 @@ struct TileScratch {
   float* sum;     // of P
 };
 
+// Places that a table of biases may have to be made words of once for a task: T5 has 641.
+constexpr size_t kMaxTablePlaces = 1024;
+
 // The same where V is quantised. Lanes hold two keys of one row as 16-bit words: see
 // fixed_point-inl.h for "words" and their order.
 struct FixedScratch {
@@ -241,6 +244,9 @@ struct FixedScratch {
   float* tile_max;      // maximum of the tile's visible scores, in octaves
   float* weight;        // what one unit of P is worth
   int32_t* p_init;      // where the accumulators of P·V start
+  int32_t* table;       // [kMaxTablePlaces]: a task's table of biases by distance, as words
+  float table_middle;   // in octaves, to be added to them
+  bool has_table;
 };
 
 }  // namespace

@@ -378,17 +378,15 @@ struct WordBias {
   bool fits;                // all are at most kMaxBias from it
 };
 
-// From those of a tile in octaves; `words` has room for kKvTile + rows.
-HWY_INLINE WordBias WordsOfBias(const TileBias& bias, size_t num_rows,
-                                int32_t* HWY_RESTRICT words) {
-  if (bias.by_place == nullptr) return {nullptr, 0.0f, true};
-  // Places from 2 on are used as the first key of a lane, and those two before as its second.
-  const size_t places = kKvTile + num_rows;
+// From those of `places` places in octaves, a multiple of kLanes, for which `words` has room.
+// Places from 2 on are used as the first key of a lane, and those two before as its second.
+HWY_NOINLINE WordBias WordsOfBias(const float* HWY_RESTRICT octaves, size_t places,
+                                  int32_t* HWY_RESTRICT words) {
   VF largest = NegInf();
   VF smallest = hn::Neg(NegInf());
   VF special = hn::Zero(df);  // x - x is 0 but for NaN and infinities
   for (size_t i = 0; i < places; i += kLanes) {
-    const VF x = hn::LoadU(df, bias.by_place + i);
+    const VF x = hn::LoadU(df, octaves + i);
     special = hn::Add(special, hn::Sub(x, x));
     largest = hn::Max(largest, x);
     smallest = hn::Min(smallest, x);
@@ -402,8 +400,7 @@ HWY_INLINE WordBias WordsOfBias(const TileBias& bias, size_t num_rows,
   if (high - middle >= kMaxBias || low - middle <= -kMaxBias) return {nullptr, 0.0f, false};
   const VF units = hn::Set(df, float{kFractions});
   const auto fixed = [&](size_t i) HWY_ATTR {
-    return hn::NearestInt(
-        hn::Mul(hn::Sub(hn::LoadU(df, bias.by_place + i), hn::Set(df, middle)), units));
+    return hn::NearestInt(hn::Mul(hn::Sub(hn::LoadU(df, octaves + i), hn::Set(df, middle)), units));
   };
   for (size_t i = 0; i < places; i += kLanes) {
     const VI32 first = fixed(i);
@@ -421,23 +418,57 @@ HWY_INLINE WordBias WordsOfBias(const TileBias& bias, size_t num_rows,
   return {words, middle, true};
 }
 
+// Makes words of the task's table of biases by distance once, if that is all there is to it, and
+// its biases are not too many and not too far from each other.
+HWY_INLINE void SetWordTable(const AttendTask& task, FixedScratch& scratch) {
+  const DistanceBias& bias = task.distance_bias;
+  const size_t used = NumPlaces(bias);
+  scratch.has_table = false;
+  if (!HasTileBias(task) || bias.slopes != nullptr || used > kMaxTablePlaces) return;
+  // The last vector may begin before the one before it ends.
+  HWY_ALIGN float octaves[kMaxTablePlaces];
+  const size_t places = RoundUp(used, kLanes);
+  for (size_t i = 0; i < places; ++i) octaves[i] = bias.octaves[MinOf(i, used - 1)];
+  const WordBias words = WordsOfBias(octaves, places, scratch.table);
+  scratch.has_table = words.fits && words.by_place != nullptr;
+  scratch.table_middle = words.middle;
+}
+
+// Biases of a pair of tiles as words: from the task's table, or made here.
+HWY_INLINE WordBias TileWords(const AttendTask& task, const TileBias& bias, size_t num_rows,
+                              const FixedScratch& scratch, int32_t* HWY_RESTRICT words) {
+  if (bias.by_place == nullptr) return {nullptr, 0.0f, true};
+  const size_t places = kKvTile + num_rows;
+  if (!scratch.has_table) return WordsOfBias(bias.by_place, places, words);
+  const DistanceBias& table = task.distance_bias;
+  const size_t place = static_cast<size_t>(bias.by_place - table.octaves);
+  const size_t varied = 2 * static_cast<size_t>(table.max_distance);  // places between the paddings
+  if (place + places <= kBiasPadding || place >= kBiasPadding + varied) {
+    return {nullptr, bias.by_place[0], true};
+  }
+  return {scratch.table + place, scratch.table_middle, true};
+}
+
 // Modifies words of scores, hides again what is hidden, and takes the maxima anew. `wide` is set
 // for rows with a score beyond the cap.
 template <size_t kQV, bool kCapped, bool kBiased>
-HWY_NOINLINE void ModifyWords(const QueryTile& q, const SoftcapWords& softcap, const WordBias& bias,
+HWY_NOINLINE void ModifyWords(const QueryTile& q, SoftcapWords softcap, WordBias bias,
                               const TileMask& mask, const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
+  const bool all_see_all = AllSeeAll(mask, kMaskAlign);
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes * 2;
     VI16 tile_m = hn::Set(di16, kHiddenScore);
     VI16 largest = hn::Zero(di16);
     const VF units = hn::Mul(hn::Load(df, q.lack + v * kLanes), hn::Set(df, float{kFractions}));
     const VI16 lack = kCapped ? WordsOf(hn::NearestInt(units)) : hn::Zero(di16);
-    for (size_t pair = mask.any.first / 2; pair < mask.any.padded_end() / 2; ++pair) {
+    const size_t end = mask.any.padded_end() / 2;
+    int16_t* HWY_RESTRICT words_of_row = scratch.s + row;
+    for (size_t pair = mask.any.first / 2; pair < end; ++pair) {
       const size_t key = pair / 2 * 4 + pair % 2;
-      int16_t* at = scratch.s + pair * kRowWords + row;
+      int16_t* at = words_of_row + pair * kRowWords;
       VI16 s = hn::Load(di16, at);
-      const bool all_see = AllSee(mask, key, 1) && AllSee(mask, key + 2, 1);
+      const bool all_see = all_see_all || (AllSee(mask, key, 1) && AllSee(mask, key + 2, 1));
       const auto seen = [&]() HWY_ATTR { return SeenWords(SeenBits<kQV>(mask, key, v), key); };
       if constexpr (kCapped) {
         s = hn::SaturatedAdd(s, lack);
@@ -489,8 +520,8 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
   const float cap = task.softcap_log2e;
   if (HasBiasByRow(task) || cap > kMaxModified) return all_wide();
   const WordBias bias =
-      WordsOfBias(BiasOfTile(task, q, kv.key_begin, biases), kQV * kLanes,
-                  reinterpret_cast<int32_t*>(floats.s));  // scores in f32 come later, if at all
+      TileWords(task, BiasOfTile(task, q, kv.key_begin, biases), kQV * kLanes, scratch,
+                reinterpret_cast<int32_t*>(floats.s));  // scores in f32 come later, if at all
   if (!bias.fits) return all_wide();
   SetRowFactors<kQV>(q, keys, scratch);
   const VF largest = hn::Set(df, keys.largest * SumUnits(q.sum_shift));

@@ -185,9 +185,11 @@ HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask&
 
 // The same of scores that are there, in place, by way of `mods`. Here -inf has a P, which is 0.
 template <size_t kQV, bool kChecked, class Mods>
-HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, const Mods& mods,
+HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mods mods,
                                    const TileScratch& scratch) {
+  constexpr size_t kRowLanes = kQV * kLanes;
   const NativeP direct_p;
+  const bool all_see_all = AllSeeAll(mask, kMaskAlign);
   const VF steps = hn::Set(df, float{kBF16Steps});
   const VF zero = hn::BitCast(df, hn::Set(di32, kDirectZero));
   for (size_t v = 0; v < kQV; ++v) {
@@ -196,25 +198,27 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, con
     const VF start = StartOf(m);
     VI32 all_bits = hn::Zero(di32);
     VF sum = hn::Zero(df);
+    const size_t end = mask.seen[v].padded_end();
     // Pairs take the place of scores before them.
-    for (size_t key = mask.seen[v].first; key < mask.seen[v].padded_end(); key += 2) {
+    float* HWY_RESTRICT s_in = scratch.s + row;
+    for (size_t key = mask.seen[v].first; key < end; key += 2) {
       VI32 bits[2];
       HWY_UNROLL(2)
       for (size_t i = 0; i < 2; ++i) {
-        const VF s = mods(hn::Load(df, scratch.s + (key + i) * kQV * kLanes + row), key + i, row);
+        const VF s = mods(hn::Load(df, s_in + (key + i) * kRowLanes), key + i, row);
         VF distance = hn::MulAdd(s, steps, start);
         if constexpr (!kChecked) {
           distance = hn::IfThenElse(hn::IsNaN(start), DistanceFromAny(m, s), distance);
         }
         bits[i] = hn::BitCast(di32, hn::Max(zero, distance));  // x86: NaN stays NaN
-        if (HWY_UNLIKELY(!AllSee(mask, key + i, 1))) {
+        if (HWY_UNLIKELY(!all_see_all && !AllSee(mask, key + i, 1))) {
           bits[i] = hn::IfThenElse(SeenBy<kQV>(mask, key + i, v), bits[i], hn::BitCast(di32, zero));
         }
       }
       if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
       const VI32 p = direct_p(bits[0], bits[1]);
       sum = BF16Ops::Dot(sum, p, OnesOfPairs());
-      hn::Store(p, di32, reinterpret_cast<int32_t*>(scratch.s) + key / 2 * kQV * kLanes + row);
+      hn::Store(p, di32, reinterpret_cast<int32_t*>(s_in + key / 2 * kRowLanes));
     }
     hn::Store(all_bits, di32, scratch.bits + row);
     hn::Store(sum, df, scratch.sum + row);

@@ -30,7 +30,14 @@ HWY_INLINE VF WeightOf(VF s, VF reference) {
 
 // Adds n elements to a row of f32.
 HWY_INLINE void AddToRow(const float* HWY_RESTRICT from, size_t n, const Row& row) {
-  for (size_t i = 0; i < n; ++i) {
+  size_t i = 0;
+  if (HWY_LIKELY(IsDense(row))) {
+    float* to = reinterpret_cast<float*>(row.data);
+    for (; i + kLanes <= n; i += kLanes) {
+      hn::StoreU(hn::Add(hn::LoadU(df, to + i), hn::Load(df, from + i)), df, to + i);
+    }
+  }
+  for (; i < n; ++i) {
     unsigned char* at = row.data + static_cast<int64_t>(i) * row.dim_stride;
     float sum;
     CopyElement<float>(at, &sum);
@@ -39,24 +46,38 @@ HWY_INLINE void AddToRow(const float* HWY_RESTRICT from, size_t n, const Row& ro
   }
 }
 
-// Weights of row r for n keys from `key` on, to where the task wants them. `from` is
-// vector-aligned.
-HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t key, size_t n,
+// Weights of `count` rows from row r on, kKvTile apart, for n keys from `key` on, to where the task
+// wants them. `from` is vector-aligned.
+HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t count, size_t key, size_t n,
                                const float* HWY_RESTRICT from) {
   const WeightsTask& weights = task.weights;
   if (weights.out.data != nullptr) {
-    Row row = RowAt(weights.out, r - weights.first_row);
-    row.data += static_cast<int64_t>(key) * row.dim_stride;
+    Rows out = weights.out;
+    out.data += static_cast<int64_t>(key) * out.dim_stride;
+    const size_t first = r - weights.first_row;
     if (weights.adds) {
-      AddToRow(from, n, row);
+      for (size_t i = 0; i < count; ++i) AddToRow(from + i * kKvTile, n, RowAt(out, first + i));
     } else {
-      StoreRows(from, 0, 1, n, SourceRows{row, 0, 0}, 0);
+      StoreRows(from, kKvTile, count, n, out, first);
     }
   }
   if (weights.mass.data != nullptr) {
     Row row = weights.mass;
     row.data += static_cast<int64_t>(key) * row.dim_stride;
-    AddToRow(from, n, row);
+    for (size_t i = 0; i < count; ++i) AddToRow(from + i * kKvTile, n, row);
+  }
+}
+
+// Asks for the rows' places of keys [key, key + n) to write to: while their scores are computed
+// they come from memory, where no hardware prefetcher expects them.
+HWY_INLINE void PrefetchWeights(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
+  const WeightsTask& weights = task.weights;
+  if (weights.out.data == nullptr || !IsDense(RowAt(weights.out, 0))) return;
+  for (size_t r = 0; r < q.num_rows; ++r) {
+    const Row row = RowAt(weights.out, q.first_row + r - weights.first_row);
+    const unsigned char* begin = row.data + static_cast<int64_t>(key) * row.dim_stride;
+    const unsigned char* end = begin + static_cast<int64_t>(n) * row.dim_stride;
+    for (; begin < end; begin += kPackedAlignBytes) __builtin_prefetch(begin, 1);
   }
 }
 
@@ -86,9 +107,7 @@ HWY_NOINLINE void WeighScores(const AttendTask& task, const QueryTile& q, const 
       }
     }
     const size_t count = MinOf(kLanes, q.num_rows - v * kLanes);
-    for (size_t r = 0; r < count; ++r) {
-      StoreWeights(task, q.first_row + v * kLanes + r, key, n, rows + r * kKvTile);
-    }
+    StoreWeights(task, q.first_row + v * kLanes, count, key, n, rows);
   }
 }
 
@@ -142,6 +161,7 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
     for (size_t t = 0; t < queries.count; ++t) {
       const QueryTile& q = queries.tiles[t];
       const TileMask& mask = queries.masks[t];
+      PrefetchWeights(task, q, key, n);
       WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
         if (mask.any.end == 0) return;
         ScoreModifiedTile<Keys, decltype(vectors)::value>(task, q, kv, mask, scratch.floats,
@@ -199,7 +219,7 @@ void WeighFew(const AttendTask& task, unsigned char* scratch_bytes) {
       float* s = ScoresOf(scratch.rows[r], 0);
       ExpWeights(task.weights.factor, ReferenceOf(task, task.row_begin + r, scratch.rows[r].lack),
                  in_use, s);
-      StoreWeights(task, task.row_begin + r, key, n, s);
+      StoreWeights(task, task.row_begin + r, 1, key, n, s);
     }
   }
 }

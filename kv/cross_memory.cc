@@ -34,8 +34,9 @@ Status CrossMemory::Create(const ConstTensorView& k, const ConstTensorView& v,
   std::shared_ptr<PackedKv> packed;
   status = PackedKv::Create(geometry, format, kernels, /*tail_rows=*/0, &packed);
   if (!status.ok()) return status;
-  internal::PackTensors(kernels, packed->heads(), k, v,
-                        {static_cast<size_t>(k.batch), k.length, nullptr, nullptr}, parallel);
+  const size_t batch = static_cast<size_t>(k.batch);
+  internal::PackTensors(kernels, packed->heads(), {0, batch * static_cast<size_t>(k.heads)}, k, v,
+                        {batch, k.length, nullptr, nullptr}, parallel);
   memory->packed_ = std::move(packed);
   return Status();
 }

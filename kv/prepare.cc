@@ -35,10 +35,10 @@ SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_hea
   return {first, view.length_stride, scale.length_stride};
 }
 
-void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
+void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads, const HeadRange& range,
                  const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
                  const ParallelFor& parallel) {
-  const size_t num_heads = sequences.num_sequences * heads.num_kv_heads;
+  const size_t num_heads = range.end - range.begin;
   const LayoutId layout = heads.shape.layout;
   const bool keeps_k = HasPlainI8K(layout) && k.dtype == DType::kI8 && k.scale.dim_stride == 0;
   const bool keeps_v = HasQuantizedV(layout) && v.dtype == DType::kI8 && v.scale.length_stride == 0;
@@ -58,7 +58,8 @@ void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
   };
 
   if (kernels.center != nullptr) {
-    ForEachTask(parallel, num_heads, [&](size_t head, size_t) {
+    ForEachTask(parallel, num_heads, [&](size_t index, size_t) {
+      const size_t head = range.begin + index;
       const size_t num_keys = sequences.at(head / heads.num_kv_heads).count;
       PackScratch scratch;
       if (num_keys > 0) kernels.center(task_for(head, 0, num_keys), scratch.bytes);
@@ -66,7 +67,7 @@ void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
   }
   const size_t tasks_per_head = (sequences.longest() + kTaskKeys - 1) / kTaskKeys;
   ForEachTask(parallel, num_heads * tasks_per_head, [&](size_t index, size_t) {
-    const size_t head = index / tasks_per_head;
+    const size_t head = range.begin + index / tasks_per_head;
     const size_t num_keys = sequences.at(head / heads.num_kv_heads).count;
     PackScratch scratch;
     const size_t begin = index % tasks_per_head * kTaskKeys;

@@ -18,9 +18,16 @@ ScaleView HeadScales(const ConstTensorView& view, size_t batch, size_t head);
 // Row 0 of one (batch, kv head) of k or v.
 SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head);
 
-// Fills `heads` from the sequences of k and v, which were validated against it. Two passes for
-// int8, whose centres need all keys before the first can be quantised.
-void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads,
+// Packed heads [begin, end), counted through the sequences: those of the first, those of the
+// second.
+struct HeadRange {
+  size_t begin;
+  size_t end;
+};
+
+// Fills these of `heads` from the sequences of k and v, which were validated against it. Two passes
+// for int8, whose centres need all keys before the first can be quantised.
+void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads, const HeadRange& range,
                  const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
                  const ParallelFor& parallel);
 
