@@ -36,8 +36,6 @@ HWY_INLINE VF ScoreOf(VI32 sum, VF row_scale, VF k_scale) {
 // Where sums of Q·K begin: at 0 or, for what goes on in fixed point, at half of what a shift to
 // that would drop.
 enum class SumsBegin { kAtZero, kRounded };
-template <class Keys>
-constexpr SumsBegin kSumsOfWords = Keys::kQuantized ? SumsBegin::kRounded : SumsBegin::kAtZero;
 
 // Sums of the products of keys [key, key + kKeys) of the tile, counted from its beginning, with
 // kVectors vectors of rows from vector `first` on, of kQV.
@@ -75,10 +73,15 @@ HWY_INLINE void ForEachBlock(const TileMask& mask, const WholeBody& whole, const
   }
 }
 
-// Scores of such a block.
-template <class Keys, size_t kQV, SumsBegin kBegin, bool kMasked, size_t kKeys, size_t kVectors>
+// What becomes of the scores of such a block: they go on to be modified or weighed; or they are
+// what all rows see, and their maxima are kept; or what is hidden has to be hidden first.
+enum class ScoresAre { kRaw, kSeen, kMasked };
+template <class Keys, size_t kQV, ScoresAre kKind, size_t kKeys, size_t kVectors>
 HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, size_t key, size_t first, const TileScratch& scratch) {
+  // Raw scores are those of schemes with fixed point as well.
+  constexpr SumsBegin kBegin =
+      kKind == ScoresAre::kRaw && Keys::kQuantized ? SumsBegin::kRounded : SumsBegin::kAtZero;
   const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;
   typename Keys::Product::Acc acc[kKeys][kVectors];
   SumScores<Keys, kQV, kBegin>(q, kv, num_steps, key, first, acc);
@@ -95,11 +98,11 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& 
         acc[n][v] = hn::Sub(acc[n][v], hn::Set(di32, q.rounding));
       }
       VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Keys>(kv, key + n));
-      if constexpr (kMasked) s = Hide<kQV>(s, mask, key + n, first + v);
-      tile_m = hn::Max(tile_m, s);
+      if constexpr (kKind == ScoresAre::kMasked) s = Hide<kQV>(s, mask, key + n, first + v);
+      if constexpr (kKind != ScoresAre::kRaw) tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, s_out + n * kQV * kLanes + row);
     }
-    hn::Store(tile_m, df, scratch.tile_m + row);
+    if constexpr (kKind != ScoresAre::kRaw) hn::Store(tile_m, df, scratch.tile_m + row);
   }
 }
 
@@ -107,16 +110,16 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& 
 template <class Keys, size_t kQV>
 HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, const TileScratch& scratch) {
-  constexpr SumsBegin kBegin = SumsBegin::kAtZero;
   for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
   ForEachBlock<Keys::kStep, kQV>(
       mask,
       [&](size_t key) HWY_ATTR {
-        ScoreStep<Keys, kQV, kBegin, false, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0,
-                                                              scratch);
+        ScoreStep<Keys, kQV, ScoresAre::kSeen, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0,
+                                                                 scratch);
       },
       [&](size_t key, size_t v) HWY_ATTR {
-        ScoreStep<Keys, kQV, kBegin, true, kMaskAlign, 1>(q, kv, mask, head_dim, key, v, scratch);
+        ScoreStep<Keys, kQV, ScoresAre::kMasked, kMaskAlign, 1>(q, kv, mask, head_dim, key, v,
+                                                                scratch);
       });
 }
 
@@ -139,15 +142,13 @@ HWY_NOINLINE void ModifyTile(Mods mods, const TileMask& mask, const TileScratch&
   }
 }
 
-// The same where scores go on to be modified, or are not what a task's time is made of: one copy
-// for all callers. Nothing is hidden yet, and maxima are those of all scores.
+// Raw scores of what any vector of rows sees, to its padded end. One copy for all callers: here
+// they go on to be modified, or are not what a task's time is made of.
 template <class Keys, size_t kQV>
 HWY_NOINLINE void ScoreAll(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                            size_t head_dim, const TileScratch& scratch) {
-  for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
   for (size_t key = mask.any.first; key < mask.any.padded_end(); key += Keys::kStep) {
-    ScoreStep<Keys, kQV, kSumsOfWords<Keys>, false, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0,
-                                                                      scratch);
+    ScoreStep<Keys, kQV, ScoresAre::kRaw, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0, scratch);
   }
 }
 
@@ -170,14 +171,11 @@ HWY_INLINE void WithScores(const AttendTask& task, const QueryTile& q, const KvT
   WithScoreMods(task, q, capped, BiasOfTile(task, q, kv.key_begin, biases), body);
 }
 
-// Scores with all modifications of the task, if it has any.
+// Scores with all modifications of the task, if it has any, and their maxima; what is hidden is.
 template <class Keys, size_t kQV>
 HWY_NOINLINE void ScoreModifiedTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                     const TileMask& mask, const TileScratch& scratch,
                                     const BiasScratch& biases) {
-  if (!ModifiesScores(task) && AllSeeAll(mask, kMaskAlign)) {
-    return ScoreAll<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
-  }
   WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases,
                         [&](const auto& mods) HWY_ATTR { ModifyTile<kQV>(mods, mask, scratch); });
 }

@@ -83,6 +83,55 @@ class Softcap {
   VF inverse_;
 };
 
+// The magnitudes of kLanes distances from d on, which may not fit 32 bits.
+HWY_INLINE VF DistancesFrom(int64_t d) {
+  constexpr int64_t kExact = int64_t{1} << 31;
+  if (HWY_LIKELY(-kExact < d && d + static_cast<int64_t>(kLanes) < kExact)) {
+    return hn::ConvertTo(df, hn::Abs(hn::Iota(di32, static_cast<int32_t>(d))));
+  }
+  HWY_ALIGN float distances[kLanes];
+  for (size_t i = 0; i < kLanes; ++i) {
+    const int64_t at = d + static_cast<int64_t>(i);
+    distances[i] = static_cast<float>(at < 0 ? -at : at);
+  }
+  return hn::Load(df, distances);
+}
+
+// Adds the biases by distance of head `head` of the group for n <= kKvTile keys, of which the first
+// is at distance `first`; see BiasAt, whose bits they are. `out` has room for whole vectors.
+HWY_INLINE void AddDistanceBias(const DistanceBias& bias, size_t head, int64_t first, size_t n,
+                                float* HWY_RESTRICT out) {
+  HWY_ALIGN float table[kKvTile] = {};
+  if (bias.table != nullptr) {
+    // Beyond max_distance all have the bucket that is there.
+    const int64_t max = bias.max_distance;
+    const auto place = [&](size_t i) HWY_ATTR {
+      const int64_t d = first + static_cast<int64_t>(i);
+      return static_cast<size_t>(d < -max ? 0 : d > max ? 2 * max : d + max);
+    };
+    for (size_t i = 0; i < n; i += kLanes) {
+      const size_t begin = place(i);
+      const size_t last = place(i + kLanes - 1);
+      if (HWY_LIKELY(begin == last)) {
+        const float at_end = bias.table[bias.bucket[begin] * bias.table_stride + head];
+        hn::Store(hn::Set(df, at_end * kLog2E), df, table + i);
+        continue;
+      }
+      for (size_t j = i; j < i + kLanes; ++j) {
+        table[j] = bias.table[bias.bucket[place(j)] * bias.table_stride + head] * kLog2E;
+      }
+    }
+  }
+  const VF slope = hn::Set(df, bias.slopes != nullptr ? bias.slopes[head] * kLog2E : 0.0f);
+  for (size_t i = 0; i < n; i += kLanes) {
+    VF sum = hn::Load(df, table + i);
+    if (bias.slopes != nullptr) {
+      sum = hn::Sub(sum, hn::Mul(slope, DistancesFrom(first + static_cast<int64_t>(i))));
+    }
+    hn::Store(hn::Add(hn::Load(df, out + i), sum), df, out + i);
+  }
+}
+
 // Biases of row r for keys [key, key + n), n <= kKvTile, in octaves: those of the caller's tensor
 // and, if asked for, those by distance. `out` has room for RoundUp(n, 16).
 HWY_NOINLINE void BiasesOfRow(const AttendTask& task, size_t r, size_t key, size_t n,
@@ -101,9 +150,7 @@ HWY_NOINLINE void BiasesOfRow(const AttendTask& task, size_t r, size_t key, size
   const RowIndex index = IndexOf(r, task.q.beams, task.q.group);
   const int64_t distance =
       static_cast<int64_t>(key) - task.q_start - static_cast<int64_t>(index.query);
-  for (size_t i = 0; i < n; ++i) {
-    out[i] += BiasAt(task.distance_bias, index.head, distance + static_cast<int64_t>(i));
-  }
+  AddDistanceBias(task.distance_bias, index.head, distance, n, out);
 }
 
 // Scratch of the biases of one pair of tiles.
@@ -157,9 +204,8 @@ HWY_INLINE TileBias BiasOfTile(const AttendTask& task, const QueryTile& q, size_
   }
   const VF slope = hn::Set(df, -bias.slopes[0] * kLog2E);
   for (size_t i = 0; i < places; i += kLanes) {
-    const int32_t distance = static_cast<int32_t>(farthest - static_cast<int64_t>(i));
-    const VI32 distances = hn::Sub(hn::Set(di32, distance), hn::Iota(di32, 0));
-    VF sum = hn::Mul(slope, hn::ConvertTo(df, hn::Abs(distances)));
+    // Places count down, and so do distances: their negatives count up.
+    VF sum = hn::Mul(slope, DistancesFrom(static_cast<int64_t>(i) - farthest));
     if (table != nullptr) sum = hn::Add(hn::LoadU(df, table + i), sum);
     hn::Store(sum, df, scratch.distances + i);
   }

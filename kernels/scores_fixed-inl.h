@@ -341,34 +341,47 @@ class SoftcapWords {
   explicit SoftcapWords(float cap) {
     const float units = cap * float{kFractions};
     limit_ = hn::Set(di16, static_cast<int16_t>(units));
-    // s / cap is a product with a fraction of 2^shift s, which is less than 2^15, doubled.
-    int shift = 0;
-    while (shift < 14 && units * static_cast<float>(2 << shift) < 32768.0f) ++shift;
-    gain_ = hn::Set(di16, static_cast<int16_t>(1 << shift));
-    const float fraction = 16384.0f * 32768.0f / (units * static_cast<float>(1 << shift));
-    factor_ = hn::Set(di16, static_cast<int16_t>(fraction < 32767.0f ? fraction : 32767.0f));
+    // As a fraction of 2^15 s / cap is a whole multiple of s but for a ratio of less than two,
+    // which the coefficients make good.
+    const int multiple = static_cast<int>(32767.0f / (units < 1.0f ? 1.0f : units));
+    const float ratio = 32768.0f / (units * static_cast<float>(multiple));
+    const float square = ratio * ratio;
+    fits_ = units >= 1.0f && kC1 * square < 1.0f;
+    if (!fits_) return;
+    multiple_ = hn::Set(di16, static_cast<int16_t>(multiple));
+    c1_ = Q15(kC1 * square);
+    c2_ = Q15(kC2 * square * square);
+    c3_ = Q15(kC3 * square * square * square);
   }
 
+  // False for caps below a unit, and for some above 2^14 of them, whose ratio is nearly two.
+  HWY_INLINE bool fits() const { return fits_; }
   HWY_INLINE VI16 limit() const { return limit_; }
 
   HWY_INLINE VI16 operator()(VI16 s) const {
-    const VI16 half = hn::MulFixedPoint15(hn::Mul(s, gain_), factor_);
-    const VI16 x = hn::SaturatedAdd(half, half);
+    const VI16 x = hn::Mul(s, multiple_);
     const VI16 u = hn::MulFixedPoint15(x, x);
-    // 1 - tanh(x) / x in x^2, minimax (8e-5 with p(0) = 0) below the cap.
-    VI16 p = hn::Sub(Q15(0.118781004f), hn::MulFixedPoint15(u, Q15(0.0265530315f)));
-    p = hn::Sub(Q15(0.330609576f), hn::MulFixedPoint15(u, p));
+    VI16 p = hn::Sub(c2_, hn::MulFixedPoint15(u, c3_));
+    p = hn::Sub(c1_, hn::MulFixedPoint15(u, p));
     return hn::Sub(s, hn::MulFixedPoint15(s, hn::MulFixedPoint15(u, p)));
   }
 
  private:
+  // 1 - tanh(x) / x in x^2, minimax (8e-5 with p(0) = 0) below the cap.
+  static constexpr float kC1 = 0.330609576f;
+  static constexpr float kC2 = 0.118781004f;
+  static constexpr float kC3 = 0.0265530315f;
+
   static HWY_INLINE VI16 Q15(float x) {
     return hn::Set(di16, static_cast<int16_t>(x * 32768.0f + 0.5f));
   }
 
+  bool fits_;
   VI16 limit_;
-  VI16 gain_;
-  VI16 factor_;
+  VI16 multiple_ = hn::Zero(di16);
+  VI16 c1_ = hn::Zero(di16);
+  VI16 c2_ = hn::Zero(di16);
+  VI16 c3_ = hn::Zero(di16);
 };
 
 // Biases by distance as words: of two keys in a lane, relative to a middle.
@@ -519,6 +532,8 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
   const size_t head_dim = task.head.shape.head_dim;
   const float cap = task.softcap_log2e;
   if (HasBiasByRow(task) || cap > kMaxModified) return all_wide();
+  const SoftcapWords softcap(cap != 0.0f ? cap : 1.0f);
+  if (!softcap.fits()) return all_wide();
   const WordBias bias =
       TileWords(task, BiasOfTile(task, q, kv.key_begin, biases), kQV * kLanes, scratch,
                 reinterpret_cast<int32_t*>(floats.s));  // scores in f32 come later, if at all
@@ -533,7 +548,6 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
     hn::Store(hn::VecFromMask(di32, hn::RebindMask(di32, wide)), di32, scratch.wide + v * kLanes);
   }
   ScoreAllWords<Keys, kQV, false>(q, kv, keys, mask, head_dim, scratch);
-  const SoftcapWords softcap(cap != 0.0f ? cap : 1.0f);
   if (bias.by_place == nullptr && cap != 0.0f) {
     ModifyWords<kQV, true, false>(q, softcap, bias, mask, scratch);
   } else if (bias.by_place == nullptr) {

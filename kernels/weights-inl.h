@@ -163,9 +163,13 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
       const TileMask& mask = queries.masks[t];
       PrefetchWeights(task, q, key, n);
       WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
+        constexpr size_t kQV = decltype(vectors)::value;
         if (mask.any.end == 0) return;
-        ScoreModifiedTile<Keys, decltype(vectors)::value>(task, q, kv, mask, scratch.floats,
-                                                          scratch.biases);
+        if (!ModifiesScores(task) && AllSeeAll(mask, kMaskAlign)) {
+          ScoreAll<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch.floats);
+        } else {
+          ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
+        }
       });
       WeighScores(task, q, mask, key, n, scratch.floats.s, scratch.biases.rows);
     }
