@@ -22,25 +22,24 @@ HWY_INLINE uint32_t BitsBelow(size_t n) {
 // What is left of keys below `limit`, counted from `begin` on.
 HWY_INLINE size_t KeysFrom(size_t begin, size_t limit) { return limit > begin ? limit - begin : 0; }
 
-// Sets the bits of elements [0, n) that are not 0, n <= kKvTile.
+// The bits of elements [0, n) that are not 0, n <= kKvTile. In place: a copy would be read before
+// what it is made of has left the store buffer.
 HWY_INLINE void BitsOfBytes(const uint8_t* HWY_RESTRICT bytes, size_t n, RowMask& mask) {
   constexpr size_t kBytes = hn::MaxLanes(DU8());
-  HWY_ALIGN uint8_t bits[kKvTile / 8 + 8] = {};
+  uint8_t* bits = reinterpret_cast<uint8_t*>(mask.words);
   for (size_t i = 0; i < n; i += kBytes) {
     const VU8 x = i + kBytes <= n ? hn::LoadU(du8, bytes + i) : hn::LoadN(du8, bytes + i, n - i);
     hn::StoreMaskBits(du8, hn::Ne(x, hn::Zero(du8)), bits + i / 8);
   }
-  __builtin_memcpy(mask.words, bits, sizeof(mask.words));
 }
 
 // What one mask says of keys [key, key + n) for a row.
-HWY_INLINE RowMask BitsOfMask(const MaskRows& rows, const RowIndex& index, size_t key, size_t n) {
-  RowMask mask = {};
+HWY_INLINE void BitsOfMask(const MaskRows& rows, const RowIndex& index, size_t key, size_t n,
+                           RowMask& mask) {
   const uint8_t* from = MaskOf(rows, index, key);
-  if (rows.kv_block == 1 && rows.key_stride == 1) {
-    BitsOfBytes(from, n, mask);
-    return mask;
-  }
+  HWY_UNROLL(4)
+  for (size_t w = 0; w < kMaskWords; ++w) mask.words[w] = 0;
+  if (rows.kv_block == 1 && rows.key_stride == 1) return BitsOfBytes(from, n, mask);
   for (size_t i = 0; i < n;) {
     const size_t end = MinOf(n, i + rows.kv_block - (key + i) % rows.kv_block);
     if (*MaskOf(rows, index, key + i) != 0) {
@@ -48,7 +47,6 @@ HWY_INLINE RowMask BitsOfMask(const MaskRows& rows, const RowIndex& index, size_
     }
     i = end;
   }
-  return mask;
 }
 
 // Keys [begin, limit) and those of the prefix, of n from `first` on: bits of one word.
@@ -71,8 +69,9 @@ class MaskReader {
       const MaskRows& rows = task_.masks[i];
       if (rows.data == nullptr) continue;
       const uint8_t* from = MaskOf(rows, index, key_);
-      if (from != from_[i]) bits_[i] = BitsOfMask(rows, index, key_, n_);
+      if (from != from_[i]) BitsOfMask(rows, index, key_, n_, bits_[i]);
       from_[i] = from;
+      HWY_UNROLL(4)
       for (size_t w = 0; w < kMaskWords; ++w) mask.words[w] &= bits_[i].words[w];
     }
   }
@@ -162,11 +161,13 @@ HWY_NOINLINE void ApplyMasks(const AttendTask& task, const QueryTile& q, size_t 
   RowMask mask = {};
   for (size_t r = 0; r < rows; ++r) {
     if (r < q.num_rows) {
+      HWY_UNROLL(4)
       for (size_t w = 0; w < kMaskWords; ++w) {
         mask.words[w] = static_cast<uint32_t>(q.mask[w * rows + r]);
       }
       reader.Apply(q.first_row + r, mask);
     }
+    HWY_UNROLL(4)
     for (size_t w = 0; w < kMaskWords; ++w) {
       common.all[w] &= mask.words[w];
       common.any[r / kLanes][w] |= mask.words[w];
@@ -230,16 +231,15 @@ HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_
 }
 
 // The same of the tile's keys from `part` on, a multiple of kMaskBits, of which there are n.
-template <size_t kQV>
-HWY_INLINE TileMask MaskFrom(const TileMask& mask, size_t part, size_t n) {
+HWY_NOINLINE TileMask MaskFrom(const TileMask& mask, size_t num_vectors, size_t part, size_t n) {
   TileMask rest = {};
-  rest.words = mask.words + part / kMaskBits * kQV * kLanes;
-  for (size_t v = 0; v < kQV; ++v) {
+  rest.words = mask.words + part / kMaskBits * num_vectors * kLanes;
+  for (size_t v = 0; v < num_vectors; ++v) {
     const KeySpan span = {KeysFrom(part, mask.seen[v].first),
                           MinOf(KeysFrom(part, mask.seen[v].end), n)};
     if (span.first < span.end) rest.seen[v] = span;
   }
-  JoinSpans(kQV, rest);
+  JoinSpans(num_vectors, rest);
   for (size_t w = part / kMaskBits; w < kMaskWords; ++w) {
     rest.all[w - part / kMaskBits] = mask.all[w];
   }
@@ -258,9 +258,9 @@ HWY_INLINE bool AllSeeAll(const TileMask& mask, size_t depth) {
   }
   return true;
 }
-// True if vector v of the rows sees some of keys [key, key + kMaskAlign).
-HWY_INLINE bool SeesSome(const TileMask& mask, size_t key, size_t v) {
-  return mask.seen[v].first <= key && key < mask.seen[v].end;
+// True if `span` has some of keys [key, key + kMaskAlign).
+HWY_INLINE bool HasSome(const KeySpan& span, size_t key) {
+  return span.first <= key && key < span.end;
 }
 
 // Lanes of vector v of the rows that see key `key` of the tile.

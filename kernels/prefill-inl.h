@@ -193,7 +193,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
   const size_t channels = PaddedVHeadDim(task.head.shape);
   if constexpr (Values::kQuantized) {
     for (size_t part = 0; part < mask.any.end; part += Values::kPTileKeys) {
-      const TileMask seen = MaskFrom<kQV>(mask, part, Values::kPTileKeys);
+      const TileMask seen = MaskFrom(mask, kQV, part, Values::kPTileKeys);
       if (seen.any.end == 0) continue;
       const KvTile part_kv = TileFrom(kv, part);
       ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,

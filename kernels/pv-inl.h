@@ -49,12 +49,11 @@ struct ValueSpans {
   KeySpan before[kMaxQueryVectors];
   KeySpan after[kMaxQueryVectors];
 };
-template <class Values, size_t kQV>
-HWY_INLINE ValueSpans SpansOfValues(const TileMask& mask) {
+HWY_NOINLINE ValueSpans SpansOfValues(const TileMask& mask, size_t num_vectors, size_t depth) {
   ValueSpans spans = {};
-  spans.common = {mask.common.first, RoundUp(mask.common.end, kDepthOf<Values>)};
-  for (size_t v = 0; v < kQV; ++v) {
-    const KeySpan seen = {mask.seen[v].first, RoundUp(mask.seen[v].end, kDepthOf<Values>)};
+  spans.common = {mask.common.first, RoundUp(mask.common.end, depth)};
+  for (size_t v = 0; v < num_vectors; ++v) {
+    const KeySpan seen = {mask.seen[v].first, RoundUp(mask.seen[v].end, depth)};
     spans.before[v] = {seen.first, MinOf(seen.end, spans.common.first)};
     spans.after[v] = {MaxOf(seen.first, spans.common.end), seen.end};
     spans.has_others |=
@@ -175,7 +174,7 @@ HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, const TileM
   if (HWY_UNLIKELY(kv.v_special && !AllSeeAll(mask, kDepthOf<Values>))) {
     return AccumulateVisible<Values, kQV>(q, kv, mask, padded_channels, scratch);
   }
-  const ValueSpans spans = SpansOfValues<Values, kQV>(mask);
+  const ValueSpans spans = SpansOfValues(mask, kQV, kDepthOf<Values>);
   for (size_t channel = 0; channel < padded_channels; channel += kStep) {
     AccumulateStep<Values, kStep, kQV>(q, kv, spans, padded_channels, channel, scratch);
   }
@@ -184,7 +183,7 @@ HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, const TileM
 template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateTileFixed(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                     size_t padded_channels, const FixedScratch& scratch) {
-  const ValueSpans spans = SpansOfValues<Values, kQV>(mask);
+  const ValueSpans spans = SpansOfValues(mask, kQV, kDepthOf<Values>);
   for (size_t channel = 0; channel < padded_channels; channel += kStep) {
     AccumulateStepFixed<Values, kStep, kQV>(q, kv, spans, padded_channels, channel, scratch);
   }

@@ -57,18 +57,27 @@ HWY_INLINE void SumScores(const QueryTile& q, const KvTile& kv, size_t num_steps
       kQV * kVectorBytes, num_steps, acc);
 }
 
-// Calls whole(key) for each kStep keys that all rows of the tile see, and part(key, v) for each
-// kMaskAlign others and each vector that sees any of them: whole register blocks, and single
-// vectors, of which most tiles have none.
-template <size_t kStep, size_t kQV, class WholeBody, class PartBody>
-HWY_INLINE void ForEachBlock(const TileMask& mask, const WholeBody& whole, const PartBody& part) {
+// Goes through the keys of a tile by blocks of them and of vectors of rows. whole(key): kStep keys
+// that all rows see, and all kQV vectors. part(key): the same where all vectors see some of them.
+// The rest, vector by vector, is alone(key, v): kMaskAlign keys of which vector v sees some. Tiles
+// with fewer than Keys::kQueryVectors vectors are rare: they do without the second.
+template <class Keys, size_t kQV, class WholeBody, class PartBody, class AloneBody>
+HWY_INLINE void ForEachBlock(const TileMask& mask, const WholeBody& whole,
+                             [[maybe_unused]] const PartBody& part, const AloneBody& alone) {
+  constexpr size_t kStep = Keys::kStep;
   for (size_t key = mask.any.first; key < mask.any.end; key += kMaskAlign) {
     if (AllSee(mask, key, kMaskAlign)) {
       for (size_t i = 0; i < kMaskAlign; i += kStep) whole(key + i);
-    } else {
-      for (size_t v = 0; v < kQV; ++v) {
-        if (SeesSome(mask, key, v)) part(key, v);
+      continue;
+    }
+    if constexpr (kQV == Keys::kQueryVectors) {
+      if (HasSome(mask.common, key)) {
+        for (size_t i = 0; i < kMaskAlign; i += kStep) part(key + i);
+        continue;
       }
+    }
+    for (size_t v = 0; v < kQV; ++v) {
+      if (HasSome(mask.seen[v], key)) alone(key, v);
     }
   }
 }
@@ -111,11 +120,15 @@ template <class Keys, size_t kQV>
 HWY_INLINE void ScoreTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, const TileScratch& scratch) {
   for (size_t v = 0; v < kQV; ++v) hn::Store(NegInf(), df, scratch.tile_m + v * kLanes);
-  ForEachBlock<Keys::kStep, kQV>(
+  ForEachBlock<Keys, kQV>(
       mask,
       [&](size_t key) HWY_ATTR {
         ScoreStep<Keys, kQV, ScoresAre::kSeen, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0,
                                                                  scratch);
+      },
+      [&](size_t key) HWY_ATTR {
+        ScoreStep<Keys, kQV, ScoresAre::kMasked, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0,
+                                                                   scratch);
       },
       [&](size_t key, size_t v) HWY_ATTR {
         ScoreStep<Keys, kQV, ScoresAre::kMasked, kMaskAlign, 1>(q, kv, mask, head_dim, key, v,

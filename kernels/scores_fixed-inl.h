@@ -235,10 +235,16 @@ HWY_NOINLINE void ScoreAllWords(const QueryTile& q, const KvTile& kv, const KeyF
   if constexpr (kSteep) {
     for (size_t key = mask.any.first; key < mask.any.padded_end(); key += Keys::kStep) whole(key);
   } else {
-    ForEachBlock<Keys::kStep, kQV>(mask, whole, [&](size_t key, size_t v) HWY_ATTR {
-      ScoreWords<Keys, kQV, true, false, kMaskAlign, 1>(q, kv, keys, mask, num_steps, shift, key, v,
-                                                        scratch);
-    });
+    ForEachBlock<Keys, kQV>(
+        mask, whole,
+        [&](size_t key) HWY_ATTR {
+          ScoreWords<Keys, kQV, true, false, Keys::kStep, kQV>(q, kv, keys, mask, num_steps, shift,
+                                                               key, 0, scratch);
+        },
+        [&](size_t key, size_t v) HWY_ATTR {
+          ScoreWords<Keys, kQV, true, false, kMaskAlign, 1>(q, kv, keys, mask, num_steps, shift,
+                                                            key, v, scratch);
+        });
   }
 }
 

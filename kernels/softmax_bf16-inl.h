@@ -171,11 +171,15 @@ HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask&
     hn::Store(hn::Zero(df), df, scratch.sum + row);
   }
   const NativeP direct_p;
-  ForEachBlock<Keys::kStep, kQV>(
+  ForEachBlock<Keys, kQV>(
       mask,
       [&](size_t key) HWY_ATTR {
         DirectStep<Keys, kQV, false, kChecked, Keys::kStep, kQV>(q, kv, mask, num_steps, key, 0,
                                                                  direct_p, scratch);
+      },
+      [&](size_t key) HWY_ATTR {
+        DirectStep<Keys, kQV, true, kChecked, Keys::kStep, kQV>(q, kv, mask, num_steps, key, 0,
+                                                                direct_p, scratch);
       },
       [&](size_t key, size_t v) HWY_ATTR {
         DirectStep<Keys, kQV, true, kChecked, kMaskAlign, 1>(q, kv, mask, num_steps, key, v,

@@ -177,7 +177,7 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
 }
 
 // Scores of n keys of a row to weights; what follows is 0.
-HWY_INLINE void ExpWeights(float factor, float reference, size_t n, float* HWY_RESTRICT s) {
+HWY_NOINLINE void ExpWeights(float factor, float reference, size_t n, float* HWY_RESTRICT s) {
   const VI32 end = hn::Set(di32, static_cast<int32_t>(n));
   for (size_t i = 0; i < kKvTile; i += kLanes) {
     const auto in_use = hn::Lt(hn::Iota(di32, static_cast<int32_t>(i)), end);
