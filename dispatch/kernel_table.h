@@ -189,8 +189,14 @@ struct AttendTask {
   DistanceBias distance_bias;
   const float* sinks;  // [group]; null: none
 
-  WeightsTask weights;  // only for second passes, which read lse
+  // For second passes, which read lse. First passes that weigh on the way take `out`, if that is f32,
+  // each row's elements neighbours: their scores wait there for lse.
+  WeightsTask weights;
 };
+
+static inline bool WeighsOnTheWay(const AttendTask& task) {
+  return task.weights.out.data != nullptr;
+}
 
 // Rows of all tasks of the head together.
 static inline size_t NumRows(const AttendTask& task) {
@@ -284,6 +290,7 @@ struct PrecisionKernels {
   // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
   size_t (*scratch_bytes)(const PackedShape& shape);
   AttendFunction prefill;  // up to kTaskRows rows
+  bool prefill_weighs;     // and it can weigh them on the way
   AttendFunction decode;   // up to decode_rows rows
   size_t decode_rows;
   // Second passes over the same rows, by drivers of the same kind, with the same scratch.

@@ -168,6 +168,32 @@ AttendTask TaskOf(const Call& call, const Selection& rows) {
   return task;
 }
 
+// Where the weights of entry `listed` of weights.heads go, for the rows of a sequence.
+Rows WeightsRowsOf(const Call& call, size_t sequence, size_t listed) {
+  const TokenSpan span = call.queries.at(sequence);
+  return RowsOf(call.args.weights.out,
+                {span.batch * call.beams, span.begin, listed, call.beams, 1});
+}
+
+// The place of a head in weights.heads, or its end: whatever comes first, as a head may be listed
+// twice.
+size_t FindListed(const WeightsOutput& weights, size_t head) {
+  if (weights.heads == nullptr) return head;
+  const int32_t* end = weights.heads + weights.num_heads;
+  return static_cast<size_t>(std::find(weights.heads, end, static_cast<int32_t>(head)) -
+                             weights.heads);
+}
+
+// True if prefill leaves the weights of a sequence's queries on the way.
+bool WeighsOnTheWay(const Call& call, size_t sequence) {
+  const WeightsOutput& weights = call.args.weights;
+  const size_t num_rows = call.queries.at(sequence).count * call.beams * call.group;
+  return weights.out.data != nullptr && call.plan.kernels->prefill_weighs &&
+         num_rows > call.plan.kernels->decode_rows && call.group == 1 && !weights.average_heads &&
+         weights.queries == nullptr && weights.out.dtype == DType::kF32 &&
+         weights.out.dim_stride == int64_t{sizeof(float)};
+}
+
 // Rows of the packed heads in `range`.
 void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
             const ParallelFor& parallel) {
@@ -187,6 +213,13 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
                 AttendTask task = TaskOf(call, rows);
                 task.row_begin = row_begin;
                 task.row_end = std::min(row_begin + kTaskRows, num_rows);
+                if (WeighsOnTheWay(call, sequence)) {
+                  const size_t listed = FindListed(call.args.weights, kv_head);
+                  if (listed < static_cast<size_t>(call.args.weights.out.heads)) {
+                    task.weights.out = WeightsRowsOf(call, sequence, listed);
+                    task.weights.num_keys = static_cast<size_t>(call.args.weights.out.dim);
+                  }
+                }
                 const bool few = num_rows <= call.plan.kernels->decode_rows;
                 const auto attend = few ? call.plan.kernels->decode : call.plan.kernels->prefill;
                 attend(task, scratch + worker * call.plan.scratch_bytes);
@@ -278,10 +311,9 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
           const size_t listed = index % tasks_per_chunk + i;
           const size_t head =
               weights.heads != nullptr ? static_cast<size_t>(weights.heads[listed]) : listed;
+          if (WeighsOnTheWay(call, sequence) && FindListed(weights, head) == listed) continue;
           AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1});
-          const size_t out_head = weights.average_heads ? 0 : listed;
-          task.weights.out =
-              RowsOf(weights.out, {span.batch * call.beams, span.begin, out_head, call.beams, 1});
+          task.weights.out = WeightsRowsOf(call, sequence, weights.average_heads ? 0 : listed);
           task.weights.num_keys = static_cast<size_t>(weights.out.dim);
           task.weights.adds = i > 0;
           task.weights.factor = weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;

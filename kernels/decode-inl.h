@@ -252,7 +252,7 @@ HWY_NOINLINE void DecodeTileScores(const DecodeRow* rows, const KvTile& kv, size
 
 // Masks of a row's scores of keys [key, key + n), which are followed by what has no key, up to
 // num_scores; n and num_scores are at most kKvTile. What is hidden becomes -inf.
-HWY_NOINLINE void HideScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
+HWY_NOINLINE void HideRowScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
                              size_t num_scores, float* HWY_RESTRICT s) {
   const RowMask mask = MaskOfRow(task, row.index, row.range, key, n);
   HWY_ALIGN uint8_t bits[kKvTile / 8 + 8] = {};  // a mask of lanes is loaded as eight bytes
@@ -271,7 +271,7 @@ HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_
   if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
   const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
   if (HWY_LIKELY(!HasMasks(task) && SeesAll(task, bounds, key, key + num_scores))) return;
-  HideScores(task, row, key, n, num_scores, s);
+  HideRowScores(task, row, key, n, num_scores, s);
 }
 
 // Finished scores of num_rows rows, up to kRowBlock, of n keys from `begin` on, which are tile t of

@@ -22,6 +22,7 @@
 #include "kernels/scratch-inl.h"
 #include "kernels/softmax_bf16-inl.h"
 #include "kernels/store_output-inl.h"
+#include "kernels/store_weights-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -182,6 +183,17 @@ HWY_INLINE bool LookAtTiles(const AttendTask& task, size_t key, size_t n,
   return is_seen;
 }
 
+// Hidden scores of keys from `done` to `key`, which nobody looked at, and of the n keys there where a
+// tile sees none of them.
+template <class Keys>
+HWY_NOINLINE void HideScores(const AttendTask& task, const QueryTiles<Keys>& queries, size_t done,
+                             size_t key, size_t n) {
+  for (size_t t = 0; t < queries.count; ++t) {
+    StoreHidden(task, queries.tiles[t], done, key);
+    if (queries.masks[t].any.end == 0) StoreHidden(task, queries.tiles[t], key, key + n);
+  }
+}
+
 // One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector
 // at a time costs 10 % of a causal prefill of 2048.
 template <class AnyScheme, size_t kQV>
@@ -210,6 +222,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
       } else {
         ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
       }
+      StoreScores(task, q, mask, kv.key_begin, scratch.floats, scratch.biases);
       SoftmaxTile<kQV>(q, mask, scratch.floats);
     }
     AccumulateTile<Values, kStep, kQV>(q, kv, mask, channels, scratch.floats);
@@ -249,10 +262,16 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   const size_t warm =
       WarmKeys(task, WidensK<Keys>(shape.layout) || WidensV<Values>(shape.layout), visible);
   const size_t window_begin = queries.tiles[0].min_begin / kKvTile * kKvTile;
+  size_t done = 0;
   for (size_t key = 0; key < visible; key += kKvTile) {
     if (key >= task.prefix_len) key = MaxOf(key, window_begin);  // nobody sees what is in between
     const size_t tile_keys = MinOf(kKvTile, visible - key);
-    if (!LookAtTiles(task, key, tile_keys, queries)) continue;
+    const bool is_seen = LookAtTiles(task, key, tile_keys, queries);
+    if constexpr (!Values::kQuantized) {
+      if (HWY_UNLIKELY(WeighsOnTheWay(task))) HideScores(task, queries, done, key, tile_keys);
+      done = key + tile_keys;
+    }
+    if (!is_seen) continue;
     const KvTile kv = LoadKvTile<AnyScheme>(task.head, key, tile_keys, scratch.wide);
     if constexpr (Values::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
     const size_t next_end = key + 2 * kKvTile;
@@ -272,6 +291,13 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   const float* v_center = VCenter(task);
   for (size_t t = 0; t < queries.count; ++t) {
     StoreOutput(task, queries.tiles[t], v_center, queries.rows);
+  }
+  if constexpr (!Values::kQuantized) {
+    if (HWY_LIKELY(!WeighsOnTheWay(task))) return;
+    for (size_t t = 0; t < queries.count; ++t) {
+      StoreHidden(task, queries.tiles[t], done, task.weights.num_keys);
+      WeighStored(task, queries.tiles[t]);
+    }
   }
 }
 

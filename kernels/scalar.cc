@@ -547,6 +547,7 @@ constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackF
           false,
           &ScratchBytes,
           &Attend<Keys, Values>,
+          false,
           &Attend<Keys, Values>,
           kTaskRows,
           &Weigh<Keys>,

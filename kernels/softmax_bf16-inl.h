@@ -22,6 +22,7 @@
 #include "kernels/online_softmax-inl.h"
 #include "kernels/qk-inl.h"
 #include "kernels/schemes-inl.h"
+#include "kernels/store_weights-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -279,8 +280,13 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
                             const TileMask& mask, const TileScratch& scratch,
                             const BiasScratch& biases) {
   const size_t head_dim = task.head.shape.head_dim;
-  const bool modifies = ModifiesScores(task);
-  if (HWY_UNLIKELY(modifies)) {
+  const bool weighs = WeighsOnTheWay(task);
+  const bool modifies = weighs || ModifiesScores(task);
+  if (HWY_UNLIKELY(weighs)) {
+    ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch, biases);
+    StoreScores(task, q, mask, kv.key_begin, scratch, biases);
+    DirectFromScores<kQV, true>(q, mask, ScoreMods<false, false>(task, q, {nullptr}), scratch);
+  } else if (HWY_UNLIKELY(modifies)) {
     WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
       DirectFromScores<kQV, true>(q, mask, mods, scratch);
     });

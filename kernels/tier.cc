@@ -68,6 +68,7 @@ constexpr PrecisionKernels KernelsOf() {
             kHasBF16P<typename AnyForm::Values>,
             &ScratchBytes<AnyForm>,
             &Prefill<OfPrefill>,
+            !AnyForm::Values::kQuantized,
             &Decode<AnyForm>,
             kDecodeRows,
             &WeighMany<typename OfPrefill::Keys>,

@@ -10,63 +10,11 @@
 
 #include "kernels/decode-inl.h"
 #include "kernels/prefill-inl.h"
+#include "kernels/store_weights-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
-
-// A row's lse in octaves, less what its scores lack, or any number for a row that sees nothing:
-// 2^-inf is 0 all the same.
-HWY_INLINE float ReferenceOf(const AttendTask& task, size_t r, float lack) {
-  float lse;
-  CopyElement<float>(RowAt(task.lse, r).data, &lse);
-  return lse == kNegInf ? 0.0f : lse * kLog2E - LackAtEnd(task, lack);
-}
-
-// The weight of a score. That of a hidden key is 0 in any row, also if the row's lse is NaN.
-HWY_INLINE VF WeightOf(VF s, VF reference) {
-  return hn::IfThenZeroElse(hn::Eq(s, NegInf()), Exp2(hn::Sub(s, reference)));
-}
-
-// Adds n elements to a row of f32.
-HWY_INLINE void AddToRow(const float* HWY_RESTRICT from, size_t n, const Row& row) {
-  size_t i = 0;
-  if (HWY_LIKELY(IsDense(row))) {
-    float* to = reinterpret_cast<float*>(row.data);
-    for (; i + kLanes <= n; i += kLanes) {
-      hn::StoreU(hn::Add(hn::LoadU(df, to + i), hn::Load(df, from + i)), df, to + i);
-    }
-  }
-  for (; i < n; ++i) {
-    unsigned char* at = row.data + static_cast<int64_t>(i) * row.dim_stride;
-    float sum;
-    CopyElement<float>(at, &sum);
-    sum += from[i];
-    CopyElement<float>(&sum, at);
-  }
-}
-
-// Weights of `count` rows from row r on, kKvTile apart, for n keys from `key` on, to where the task
-// wants them. `from` is vector-aligned.
-HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t count, size_t key, size_t n,
-                               const float* HWY_RESTRICT from) {
-  const WeightsTask& weights = task.weights;
-  if (weights.out.data != nullptr) {
-    Rows out = weights.out;
-    out.data += static_cast<int64_t>(key) * out.dim_stride;
-    const size_t first = r - weights.first_row;
-    if (weights.adds) {
-      for (size_t i = 0; i < count; ++i) AddToRow(from + i * kKvTile, n, RowAt(out, first + i));
-    } else {
-      StoreRows(from, kKvTile, count, n, out, first);
-    }
-  }
-  if (weights.mass.data != nullptr) {
-    Row row = weights.mass;
-    row.data += static_cast<int64_t>(key) * row.dim_stride;
-    for (size_t i = 0; i < count; ++i) AddToRow(from + i * kKvTile, n, row);
-  }
-}
 
 // Asks for the rows' places of keys [key, key + n) to write to: while their scores are computed
 // they come from memory, where no hardware prefetcher expects them.
@@ -78,36 +26,6 @@ HWY_INLINE void PrefetchWeights(const AttendTask& task, const QueryTile& q, size
     const unsigned char* begin = row.data + static_cast<int64_t>(key) * row.dim_stride;
     const unsigned char* end = begin + static_cast<int64_t>(n) * row.dim_stride;
     for (; begin < end; begin += kPackedAlignBytes) __builtin_prefetch(begin, 1);
-  }
-}
-
-// Where a task's weights are stored or summed, keys of weights begin with `key`: n of them, of
-// which the tile's scores are those that the mask shows. rows: [kLanes][kKvTile].
-HWY_NOINLINE void WeighScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
-                              size_t key, size_t n, const float* HWY_RESTRICT s,
-                              float* HWY_RESTRICT rows) {
-  const VF factor = hn::Set(df, task.weights.factor);
-  for (size_t v = 0; v < q.num_vectors; ++v) {
-    const VF reference = hn::Load(df, q.m + v * kLanes);
-    for (size_t begin = 0; begin < RoundUp(n, kLanes); begin += kLanes) {
-      VI32 x[kLanes];
-      HWY_UNROLL(16)
-      for (size_t i = 0; i < kLanes; ++i) {
-        const size_t at = begin + i;
-        VF p = hn::Zero(df);
-        if (mask.any.first <= at && at < mask.any.end) {
-          p = WeightOf(hn::Load(df, s + (at * q.num_vectors + v) * kLanes), reference);
-        }
-        x[i] = hn::BitCast(di32, hn::Mul(p, factor));
-      }
-      TransposeSquare(x);
-      HWY_UNROLL(16)
-      for (size_t r = 0; r < kLanes; ++r) {
-        hn::Store(hn::BitCast(df, x[r]), df, rows + r * kKvTile + begin);
-      }
-    }
-    const size_t count = MinOf(kLanes, q.num_rows - v * kLanes);
-    StoreWeights(task, q.first_row + v * kLanes, count, key, n, rows);
   }
 }
 
@@ -171,7 +89,7 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
           ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
         }
       });
-      WeighScores(task, q, mask, key, n, scratch.floats.s, scratch.biases.rows);
+      StoreTile(task, q, mask, TileOf::kWeights, key, n, scratch.floats.s, scratch.biases.rows);
     }
   }
 }
