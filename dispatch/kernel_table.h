@@ -189,8 +189,8 @@ struct AttendTask {
   DistanceBias distance_bias;
   const float* sinks;  // [group]; null: none
 
-  // For second passes, which read lse. First passes that weigh on the way take `out`, if that is f32,
-  // each row's elements neighbours: their scores wait there for lse.
+  // For second passes, which read lse. First passes that weigh on the way take `out`, if that is
+  // f32, each row's elements neighbours: their scores wait there for lse.
   WeightsTask weights;
 };
 

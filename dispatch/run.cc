@@ -227,16 +227,24 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
 }
 
 // K and V given as tensors are packed and read by turns: of so many bytes for each worker that its
-// second-level cache still holds them, and of one head at least.
+// second-level cache still holds them, and of a head for each worker at least.
 constexpr size_t kPackedBytesAtOnce = size_t{512} << 10;
 
 void PackAndAttend(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
   const size_t num_heads = call.keys.num_sequences * call.heads.num_kv_heads;
   const size_t workers = std::max<size_t>(parallel.num_workers, 1);
-  const size_t head_bytes = std::max<size_t>(call.heads.offsets.bytes, 1);  // without keys, 0
-  const size_t at_once = workers * std::max<size_t>(kPackedBytesAtOnce / head_bytes, 1);
-  for (size_t begin = 0; begin < num_heads; begin += at_once) {
-    const HeadRange range = {begin, std::min(begin + at_once, num_heads)};
+  const PackedShape& shape = call.heads.shape;
+  const size_t key_bytes =
+      shape.head_dim * KElementBytes(shape.layout) + shape.v_head_dim * VElementBytes(shape.layout);
+  HeadRange range = {0, 0};
+  while (range.end < num_heads) {
+    range.begin = range.end;
+    size_t bytes = 0;
+    while (range.end < num_heads &&
+           (bytes < workers * kPackedBytesAtOnce || range.end - range.begin < workers)) {
+      bytes += call.keys.at(range.end / call.heads.num_kv_heads).count * key_bytes;
+      ++range.end;
+    }
     PackTensors(*call.plan.kernels, call.heads, range, call.args.k, call.args.v, call.keys,
                 parallel);
     Attend(call, range, scratch, parallel);

@@ -253,7 +253,7 @@ HWY_NOINLINE void DecodeTileScores(const DecodeRow* rows, const KvTile& kv, size
 // Masks of a row's scores of keys [key, key + n), which are followed by what has no key, up to
 // num_scores; n and num_scores are at most kKvTile. What is hidden becomes -inf.
 HWY_NOINLINE void HideRowScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
-                             size_t num_scores, float* HWY_RESTRICT s) {
+                                size_t num_scores, float* HWY_RESTRICT s) {
   const RowMask mask = MaskOfRow(task, row.index, row.range, key, n);
   HWY_ALIGN uint8_t bits[kKvTile / 8 + 8] = {};  // a mask of lanes is loaded as eight bytes
   __builtin_memcpy(bits, mask.words, sizeof(mask.words));

@@ -4,7 +4,8 @@
 // Most pairs of tiles are seen whole or not at all, which bounds of the query tile tell: those pay
 // two comparisons. For the others bits are made, row by row where there are masks, otherwise for
 // kLanes rows at once in 20 instructions for 32 keys. Kernels then test one bit for each score, but
-// where all rows see a step's keys, and skip what no row sees at either end of the tile.
+// where all rows see a step's keys, and skip what no row of a vector sees at either end of the
+// tile.
 #ifndef SIGHTLINE_KERNELS_MASK_INL_H_
 #define SIGHTLINE_KERNELS_MASK_INL_H_
 
@@ -26,10 +27,12 @@ HWY_INLINE size_t KeysFrom(size_t begin, size_t limit) { return limit > begin ? 
 // what it is made of has left the store buffer.
 HWY_INLINE void BitsOfBytes(const uint8_t* HWY_RESTRICT bytes, size_t n, RowMask& mask) {
   constexpr size_t kBytes = hn::MaxLanes(DU8());
-  uint8_t* bits = reinterpret_cast<uint8_t*>(mask.words);
+  uint8_t* words = reinterpret_cast<uint8_t*>(mask.words);  // little-endian, as all our CPUs are
   for (size_t i = 0; i < n; i += kBytes) {
     const VU8 x = i + kBytes <= n ? hn::LoadU(du8, bytes + i) : hn::LoadN(du8, bytes + i, n - i);
-    hn::StoreMaskBits(du8, hn::Ne(x, hn::Zero(du8)), bits + i / 8);
+    uint8_t bits[8];  // as many may be written
+    hn::StoreMaskBits(du8, hn::Ne(x, hn::Zero(du8)), bits);
+    __builtin_memcpy(words + i / 8, bits, kBytes / 8);
   }
 }
 

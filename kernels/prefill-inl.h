@@ -5,9 +5,9 @@
 //       S = K·Q, softmax, O += P·V      S in f32, in 16-bit fixed point or, for bf16, not at all
 //
 // Traffic per task: K and V once, Q and O once. A K/V tile hidden from a query tile (above the
-// causal diagonal, outside of its window) is never computed, and of one that it sees in part only
-// what lies between the first key and the last that some row sees. Work per score: head_dim +
-// v_head_dim multiplications and one 2^x.
+// causal diagonal, outside of its window) is never computed, and of one that it sees in part
+// each vector of rows has only what lies between the first key and the last that it sees. Work per
+// score: head_dim + v_head_dim multiplications and one 2^x.
 #ifndef SIGHTLINE_KERNELS_PREFILL_INL_H_
 #define SIGHTLINE_KERNELS_PREFILL_INL_H_
 
@@ -89,7 +89,7 @@ HWY_INLINE TileScratch TakeTileScratch(size_t rows, size_t float_rows, size_t bf
 }
 
 HWY_INLINE FixedScratch TakeFixedScratch(size_t rows, ScratchArena& arena) {
-  FixedScratch scratch;
+  FixedScratch scratch = {};
   scratch.s = arena.Take<int16_t>(kKvTile * rows);
   scratch.p = arena.Take<uint8_t>(kKvTile * rows);
   scratch.row_factor = arena.Take<int16_t>(2 * rows);
@@ -183,8 +183,8 @@ HWY_INLINE bool LookAtTiles(const AttendTask& task, size_t key, size_t n,
   return is_seen;
 }
 
-// Hidden scores of keys from `done` to `key`, which nobody looked at, and of the n keys there where a
-// tile sees none of them.
+// Hidden scores of keys from `done` to `key`, which nobody looked at, and of the n keys there where
+// a tile sees none of them.
 template <class Keys>
 HWY_NOINLINE void HideScores(const AttendTask& task, const QueryTiles<Keys>& queries, size_t done,
                              size_t key, size_t n) {
@@ -231,10 +231,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
 
 // The keys, of the first num_keys, whose K and V some cache holds: those that the task before
 // reads, if it is done or, with several workers, under way in a last-level cache that they share.
-// Tiles that are widened are read once, from one end to the other, which hardware expects: nothing
-// is to be done for them.
-HWY_INLINE size_t WarmKeys(const AttendTask& task, bool widens, size_t num_keys) {
-  if (widens) return num_keys;
+HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
   constexpr size_t kKeptBytes = size_t{4} << 20;
   const PackedShape& shape = task.head.shape;
   const size_t key_bytes = PaddedHeadDim(shape) * KElementBytes(shape.layout) +
@@ -259,8 +256,10 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   if constexpr (Values::kQuantized) SetWordTable(task, scratch.fixed);
 
   const size_t visible = MaxOf(queries.tiles[queries.count - 1].max_limit, task.prefix_len);
-  const size_t warm =
-      WarmKeys(task, WidensK<Keys>(shape.layout) || WidensV<Values>(shape.layout), visible);
+  // Tiles that are widened are read once, from one end to the other, which hardware expects:
+  // nothing is to be done for them.
+  const bool widens = WidensK<Keys>(shape.layout) || WidensV<Values>(shape.layout);
+  const size_t warm = WarmKeys(task, visible);
   const size_t window_begin = queries.tiles[0].min_begin / kKvTile * kKvTile;
   size_t done = 0;
   for (size_t key = 0; key < visible; key += kKvTile) {
@@ -275,7 +274,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
     const KvTile kv = LoadKvTile<AnyScheme>(task.head, key, tile_keys, scratch.wide);
     if constexpr (Values::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
     const size_t next_end = key + 2 * kKvTile;
-    const bool has_next = next_end <= visible && next_end > warm;
+    const bool has_next = !widens && next_end <= visible && next_end > warm;
     KvTile next = {};
     if (has_next) next = KvTileAt(task.head, key + kKvTile);
     for (size_t t = 0; t < queries.count; ++t) {

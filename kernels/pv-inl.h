@@ -16,8 +16,8 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// The products of kStep channels with keys of a span that only vector kVector of the rows sees:
-// acc[.][kVector] += V · P.
+// The products of kStep channels with the keys of each vector's own span, from vector kVector on:
+// acc[.][v] += V · P.
 template <class Values, size_t kStep, size_t kQV, size_t kVector = 0>
 HWY_INLINE void ValueStepAlone(const VColumns& columns, const KeySpan (&spans)[kMaxQueryVectors],
                                const uint8_t* p, typename Values::Product::Acc (&acc)[kStep][kQV]) {

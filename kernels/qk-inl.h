@@ -46,6 +46,9 @@ HWY_INLINE void SumScores(const QueryTile& q, const KvTile& kv, size_t num_steps
   HWY_UNROLL(8)
   for (size_t v = 0; v < kVectors; ++v) {
     Acc init = hn::Zero(hn::DFromV<Acc>());
+    if constexpr (kBegin == SumsBegin::kAtZero && Keys::kQuantized) {
+      static_assert(Keys::kAdded == 0, "what K's bias adds is taken back by acc_init alone");
+    }
     if constexpr (kBegin == SumsBegin::kRounded) {
       init = hn::Load(di32, q.acc_init + (first + v) * kLanes);
     }
@@ -65,6 +68,7 @@ template <class Keys, size_t kQV, class WholeBody, class PartBody, class AloneBo
 HWY_INLINE void ForEachBlock(const TileMask& mask, const WholeBody& whole,
                              [[maybe_unused]] const PartBody& part, const AloneBody& alone) {
   constexpr size_t kStep = Keys::kStep;
+  static_assert(kMaskAlign % kStep == 0 && kStep % 4 == 0, "whole steps, of whole lanes of bytes");
   for (size_t key = mask.any.first; key < mask.any.end; key += kMaskAlign) {
     if (AllSee(mask, key, kMaskAlign)) {
       for (size_t i = 0; i < kMaskAlign; i += kStep) whole(key + i);
@@ -88,7 +92,7 @@ enum class ScoresAre { kRaw, kSeen, kMasked };
 template <class Keys, size_t kQV, ScoresAre kKind, size_t kKeys, size_t kVectors>
 HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, size_t key, size_t first, const TileScratch& scratch) {
-  // Raw scores are those of schemes with fixed point as well.
+  // Raw scores are also those of tiles whose sums go on in fixed point.
   constexpr SumsBegin kBegin =
       kKind == ScoresAre::kRaw && Keys::kQuantized ? SumsBegin::kRounded : SumsBegin::kAtZero;
   const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;

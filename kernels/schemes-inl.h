@@ -10,8 +10,8 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// ---- Keys: how K is stored where products read it, and what joins it with Q
-// ----------------------
+// ---- Keys: how K is stored and multiplied
+// --------------------------------------------------------
 //
 // kQuantized: integers, with a scale for each key and for each row of Q; the scores of floats need
 // none, as Q carries the softmax scale. kQueryVectors x kStep: prefill's register block.
@@ -109,6 +109,7 @@ using Mixed16Form = Form<LayoutId::kMixed16, I16Keys, BF16Values>;
 // ---- Schemes: what prefill multiplies
 // ------------------------------------------------------------
 
+// The register block of both products is that of the keys.
 template <class KeysOfScheme, class ValuesOfScheme>
 struct Scheme {
   using Keys = KeysOfScheme;
@@ -165,6 +166,7 @@ HWY_INLINE void WithCount(size_t n, const Body& body) {
 // What rows see of a tile of keys, as bits: key % 32 of word key / 32. See mask-inl.h.
 constexpr size_t kMaskBits = 32;
 constexpr size_t kMaskWords = kKvTile / kMaskBits;
+static_assert(kKvTile / 2 % kMaskBits == 0, "a half of a tile begins a word");
 // Keys that are looked at together: every kStep divides it.
 constexpr size_t kMaskAlign = 8;
 

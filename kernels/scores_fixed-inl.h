@@ -339,8 +339,8 @@ HWY_INLINE void SetTileMaxima(float offset, const FixedScratch& scratch) {
   }
 }
 
-// cap * tanh(s / cap) of words, for scores up to the cap: the others are beyond `limit`. Error: a
-// unit and a half at the cap.
+// cap * tanh(s / cap) of words, for scores up to the cap: the others are beyond `limit`. Error at
+// the cap: one and a half units if that is at most 90 octaves, and four and a half of the largest.
 class SoftcapWords {
  public:
   // `cap` is at most kMaxModified octaves.
@@ -352,7 +352,7 @@ class SoftcapWords {
     const int multiple = static_cast<int>(32767.0f / (units < 1.0f ? 1.0f : units));
     const float ratio = 32768.0f / (units * static_cast<float>(multiple));
     const float square = ratio * ratio;
-    fits_ = units >= 1.0f && kC1 * square < 1.0f;
+    fits_ = units >= 1.0f && ratio < kLargestRatio;
     if (!fits_) return;
     multiple_ = hn::Set(di16, static_cast<int16_t>(multiple));
     c1_ = Q15(kC1 * square);
@@ -360,7 +360,7 @@ class SoftcapWords {
     c3_ = Q15(kC3 * square * square * square);
   }
 
-  // False for caps below a unit, and for some above 2^14 of them, whose ratio is nearly two.
+  // False for caps below a unit, and for some above 2^14 of them, whose ratio is close to two.
   HWY_INLINE bool fits() const { return fits_; }
   HWY_INLINE VI16 limit() const { return limit_; }
 
@@ -373,6 +373,8 @@ class SoftcapWords {
   }
 
  private:
+  // All coefficients stay below 1.
+  static constexpr float kLargestRatio = 1.7f;
   // 1 - tanh(x) / x in x^2, minimax (8e-5 with p(0) = 0) below the cap.
   static constexpr float kC1 = 0.330609576f;
   static constexpr float kC2 = 0.118781004f;
@@ -444,7 +446,7 @@ HWY_INLINE void SetWordTable(const AttendTask& task, FixedScratch& scratch) {
   const size_t used = NumPlaces(bias);
   scratch.has_table = false;
   if (!HasTileBias(task) || bias.slopes != nullptr || used > kMaxTablePlaces) return;
-  // The last vector may begin before the one before it ends.
+  // Padded to whole vectors with the last place.
   HWY_ALIGN float octaves[kMaxTablePlaces];
   const size_t places = RoundUp(used, kLanes);
   for (size_t i = 0; i < places; ++i) octaves[i] = bias.octaves[MinOf(i, used - 1)];

@@ -193,7 +193,7 @@ HWY_NOINLINE void PackBF16Values(const PackTask& task, unsigned char* scratch) {
     LoadRows(task.v, i, 1, n, row);
     PackSingleValue(task.head, task.key_begin + i, row);
   };
-  const size_t begin = task.key_begin % 2;
+  const size_t begin = MinOf(task.key_begin % 2, task.num_keys);
   const size_t end = task.num_keys - (task.num_keys - begin) % 2;
   if (begin != 0) pack_single(0);
   ReadRows(task.v, n, [&](auto reader) HWY_ATTR { PackValuePairs(task, reader, begin, end); });
