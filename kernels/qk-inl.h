@@ -197,6 +197,18 @@ HWY_NOINLINE void ScoreModifiedTile(const AttendTask& task, const QueryTile& q, 
                         [&](const auto& mods) HWY_ATTR { ModifyTile<kQV>(mods, mask, scratch); });
 }
 
+// The same for who needs no maxima: raw scores where that is all there is to it.
+template <class Keys, size_t kQV>
+HWY_INLINE void ScoreToStore(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                             const TileMask& mask, const TileScratch& scratch,
+                             const BiasScratch& biases) {
+  if (!ModifiesScores(task) && AllSeeAll(mask, kMaskAlign)) {
+    ScoreAll<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch);
+  } else {
+    ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch, biases);
+  }
+}
+
 }  // namespace
 }  // namespace SIGHTLINE_TIER
 }  // namespace sightline

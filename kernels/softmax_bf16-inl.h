@@ -283,7 +283,7 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
   const bool weighs = WeighsOnTheWay(task);
   const bool modifies = weighs || ModifiesScores(task);
   if (HWY_UNLIKELY(weighs)) {
-    ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch, biases);
+    ScoreToStore<Keys, kQV>(task, q, kv, mask, scratch, biases);
     StoreScores(task, q, mask, kv.key_begin, scratch, biases);
     DirectFromScores<kQV, true>(q, mask, ScoreMods<false, false>(task, q, {nullptr}), scratch);
   } else if (HWY_UNLIKELY(modifies)) {

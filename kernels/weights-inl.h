@@ -81,13 +81,9 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
       const TileMask& mask = queries.masks[t];
       PrefetchWeights(task, q, key, n);
       WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
-        constexpr size_t kQV = decltype(vectors)::value;
         if (mask.any.end == 0) return;
-        if (!ModifiesScores(task) && AllSeeAll(mask, kMaskAlign)) {
-          ScoreAll<Keys, kQV>(q, kv, mask, task.head.shape.head_dim, scratch.floats);
-        } else {
-          ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
-        }
+        ScoreToStore<Keys, decltype(vectors)::value>(task, q, kv, mask, scratch.floats,
+                                                     scratch.biases);
       });
       StoreTile(task, q, mask, TileOf::kWeights, key, n, scratch.floats.s, scratch.biases.rows);
     }
