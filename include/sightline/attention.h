@@ -124,7 +124,8 @@ struct BlockMask {
 };
 
 // Attention weights as an output, of all heads and queries or of some, with no larger buffer than
-// what is asked for. They take a second pass over K, and AttentionArgs::lse.
+// what is asked for. They take AttentionArgs::lse and, but for many queries whose weights are f32
+// (docs/outputs.md), a second pass over K.
 struct WeightsOutput {
   // f32, f16 or bf16 [batch, queries, heads, kv_len]; keys that a query does not see, and those
   // from its sequence's end on, get 0. dim may be larger than kv_len.
