@@ -1,4 +1,4 @@
-// Softmax of the quantised schemes in 16-bit integers: half as many vectors as f32, no conversions,
+// Softmax where V is quantised, in 16-bit integers: half as many vectors as f32, no conversions,
 // and the same bits on every CPU whose tables agree.
 //
 // Scores are fixed point in 1/64 octave (an octave is a factor of two of the weight), so that int16

@@ -1,4 +1,4 @@
-// The scalar tier: the same schemes on the same layouts in plain C++, one row at a time. It runs
+// The scalar tier: the same precisions on the same layouts in plain C++, one row at a time. It runs
 // anywhere, needs no Highway, and is what the SIMD tiers are read against; it is not meant to be
 // fast.
 #include <math.h>

@@ -11,7 +11,6 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // ---- Keys: how K is stored and multiplied
-// --------------------------------------------------------
 //
 // kQuantized: integers, with a scale for each key and for each row of Q; the scores of floats need
 // none, as Q carries the softmax scale. kQueryVectors x kStep: prefill's register block.
@@ -58,7 +57,6 @@ struct I16Keys : I8Keys {
 };
 
 // ---- Values: the same of V and P
-// -----------------------------------------------------------------
 //
 // kQuantized: integers, with a scale for each tile and channel; softmax is in 16-bit fixed point,
 // and P in bytes. Else P is of the product's type.
@@ -87,7 +85,6 @@ struct I8Values {
 };
 
 // ---- Forms: what packing writes and decode reads
-// -------------------------------------------------
 
 template <LayoutId kLayoutId, class KeysOfForm, class ValuesOfForm>
 struct Form {
@@ -107,7 +104,6 @@ using I8FineForm = Form<I8Ops::kBiasedV ? LayoutId::kI8FineBiasedV : LayoutId::k
 using Mixed16Form = Form<LayoutId::kMixed16, I16Keys, BF16Values>;
 
 // ---- Schemes: what prefill multiplies
-// ------------------------------------------------------------
 
 // The register block of both products is that of the keys.
 template <class KeysOfScheme, class ValuesOfScheme>

@@ -1,4 +1,4 @@
-// S = K·Q of the quantised schemes for one pair of tiles, as 16-bit fixed point
+// S = K·Q where V is quantised, for one pair of tiles and as 16-bit fixed point
 // (fixed_point-inl.h), and the rows' maxima over the tile.
 //
 // A sum of integer products is worth row_scale * k_scale octaves a unit. On the way to fixed point

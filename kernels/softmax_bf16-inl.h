@@ -1,4 +1,4 @@
-// Softmax of the schemes whose P is bf16, where one instruction multiplies it.
+// Softmax where P is bf16, where one instruction multiplies it.
 //
 // Nearly always there is no tile of scores: P leaves as soon as the products of Q and K are summed.
 // A row has a reference m, and its score s becomes the integer 128 (s - m) in the low bits of a

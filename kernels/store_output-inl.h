@@ -74,7 +74,7 @@ HWY_INLINE VF FactorsOfRows(const AttendTask& task, const QueryTile& q, size_t v
   return hn::Load(df, o_factors);
 }
 
-// rows: scratch for kLanes * PaddedVHeadDim floats. v_center is null but for quantised schemes.
+// rows: scratch for kLanes * PaddedVHeadDim floats. v_center is null but where V is quantised.
 HWY_NOINLINE void StoreOutput(const AttendTask& task, const QueryTile& q, const float* v_center,
                               float* HWY_RESTRICT rows) {
   const size_t channels = PaddedVHeadDim(task.head.shape);
