@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 #include <vector>
 
 #include "support/check.h"
@@ -173,6 +174,45 @@ TEST_CASE("boolean masks with edges at tile boundaries", "[masks]") {
   }
   for (const int64_t kv_len : kManyKeys) {
     for (const int64_t q_len : {1, 3, 33}) check(q_len, kv_len);
+  }
+}
+
+// Rows by vectors of 16, of which a query tile has three. Each pattern says which keys vector v
+// sees.
+using VectorPattern = bool (*)(int64_t v, int64_t j);
+constexpr VectorPattern kVectorPatterns[] = {
+    [](int64_t v, int64_t j) { return j / 8 % 3 == v; },
+    [](int64_t v, int64_t j) { return j % 128 / 43 == v; },
+    [](int64_t v, int64_t j) { return j / 128 % 3 == v; },
+    [](int64_t v, int64_t j) { return (j / 128 % 2 == 0) == (v == 0); },
+    [](int64_t v, int64_t j) { return (j / 128 % 2 == 0) == (v != 0); },
+    [](int64_t v, int64_t j) { return v == 1 ? j % 8 != 7 : j % 8 == 7; },
+    [](int64_t v, int64_t j) { return v != 2 && j % 128 >= 64; },
+    [](int64_t v, int64_t j) { return j % 128 >= 64 + 16 * v && j % 128 < 100 + 8 * v; },
+};
+
+TEST_CASE("vectors of rows that see different keys of a tile", "[masks]") {
+  const VectorPattern pattern = GENERATE(from_range(kVectorPatterns));
+  uint64_t seed = 4300;
+  for (const int64_t kv_len : {128, 300, 1025}) {
+    for (const int64_t q_len : {49, 96}) {
+      for (const float q_gain : {1.0f, 30.0f}) {  // steep rows, too
+        if (kv_len == 1025 && q_len == 96) continue;
+        Case c = MaskedCase(q_len, kv_len);
+        c.kv_heads = c.heads;
+        c.q_gain = q_gain;
+        c.features.mask.on = true;
+        Problem problem(c, ++seed);
+        for (int64_t i = 0; i < q_len; ++i) {
+          for (int64_t j = 0; j < kv_len; ++j) {
+            for (int64_t h = 0; h < c.heads; ++h) {
+              SetMask(&problem, i, h, j, pattern((i / 16 + h) % 3, j));
+            }
+          }
+        }
+        CheckEverywhere(problem);
+      }
+    }
   }
 }
 
@@ -424,6 +464,51 @@ TEST_CASE("NaN and infinities stay hidden behind every mask", "[masks]") {
         }
       }
       if (q_len > 1) CHECK(num_clean > 0);
+    }
+  }
+}
+
+// Neighbouring keys share lanes of V in bf16. One or both of the last two of each block of eight
+// are hidden, and NaN, from all rows or from all but one vector of them, which may be anything.
+TEST_CASE("NaN in V of a hidden key and of its neighbour", "[masks]") {
+  const bool some_see = GENERATE(false, true);
+  uint64_t seed = 7800;
+  for (const bool hides_last : {true, false}) {
+    for (const bool hides_neighbour : {false, true}) {
+      if (!hides_last && !hides_neighbour) continue;
+      for (const int64_t q_len : {1, 4, 49}) {
+        Case c = MaskedCase(q_len, 300);
+        c.kv_heads = c.heads;
+        c.features.mask.on = true;
+        Problem problem(c, ++seed);
+        const auto sees_all = [&](int64_t i) { return some_see && i / 16 % 3 == 1; };
+        for (int64_t j = 0; j < c.kv_len; ++j) {
+          const bool hidden = j % 8 == 7 ? hides_last : j % 8 == 6 && hides_neighbour;
+          for (int64_t h = 0; h < c.heads; ++h) {
+            for (int64_t i = 0; i < q_len; ++i) {
+              SetMask(&problem, i, h, j, !hidden || sees_all(i));
+            }
+            for (int64_t d = 0; hidden && d < c.v_head_dim; ++d) problem.v.Set(0, j, h, d, NAN);
+          }
+        }
+        Expectations expectations(problem);
+        for (const Precision precision :
+             {Precision::kF32, Precision::kF16, Precision::kBF16, Precision::kMixed16}) {
+          for (const char* tier : SupportedTiers()) {
+            INFO(c.ToString() << ", hides " << hides_last << hides_neighbour << ", "
+                              << Name(precision) << " on " << tier);
+            Expected expected = expectations({tier, precision});
+            for (int64_t i = 0; i < q_len; ++i) {
+              for (size_t d = 0; d < static_cast<size_t>(c.heads * c.v_head_dim); ++d) {
+                const size_t at = expected.dims.Index(0, i, 0, 0) + d;
+                if (sees_all(i)) expected.tolerance[at] = HUGE_VAL;
+                if (!sees_all(i)) REQUIRE(isfinite(expected.value[at]));
+              }
+            }
+            CHECK_THAT(Attend(problem, {tier, precision}), IsClose(expected));
+          }
+        }
+      }
     }
   }
 }

@@ -17,6 +17,8 @@ namespace sightline {
 namespace testing {
 namespace {
 
+// Two heads that share K and V: biases by distance are added row by row, but by tiles where each
+// head has its own, see OfOwnKeys.
 Case ModifiedCase(int64_t q_len, int64_t kv_len) {
   Case c;
   c.q_len = q_len;
@@ -27,6 +29,28 @@ Case ModifiedCase(int64_t q_len, int64_t kv_len) {
   c.distribution = Distribution::kKBias;  // integers of K have lost a mean that scores have to have
   c.features.lse = true;
   return c;
+}
+
+Case OfOwnKeys(Case c) {
+  c.kv_heads = c.heads;
+  return c;
+}
+
+// Where biases by distance and softcaps have arithmetic of their own in the quantised precisions,
+// beside f32.
+void CheckFixedPoint(const Problem& problem) {
+  Expectations expectations(problem);
+  for (const Precision precision : {Precision::kI8, Precision::kI8Fine, Precision::kF32}) {
+    for (const char* tier : SupportedTiers()) {
+      if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
+      INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+      const Setup setup = {tier, precision};
+      const Expected& expected = expectations(setup);
+      Tensor lse;
+      CHECK_THAT(Attend(problem, setup, &lse), IsClose(expected));
+      CHECK_THAT(lse, IsClose(expected.Lse()));
+    }
+  }
 }
 
 void AddSoftcap(Features* f) { f->softcap = 1.5f; }
@@ -58,6 +82,7 @@ TEST_CASE("each score modification around every tile size", "[modifications]") {
       Case c = ModifiedCase(kQueries[(seed + static_cast<uint64_t>(step)) % 8], kv_len);
       modification(&c.features);
       c.causal = ++seed % 2 == 0;
+      if (seed / 2 % 2 == 0) c = OfOwnKeys(c);
       CheckEverywhere(Problem(c, seed));
     }
   }
@@ -94,7 +119,8 @@ TEST_CASE("modifications beside masks, over a memory and a cache", "[modificatio
       c.features.window_left = 70;
       c.features.kv_lens = {170};
       c.features.mask.on = true;
-      CheckEverywhere(Problem(c, ++seed), source);
+      if (++seed % 2 == 0) c = OfOwnKeys(c);
+      CheckEverywhere(Problem(c, seed), source);
     }
   }
 }
@@ -243,6 +269,46 @@ TEST_CASE("softcap of scores far beyond it, and far below", "[modifications]") {
   }
 }
 
+// Signs of four channels, and magnitudes that are the same in all of them: so int8 has scores up to
+// the cap and a little beyond of rows that fixed point takes. Caps around those whose coefficients
+// fit 15 bits.
+TEST_CASE("softcaps of hundreds of octaves", "[modifications]") {
+  uint64_t seed = 6300;
+  for (const float softcap : {176.0f, 178.0f, 203.0f, 205.0f, 207.0f, 209.0f, 243.0f}) {
+    Case c = ModifiedCase(96, 256);
+    c.head_dim = 4;
+    c.distribution = Distribution::kGaussian;
+    c.features.softcap = softcap;
+    c.features.mask.on = true;
+    Problem problem(c, ++seed);
+    const auto sign = [](int64_t pattern, int64_t d) {
+      return (pattern >> d) % 2 == 0 ? 1.0f : -1.0f;
+    };
+    for (int64_t d = 0; d < c.head_dim; ++d) {
+      for (int64_t j = 0; j < c.kv_len; ++j) {
+        const float magnitude = static_cast<float>(j % 16 + 1) / 16.0f;
+        problem.k.Set(0, j, 0, d, magnitude * sign(j / 16, d));
+      }
+      for (int64_t i = 0; i < c.q_len; ++i) {
+        for (int64_t h = 0; h < c.heads; ++h) {  // scores up to 0.35 to 1.05 times the cap
+          const float part = static_cast<float>(i / 2 % 15 + 7) / 20.0f;
+          problem.q.Set(0, i, h, d, 0.5f * softcap * part * sign(i, d));
+        }
+      }
+    }
+    // Odd queries see none but negative scores.
+    for (int64_t i = 0; i < c.q_len; ++i) {
+      for (int64_t h = 0; h < c.heads; ++h) {
+        for (int64_t j = 0; j < c.kv_len; ++j) {
+          const bool is_opposite = ((j / 16) ^ i) % 16 == 15;
+          problem.mask.SetQuantum(0, i, h, j, i % 2 == 0 || (is_opposite && j % 16 >= 8) ? 1 : 0);
+        }
+      }
+    }
+    CheckFixedPoint(problem);
+  }
+}
+
 // Above the cap nothing but a bias gets there.
 TEST_CASE("the cap comes before the biases", "[modifications]") {
   for (const int64_t q_len : {1, 4, 50}) {
@@ -365,6 +431,7 @@ TEST_CASE("buckets of any number and reach", "[modifications]") {
           c.features.relative_buckets = {num_buckets, max_distance, bidirectional};
           if (++seed % 3 == 0) c.features.q_start = 70000;  // far beyond
           if (seed % 3 == 1) c.features.q_start = 100;
+          if (seed / 3 % 2 == 0) c = OfOwnKeys(c);
           CheckEverywhere(Problem(c, seed));
         }
       }
@@ -381,7 +448,136 @@ TEST_CASE("ALiBi before, at and behind the query", "[modifications]") {
         Case c = ModifiedCase(q_len, 180);
         c.features.q_start = q_start;
         c.features.alibi_slopes = {slope, 0.5f};
-        CheckEverywhere(Problem(c, ++seed));
+        if (++seed % 2 == 0) c = OfOwnKeys(c);
+        CheckEverywhere(Problem(c, seed));
+      }
+    }
+  }
+}
+
+// Prefill in fixed point makes words of a table once, if its places are at most 1024, padding
+// included: max_distance <= 319.
+TEST_CASE("buckets around the longest table in fixed point", "[modifications]") {
+  uint64_t seed = 9500;
+  for (const int64_t max_distance : {319, 320, 450}) {
+    for (const bool bidirectional : {false, true}) {
+      for (const int64_t q_start : {AttentionArgs::kBottomRight, int64_t{300}, int64_t{-250}}) {
+        for (const int64_t q_len : {50, 193}) {
+          Case c = OfOwnKeys(ModifiedCase(q_len, 900));
+          c.features.q_start = q_start;
+          c.features.relative_buckets = {32, max_distance, bidirectional};
+          CheckFixedPoint(Problem(c, ++seed));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("tiles beyond the last bucket on either side", "[modifications]") {
+  uint64_t seed = 9600;
+  for (const int64_t max_distance : {33, 128}) {
+    for (const int64_t q_start : {70000, -500, 500}) {
+      for (const bool has_softcap : {false, true}) {
+        Case c = OfOwnKeys(ModifiedCase(51, 1025));
+        c.features.q_start = q_start;
+        c.features.relative_buckets = {32, max_distance, true};
+        if (has_softcap) AddSoftcap(&c.features);
+        CheckFixedPoint(Problem(c, ++seed));
+      }
+    }
+  }
+}
+
+// Sets the bias of a bucket of both heads, in octaves.
+void SetBucket(Problem* problem, int64_t bucket, double octaves) {
+  for (int64_t h = 0; h < 2; ++h) {
+    problem->relative_bias.Set(0, bucket, h, 0, static_cast<float>(octaves * log(2.0)));
+  }
+}
+
+// Fixed point holds biases up to 128 octaves from their middle.
+TEST_CASE("buckets hundreds of octaves apart", "[modifications]") {
+  uint64_t seed = 9700;
+  for (const double spread : {127.9, 128.1, 600.0}) {
+    for (const double middle : {0.0, 1000.25}) {
+      for (const float q_gain : {1.0f, 60.0f}) {
+        for (const bool far_is_high : {false, true}) {
+          Case c = OfOwnKeys(ModifiedCase(70, 500));
+          c.q_gain = q_gain;
+          c.features.q_start = 200;
+          c.features.relative_buckets = {32, 128, true};
+          Problem problem(c, ++seed);
+          for (int64_t bucket = 0; bucket < 32; ++bucket) {
+            const bool is_far = bucket % 16 >= 12;
+            SetBucket(&problem, bucket, is_far == far_is_high ? middle + spread : middle - spread);
+          }
+          CheckFixedPoint(problem);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("buckets that are all the same", "[modifications]") {
+  for (const double octaves : {0.0, 7.3, -3000.0}) {
+    for (const int64_t max_distance : {128, 400}) {
+      Case c = OfOwnKeys(ModifiedCase(60, 500));
+      c.features.q_start = 200;
+      c.features.relative_buckets = {32, max_distance, true};
+      Problem problem(c, 9800);
+      for (int64_t bucket = 0; bucket < 32; ++bucket) SetBucket(&problem, bucket, octaves);
+      CheckFixedPoint(problem);
+    }
+  }
+}
+
+// Of keys far behind the query: the first queries see some, later ones do not, or a mask hides them
+// from all.
+TEST_CASE("NaN and infinities in a bucket reach the rows that see it", "[modifications]") {
+  uint64_t seed = 9900;
+  for (const double special : {static_cast<double>(NAN), HUGE_VAL, -HUGE_VAL}) {
+    for (const bool causal : {false, true}) {
+      for (const int64_t max_distance : {128, 400}) {
+        Case c = OfOwnKeys(ModifiedCase(190, 500));
+        c.causal = causal;
+        c.features.q_start = 300 + 100 - max_distance / 2;
+        c.features.relative_buckets = {32, max_distance, true};
+        Problem problem(c, ++seed);
+        SetBucket(&problem, 31, special);
+        CheckFixedPoint(problem);
+      }
+    }
+  }
+}
+
+TEST_CASE("buckets and ALiBi together", "[modifications]") {
+  uint64_t seed = 10000;
+  for (const int64_t q_start : {AttentionArgs::kBottomRight, int64_t{0}, int64_t{-600}}) {
+    for (const bool bidirectional : {false, true}) {
+      for (const float slope : {0.03125f, 1.5f}) {
+        Case c = OfOwnKeys(ModifiedCase(53, 450));
+        c.features.q_start = q_start;
+        c.features.relative_buckets = {32, 128, bidirectional};
+        c.features.alibi_slopes = {slope, -0.0625f};
+        CheckFixedPoint(Problem(c, ++seed));
+      }
+    }
+  }
+}
+
+// Distances on both sides of 2^31.
+TEST_CASE("ALiBi as far away as can be", "[modifications]") {
+  constexpr int64_t kFarthest = INT32_MAX - 255;  // what the library takes
+  uint64_t seed = 10100;
+  for (const int64_t q_start : {-kFarthest, kFarthest}) {
+    for (const bool has_buckets : {false, true}) {
+      for (const int64_t kv_heads : {1, 2}) {
+        Case c = ModifiedCase(300, 330);
+        c.kv_heads = kv_heads;
+        c.features.q_start = q_start;
+        c.features.alibi_slopes = {ldexpf(1.0f, -20), -ldexpf(1.0f, -25)};
+        if (has_buckets) AddBuckets(&c.features);
+        CheckFixedPoint(Problem(c, ++seed));
       }
     }
   }

@@ -257,7 +257,11 @@ TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
   std::vector<int64_t> one_by_one(kLength);
   std::iota(one_by_one.begin(), one_by_one.end(), 1);
   const std::vector<std::vector<int64_t>> groupings = {
-      one_by_one, {7, 71, 72, 129, 200, 300}, {127, 128, 129, 255, 256, 300}, {1, 128, 300}};
+      one_by_one,
+      {7, 71, 72, 129, 200, 300},
+      {127, 128, 129, 255, 256, 300},
+      {1, 128, 300},
+      {0, 1, 1, 63, 63, 64, 64, 127, 127, 128, 128, 191, 191, 300}};  // also of nothing
 
   const Case whole = CrossCase(2, kLength, true, i8_tensors);
   const Problem problem(whole, 400);
