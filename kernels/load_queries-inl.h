@@ -1,8 +1,8 @@
 // The first step: rows of Q, of the caller's type, to the panel of a query tile.
 //
-// Floats multiply Q by the softmax scale, so that scores need no scaling. Where K is quantised, rows
-// of Q are as well, and leave the scale to the scores, where the per-token scale of K has to be
-// applied anyway.
+// Floats multiply Q by the softmax scale, so that scores need no scaling. Where K is quantised,
+// rows of Q are as well, and leave the scale to the scores, where the per-token scale of K has to
+// be applied anyway.
 #ifndef SIGHTLINE_KERNELS_LOAD_QUERIES_INL_H_
 #define SIGHTLINE_KERNELS_LOAD_QUERIES_INL_H_
 
