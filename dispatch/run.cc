@@ -227,8 +227,8 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
 }
 
 // K and V given as tensors are packed and read by turns: of so many bytes for each worker that its
-// second-level cache still holds them, through which the caller's rows have passed as well, and of a
-// head for each worker at least.
+// second-level cache still holds them, through which the caller's rows have passed as well, and of
+// a head for each worker at least.
 constexpr size_t kPackedBytesAtOnce = size_t{128} << 10;
 
 void PackAndAttend(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
