@@ -117,8 +117,8 @@ HWY_INLINE void StoreScores(const AttendTask& task, const QueryTile& q, const Ti
 }
 
 // Scores of keys [begin, end) that no row of the tile sees.
-HWY_NOINLINE void StoreHidden(const AttendTask& task, const QueryTile& q, size_t begin,
-                              size_t end) {
+HWY_MAYBE_UNUSED HWY_NOINLINE void StoreHidden(const AttendTask& task, const QueryTile& q,
+                                               size_t begin, size_t end) {
   for (size_t r = 0; r < q.num_rows && begin < end; ++r) {
     float* row = reinterpret_cast<float*>(
         RowAt(task.weights.out, q.first_row + r - task.weights.first_row).data);
@@ -127,7 +127,7 @@ HWY_NOINLINE void StoreHidden(const AttendTask& task, const QueryTile& q, size_t
 }
 
 // Makes weights of the rows' scores, when their lse is stored.
-HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
+HWY_MAYBE_UNUSED HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
   const size_t num_keys = task.weights.num_keys;
   for (size_t r = 0; r < q.num_rows; ++r) {
     const size_t index = q.first_row + r;
