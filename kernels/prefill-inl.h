@@ -266,7 +266,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
     if (key >= task.prefix_len) key = MaxOf(key, window_begin);  // nobody sees what is in between
     const size_t tile_keys = MinOf(kKvTile, visible - key);
     const bool is_seen = LookAtTiles(task, key, tile_keys, queries);
-    if constexpr (!Values::kQuantized) {
+    if constexpr (kWeighsOnTheWay<AnyScheme>) {
       if (HWY_UNLIKELY(WeighsOnTheWay(task))) HideScores(task, queries, done, key, tile_keys);
       done = key + tile_keys;
     }
@@ -291,7 +291,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   for (size_t t = 0; t < queries.count; ++t) {
     StoreOutput(task, queries.tiles[t], v_center, queries.rows);
   }
-  if constexpr (!Values::kQuantized) {
+  if constexpr (kWeighsOnTheWay<AnyScheme>) {
     if (HWY_LIKELY(!WeighsOnTheWay(task))) return;
     for (size_t t = 0; t < queries.count; ++t) {
       StoreHidden(task, queries.tiles[t], done, task.weights.num_keys);

@@ -24,17 +24,15 @@ HWY_INLINE void ValueStepAlone(const VColumns& columns, const KeySpan (&spans)[k
   if constexpr (kVector < kQV) {
     const size_t first = spans[kVector].first / kDepthOf<Values>;
     const size_t end = spans[kVector].end / kDepthOf<Values>;
-    const uint8_t* b = columns.data + first * columns.stride_bytes;
-    const uint8_t* a = p + (first * kQV + kVector) * kVectorBytes;
-    for (size_t step = first; step < end; ++step) {
-      const VU8 av = hn::Load(du8, a);
+    if (first < end) {
+      typename Values::Product::Acc alone[kStep][1];
       HWY_UNROLL(8)
-      for (size_t n = 0; n < kStep; ++n) {
-        acc[n][kVector] =
-            Values::Product::MulAcc(acc[n][kVector], Broadcast32(b + n * kLaneBytes), av);
-      }
-      a += kQV * kVectorBytes;
-      b += columns.stride_bytes;
+      for (size_t n = 0; n < kStep; ++n) alone[n][0] = acc[n][kVector];
+      BlockProduct<typename Values::Product, kStep, 1>(
+          columns.data + first * columns.stride_bytes, columns.stride_bytes,
+          p + (first * kQV + kVector) * kVectorBytes, kQV * kVectorBytes, end - first, alone);
+      HWY_UNROLL(8)
+      for (size_t n = 0; n < kStep; ++n) acc[n][kVector] = alone[n][0];
     }
     ValueStepAlone<Values, kStep, kQV, kVector + 1>(columns, spans, p, acc);
   }

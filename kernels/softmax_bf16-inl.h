@@ -280,7 +280,7 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
                             const TileMask& mask, const TileScratch& scratch,
                             const BiasScratch& biases) {
   const size_t head_dim = task.head.shape.head_dim;
-  const bool weighs = WeighsOnTheWay(task);
+  const bool weighs = kWeighsOnTheWay<Scheme<Keys, BF16Values>> && WeighsOnTheWay(task);
   const bool modifies = weighs || ModifiesScores(task);
   if (HWY_UNLIKELY(weighs)) {
     ScoreToStore<Keys, kQV>(task, q, kv, mask, scratch, biases);

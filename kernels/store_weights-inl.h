@@ -116,13 +116,19 @@ HWY_INLINE void StoreScores(const AttendTask& task, const QueryTile& q, const Ti
   StoreTile(task, q, mask, TileOf::kScores, key, n, scratch.s, biases.rows);
 }
 
+// The row of weights, f32 and dense, that waits for row r of the task.
+HWY_INLINE float* WaitingRow(const AttendTask& task, size_t r) {
+  return reinterpret_cast<float*>(RowAt(task.weights.out, r - task.weights.first_row).data);
+}
+
 // Scores of keys [begin, end) that no row of the tile sees.
 HWY_MAYBE_UNUSED HWY_NOINLINE void StoreHidden(const AttendTask& task, const QueryTile& q,
                                                size_t begin, size_t end) {
   for (size_t r = 0; r < q.num_rows && begin < end; ++r) {
-    float* row = reinterpret_cast<float*>(
-        RowAt(task.weights.out, q.first_row + r - task.weights.first_row).data);
-    for (size_t key = begin; key < end; ++key) row[key] = kNegInf;
+    float* row = WaitingRow(task, q.first_row + r);
+    size_t key = begin;
+    for (; key + kLanes <= end; key += kLanes) hn::StoreU(NegInf(), df, row + key);
+    if (key < end) hn::StoreN(NegInf(), df, row + key, end - key);
   }
 }
 
@@ -132,8 +138,7 @@ HWY_MAYBE_UNUSED HWY_NOINLINE void WeighStored(const AttendTask& task, const Que
   for (size_t r = 0; r < q.num_rows; ++r) {
     const size_t index = q.first_row + r;
     const VF reference = hn::Set(df, ReferenceOf(task, index, q.lack[r]));
-    float* row =
-        reinterpret_cast<float*>(RowAt(task.weights.out, index - task.weights.first_row).data);
+    float* row = WaitingRow(task, index);
     size_t i = 0;
     for (; i + kLanes <= num_keys; i += kLanes) {
       hn::StoreU(WeightOf(hn::LoadU(df, row + i), reference), df, row + i);

@@ -41,13 +41,6 @@ constexpr const QuantizedScheme* NumbersOf() {
   return nullptr;
 }
 
-// Not where P is in fixed point, nor where it comes straight from sums of integers: scores in f32
-// would round otherwise, and to ask for weights shall change no bit of the output.
-template <class AnyForm>
-constexpr bool kWeighsOnTheWay =
-    !AnyForm::Values::kQuantized &&
-    !(AnyForm::Keys::kQuantized && kHasBF16P<typename AnyForm::Values>);
-
 template <class AnyForm>
 constexpr PackFunction CenterFunctionOf() {
   if constexpr (AnyForm::Keys::kQuantized) return &FindCenters<AnyForm>;
@@ -75,7 +68,7 @@ constexpr PrecisionKernels KernelsOf() {
             kHasBF16P<typename AnyForm::Values>,
             &ScratchBytes<AnyForm>,
             &Prefill<OfPrefill>,
-            kWeighsOnTheWay<AnyForm>,
+            kWeighsOnTheWay<OfPrefill>,
             &Decode<AnyForm>,
             kDecodeRows,
             &WeighMany<typename OfPrefill::Keys>,
