@@ -131,6 +131,7 @@ struct MaskRows {
   int64_t key_stride;  // from block to block
   size_t q_block;
   size_t kv_block;
+  size_t first_key;  // of the mask: key 0 of the task
 };
 
 // Places that a table of biases by distance has beyond either end, which are all the same: as many
@@ -163,10 +164,28 @@ struct WeightsTask {
   float factor;      // weights are multiplied by it
 };
 
-// Attention of rows [row_begin, row_end) with one packed head.
+// Which keys of a tile of kKvTile are there.
+enum class TileKeys : uint8_t { kAll, kSome, kNone };
+
+// Where keys are that do not all lie at head.base, and which are there no more.
+struct KeyPages {
+  const unsigned char* const* data;  // page after page of head.shape.capacity keys, which is then a
+                                     // multiple of kKvTile; null: all keys are at head.base
+  size_t head_offset;                // of the head in each
+  const TileKeys* tiles;             // of each tile; null: no key is missing. Of kNone there may be
+                                     // no page
+  const uint32_t* kept;  // [tiles][kKvTile / 32]: bits of the keys that are there, for kSome
+};
+
+// Attention of rows [row_begin, row_end) with one packed head, or with several of the same layout
+// one after the other: then each has a task of its own, in the same scratch.
 struct AttendTask {
-  PackedHead head;
-  size_t kv_len;  // keys in use, <= head.shape.capacity
+  PackedHead head;  // its centres serve all pages
+  KeyPages pages;
+  size_t kv_len;   // keys in use, <= head.shape.capacity where there are no pages
+  bool continues;  // rows have seen other keys in the task before, and
+  bool pauses;     // see more in the next one. Q and the modifications are the same in all of them.
+  const float* score_offset;  // [group], finite: added to all scores; null: 0
   Rows q;
   Rows out;
   Rows lse;      // f32; optional
@@ -223,6 +242,22 @@ static inline KeyRange RangeOf(const AttendTask& task, size_t r) {
                                             : end)};
 }
 
+// The head's part of the page that holds `key`, which becomes its place there.
+static inline unsigned char* FindPage(const AttendTask& task, size_t* key) {
+  const KeyPages& pages = task.pages;
+  if (pages.data == nullptr) return task.head.base;
+  const size_t page = *key / task.head.shape.capacity;
+  *key -= page * task.head.shape.capacity;
+  // Inputs are only read: packing takes them through one type.
+  return const_cast<unsigned char*>(pages.data[page]) + pages.head_offset;
+}
+
+static inline TileKeys KeysOfTile(const AttendTask& task, size_t key) {
+  return task.pages.tiles == nullptr ? TileKeys::kAll : task.pages.tiles[key / kKvTile];
+}
+
+static inline bool IsPart(const AttendTask& task) { return task.continues || task.pauses; }
+
 static inline bool HasMasks(const AttendTask& task) {
   return task.masks[0].data != nullptr || task.masks[1].data != nullptr;
 }
@@ -237,14 +272,15 @@ static inline bool ModifiesScores(const AttendTask& task) {
 // True if the scores themselves matter, and not only how they differ within a row: quantised K has
 // lost its mean, so that all of a row's scores lack the same.
 static inline bool NeedsScores(const AttendTask& task) {
-  return task.softcap_log2e != 0.0f || task.lse.data != nullptr || task.sinks != nullptr;
+  return task.softcap_log2e != 0.0f || task.lse.data != nullptr || task.sinks != nullptr ||
+         IsPart(task);
 }
 
 // What a mask says of key `key` for a row.
 static inline const unsigned char* MaskOf(const MaskRows& mask, const RowIndex& index, size_t key) {
   const RowIndex block = {index.query / mask.q_block, index.beam, index.head};
   return mask.data + OffsetOf(block, mask.query_stride, mask.beam_stride, mask.head_stride) +
-         static_cast<int64_t>(key / mask.kv_block) * mask.key_stride;
+         static_cast<int64_t>((mask.first_key + key) / mask.kv_block) * mask.key_stride;
 }
 
 // The bias of a row of head `head` of the group for a key at distance `d`.

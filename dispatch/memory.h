@@ -23,16 +23,16 @@ inline void FreeAligned(unsigned char* block) {
 }
 
 // Shares ownership of `object`; null, with the object deleted, if the counter cannot be allocated.
-template <class T>
-std::shared_ptr<T> ShareOrNull(T* object) {
+template <class T, class Deleter = std::default_delete<T>>
+std::shared_ptr<T> ShareOrNull(T* object, Deleter deleter = {}) {
 #if defined(__cpp_exceptions)
   try {
-    return std::shared_ptr<T>(object);
+    return std::shared_ptr<T>(object, deleter);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
 #else
-  return std::shared_ptr<T>(object);
+  return std::shared_ptr<T>(object, deleter);
 #endif
 }
 

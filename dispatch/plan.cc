@@ -2,9 +2,11 @@
 
 #include <math.h>
 
+#include <algorithm>
 #include <new>
 
 #include "dispatch/memory.h"
+#include "dispatch/merge.h"
 #include "dispatch/relative_buckets.h"
 #include "dispatch/tiers.h"
 #include "dispatch/validate.h"
@@ -21,6 +23,12 @@ PlanImpl::~PlanImpl() {
 size_t PlanImpl::BiasPlaces() const {
   if (desc.relative_buckets.num_buckets == 0) return 0;
   return 2 * (static_cast<size_t>(desc.relative_buckets.max_distance) + kBiasPadding) + 1;
+}
+
+const PrecisionKernels* PlanImpl::FindKernelsFor(const PackedKv& packed) const {
+  const KvGeometry& geometry = packed.geometry();
+  const PrecisionKernels& found = table->kernels[static_cast<size_t>(geometry.precision)];
+  return LayoutOf(found, IsRotated(geometry.layout)) == geometry.layout ? &found : nullptr;
 }
 
 PackedHeads PlanImpl::PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const {
@@ -75,8 +83,19 @@ Status Plan::Create(const AttentionDesc& given, Plan* plan) {
   impl->kernels = &table->kernels[static_cast<size_t>(desc.precision)];
   impl->layout = internal::LayoutOf(*impl->kernels, desc.rotate_k);
 
+  impl->no_keys = impl->PackedHeadsIn(nullptr, 0);
   const PackedHeads heads = impl->PackedHeadsIn(nullptr, desc.max_kv_len);
   impl->scratch_bytes = impl->kernels->scratch_bytes(heads.shape);
+  impl->partial_bytes = 0;
+  if (desc.any_precision) {
+    for (const internal::PrecisionKernels& kernels : table->kernels) {
+      internal::PackedShape shape = heads.shape;
+      shape.layout = kernels.layout;
+      impl->scratch_bytes = std::max(impl->scratch_bytes, kernels.scratch_bytes(shape));
+    }
+    impl->partial_bytes = internal::PartialRows::Bytes(static_cast<size_t>(desc.v_head_dim));
+    impl->scratch_bytes += impl->partial_bytes;
+  }
   const size_t num_workers = static_cast<size_t>(desc.max_workers);
   size_t all_scratch_bytes = 0;
   size_t bias_bytes = 0;

@@ -19,13 +19,15 @@ struct PlanImpl {
   const KernelTable* table;
   const PrecisionKernels* kernels;
   LayoutId layout;
+  PackedHeads no_keys;          // of a sequence without any
   uint16_t* buckets = nullptr;  // of distances; see DistanceBias. Null without relative_buckets
 
   // The workspace: packed heads of k and v, biases by distance of all heads, then each worker's
   // scratch.
   size_t packed_bytes;
   size_t bias_bytes;
-  size_t scratch_bytes;  // per worker
+  size_t scratch_bytes;  // per worker, of which
+  size_t partial_bytes;  // the first are for merging precisions (dispatch/merge.h)
   size_t workspace_bytes;
 
   unsigned char* own_workspace = nullptr;
@@ -38,6 +40,13 @@ struct PlanImpl {
 
   // Biases by distance of one head; see DistanceBias::octaves. 0 without relative_buckets.
   size_t BiasPlaces() const;
+
+  // The kernels that read a memory or cache of the plan's precision, or of any if the plan has
+  // that; null if its tier has none.
+  const PrecisionKernels* FindKernelsFor(const PackedKv& packed) const;
+  const PrecisionKernels& KernelsFor(const PackedKv& packed) const {
+    return *FindKernelsFor(packed);
+  }
 
   // Packed form of k and v tensors of this length inside a workspace.
   PackedHeads PackedHeadsIn(unsigned char* workspace, int64_t kv_len) const;

@@ -1,10 +1,13 @@
 // Run: validate, pack K and V if they are not yet, then tasks of up to kTaskRows rows of a sequence
-// and kv head each.
+// and kv head each. Where keys come from several segments, a task reads one after the other.
+#include <math.h>
 #include <string.h>
 
 #include <algorithm>
 #include <atomic>
 
+#include "dispatch/key_sources.h"
+#include "dispatch/merge.h"
 #include "dispatch/parallel.h"
 #include "dispatch/plan.h"
 #include "dispatch/validate.h"
@@ -83,7 +86,8 @@ Rows RowsOf(const View& view, const RowSet& set) {
 }
 
 // A block of block_mask begins with query 0 of its sequence: set.query is 0 there.
-MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, int64_t kv_block) {
+MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, int64_t kv_block,
+                    size_t first_key) {
   if (view.data == nullptr) return {};
   return {static_cast<const unsigned char*>(view.data) + OffsetIn(view, set),
           view.length_stride,
@@ -91,7 +95,8 @@ MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, in
           view.head_stride,
           view.dim_stride,
           static_cast<size_t>(q_block),
-          static_cast<size_t>(kv_block)};
+          static_cast<size_t>(kv_block),
+          first_key};
 }
 
 // A call as kernels see it: sequences, whose queries may come from several beams and groups of
@@ -99,9 +104,10 @@ MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, in
 struct Call {
   const PlanImpl& plan;
   const AttentionArgs& args;
-  PackedHeads heads;
+  KeySources keys;
+  PackedHeads packed;  // of k and v given as tensors
   SequenceSpans queries;
-  SequenceSpans keys;
+  size_t num_kv_heads;
   size_t beams;
   size_t group;
   float* biases;  // [num_heads][BiasPlaces]: biases by distance in octaves
@@ -134,15 +140,103 @@ DistanceBias DistanceBiasOf(const Call& call, size_t head) {
   return bias;
 }
 
-AttendTask TaskOf(const Call& call, const Selection& rows) {
+// The part of a sequence's keys that is segment i, or all keys of one whose K and V are tensors.
+KeyPart PartOf(const Call& call, size_t sequence, size_t i) {
+  KeyPart part = {};
+  if (call.keys.are_tensors()) {
+    part.kernels = call.plan.kernels;
+    part.shape = &call.packed.shape;
+    part.offsets = &call.packed.offsets;
+    part.keys.heads = call.packed.at(sequence, 0).base;
+    part.width = part.count = call.keys.count(sequence);
+    return part;
+  }
+  const KvSegment& segment = call.keys.segment(i);
+  const PackedKv& packed = *PackedOf(segment);
+  part.kernels = &call.plan.KernelsFor(packed);
+  part.shape = &packed.shape();
+  part.offsets = &packed.offsets();
+  part.keys = call.keys.keys(sequence, i);
+  part.width = part.count =
+      call.args.kv_lens != nullptr ? call.keys.count(sequence) : part.keys.count;
+  part.bias = segment.bias;
+  return part;
+}
+
+// The parts of a sequence's keys, in their order: those of which a kv head sees something, or one
+// without keys if it sees none.
+class Parts {
+ public:
+  // all: also those of which it sees nothing.
+  Parts(const Call& call, size_t sequence, size_t kv_head, bool all = false)
+      : call_(call),
+        sequence_(sequence),
+        head_(kv_head * call.group),
+        all_(all),
+        next_(call.keys.are_tensors() ? 0 : call.keys.segments_begin(sequence)),
+        end_(call.keys.are_tensors() ? 1 : call.keys.segments_end(sequence)) {
+    Find();
+    if (has_next_) {
+      Next();
+    } else {
+      part_.kernels = call.plan.kernels;
+      part_.shape = &call.plan.no_keys.shape;
+      part_.offsets = &call.plan.no_keys.offsets;
+    }
+  }
+
+  const KeyPart& operator*() const { return part_; }
+  const KeyPart* operator->() const { return &part_; }
+  // Whether another one follows, and if the same kernels read it.
+  bool has_next() const { return has_next_; }
+  bool continues() const { return has_next_ && following_.kernels == part_.kernels; }
+  void Next() {
+    part_ = following_;
+    has_next_ = false;
+    Find();
+  }
+
+ private:
+  void Find() {
+    while (next_ != end_ && !has_next_) {
+      KeyPart part = PartOf(call_, sequence_, next_++);
+      part.begin = begin_;
+      begin_ += part.width;
+      const bool is_hidden = part.bias != nullptr && part.bias[head_] == -INFINITY;
+      // Where all tokens are forgotten there is no page.
+      if (is_hidden || part.keys.heads == nullptr) part.count = 0;
+      if (part.count == 0) part.bias = nullptr;
+      has_next_ = part.count != 0 || (all_ && part.width != 0);
+      if (has_next_) following_ = part;
+    }
+  }
+
+  const Call& call_;
+  size_t sequence_;
+  size_t head_;
+  bool all_;
+  size_t next_;
+  size_t end_;
+  size_t begin_ = 0;
+  KeyPart part_ = {};
+  KeyPart following_ = {};
+  bool has_next_ = false;
+};
+
+// Keys count from the part's first one on: what goes by position moves by as much.
+AttendTask TaskOf(const Call& call, const Selection& rows, const KeyPart& part) {
   const AttentionDesc& desc = call.plan.desc;
   const AttentionArgs& args = call.args;
   const TokenSpan queries = call.queries.at(rows.sequence);
   const RowSet set = {queries.batch * call.beams + rows.beam, queries.begin, rows.head, rows.beams,
                       rows.group};
+  const size_t head_offset = rows.head / call.group * part.offsets->bytes;
   AttendTask task = {};
-  task.head = call.heads.at(rows.sequence, rows.head / call.group);
-  task.kv_len = call.keys.at(rows.sequence).count;
+  task.head = {part.keys.heads + head_offset, *part.shape, *part.offsets};
+  task.pages = part.keys.pages;
+  task.pages.head_offset += head_offset;
+  task.kv_len = part.count;
+  if (part.bias != nullptr) task.score_offset = part.bias + rows.head;
   task.q = RowsOf(args.q, set);
   task.out = RowsOf(args.out, set);
   task.lse = RowsOf(args.lse, set);
@@ -150,19 +244,24 @@ AttendTask TaskOf(const Call& call, const Selection& rows) {
   task.row_end = NumRowsOf(call, rows);
   task.scale_log2e = call.plan.scale_log2e;
 
-  const int64_t bottom_right = static_cast<int64_t>(task.kv_len) - static_cast<int64_t>(task.q_len);
-  task.q_start = args.q_start == AttentionArgs::kBottomRight ? bottom_right : args.q_start;
+  const int64_t begin = static_cast<int64_t>(part.begin);
+  const int64_t num_keys = static_cast<int64_t>(call.keys.count(rows.sequence));
+  const int64_t bottom_right = num_keys - static_cast<int64_t>(task.q_len);
+  task.q_start =
+      (args.q_start == AttentionArgs::kBottomRight ? bottom_right : args.q_start) - begin;
   task.window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
   task.window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
   if (args.prefix_lens != nullptr) {
-    task.prefix_len = std::min(static_cast<size_t>(args.prefix_lens[rows.sequence]), task.kv_len);
+    const int64_t prefix = int64_t{args.prefix_lens[rows.sequence]} - begin;
+    task.prefix_len = std::min(static_cast<size_t>(std::max<int64_t>(prefix, 0)), task.kv_len);
   }
-  task.masks[0] = MaskRowsOf(args.mask, set, 1, 1);
-  task.masks[1] =
-      MaskRowsOf(args.block_mask.blocks, set, args.block_mask.q_block, args.block_mask.kv_block);
+  task.masks[0] = MaskRowsOf(args.mask, set, 1, 1, part.begin);
+  task.masks[1] = MaskRowsOf(args.block_mask.blocks, set, args.block_mask.q_block,
+                             args.block_mask.kv_block, part.begin);
 
   task.softcap_log2e = desc.softcap * kLog2E;
   task.bias = RowsOf(args.bias, set);
+  if (task.bias.data != nullptr) task.bias.data += begin * task.bias.dim_stride;
   task.distance_bias = DistanceBiasOf(call, rows.head);
   if (args.sinks != nullptr) task.sinks = args.sinks + rows.head;
   return task;
@@ -189,12 +288,55 @@ bool WeighsOnTheWay(const Call& call, size_t sequence) {
   const WeightsOutput& weights = call.args.weights;
   const size_t num_rows = call.queries.at(sequence).count * call.beams * call.group;
   return weights.out.data != nullptr && call.plan.kernels->prefill_weighs &&
+         call.keys.num_segments() <= 1 && !call.plan.desc.any_precision &&
          num_rows > call.plan.kernels->decode_rows && call.group == 1 && !weights.average_heads &&
          weights.queries == nullptr && weights.out.dtype == DType::kF32 &&
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 
-// Rows of the packed heads in `range`.
+// One task of the first pass, over all parts of its keys.
+void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_t row_end,
+                unsigned char* scratch) {
+  const size_t kv_head = rows.head / call.group;
+  const size_t num_rows = NumRowsOf(call, rows);
+  PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
+  unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
+  bool continues = false;
+  bool is_merged = false;
+  for (Parts parts(call, rows.sequence, kv_head);; parts.Next()) {
+    AttendTask task = TaskOf(call, rows, *parts);
+    task.row_begin = row_begin;
+    task.row_end = row_end;
+    task.continues = continues;
+    task.pauses = continues = parts.continues();
+    const bool is_last = !parts.has_next();
+    if (WeighsOnTheWay(call, rows.sequence)) {
+      const size_t listed = FindListed(call.args.weights, kv_head);
+      if (listed < static_cast<size_t>(call.args.weights.out.heads)) {
+        task.weights.out = WeightsRowsOf(call, rows.sequence, listed);
+        task.weights.num_keys = static_cast<size_t>(call.args.weights.out.dim);
+      }
+    }
+    if (!is_last) task.sinks = nullptr;
+    const bool few = num_rows <= parts->kernels->decode_rows;
+    const auto attend = few ? parts->kernels->decode : parts->kernels->prefill;
+    // Kernels of different precisions leave what they have, to be merged.
+    is_merged |= !task.pauses && !is_last;
+    if (is_merged) {
+      const AttendTask whole = task;
+      partial.Redirect(&task);
+      attend(task, kernel_scratch);
+      if (!task.pauses) partial.Add(whole);
+      if (is_last) partial.Store(whole);
+    } else {
+      attend(task, kernel_scratch);
+    }
+    if (is_last) return;
+  }
+}
+
+// Rows of heads [begin, end), counted through the sequences: all kv heads of the first, then those
+// of the second.
 void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
             const ParallelFor& parallel) {
   const size_t longest = call.queries.longest() * call.beams * call.group;
@@ -204,25 +346,14 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
   ForEachTask(parallel, (range.end - range.begin) * tasks_per_head,
               [&](size_t index, size_t worker) {
                 const size_t head = range.begin + index / tasks_per_head;
-                const size_t sequence = head / call.heads.num_kv_heads;
-                const size_t kv_head = head % call.heads.num_kv_heads;
-                const Selection rows = {sequence, 0, call.beams, kv_head * call.group, call.group};
-                const size_t row_begin = index % tasks_per_head * kTaskRows;
+                const size_t kv_head = head % call.num_kv_heads;
+                const Selection rows = {head / call.num_kv_heads, 0, call.beams,
+                                        kv_head * call.group, call.group};
                 const size_t num_rows = NumRowsOf(call, rows);
-                if (row_begin >= num_rows) return;  // a shorter sequence than others
-                AttendTask task = TaskOf(call, rows);
-                task.row_begin = row_begin;
-                task.row_end = std::min(row_begin + kTaskRows, num_rows);
-                if (WeighsOnTheWay(call, sequence)) {
-                  const size_t listed = FindListed(call.args.weights, kv_head);
-                  if (listed < static_cast<size_t>(call.args.weights.out.heads)) {
-                    task.weights.out = WeightsRowsOf(call, sequence, listed);
-                    task.weights.num_keys = static_cast<size_t>(call.args.weights.out.dim);
-                  }
-                }
-                const bool few = num_rows <= call.plan.kernels->decode_rows;
-                const auto attend = few ? call.plan.kernels->decode : call.plan.kernels->prefill;
-                attend(task, scratch + worker * call.plan.scratch_bytes);
+                const size_t begin = index % tasks_per_head * kTaskRows;
+                if (begin >= num_rows) return;
+                AttendRows(call, rows, begin, std::min(begin + kTaskRows, num_rows),
+                           scratch + worker * call.plan.scratch_bytes);
               });
 }
 
@@ -232,9 +363,9 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
 constexpr size_t kPackedBytesAtOnce = size_t{128} << 10;
 
 void PackAndAttend(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
-  const size_t num_heads = call.keys.num_sequences * call.heads.num_kv_heads;
+  const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
   const size_t workers = std::max<size_t>(parallel.num_workers, 1);
-  const PackedShape& shape = call.heads.shape;
+  const PackedShape& shape = call.packed.shape;
   const size_t key_bytes =
       shape.head_dim * KElementBytes(shape.layout) + shape.v_head_dim * VElementBytes(shape.layout);
   HeadRange range = {0, 0};
@@ -243,10 +374,10 @@ void PackAndAttend(const Call& call, unsigned char* scratch, const ParallelFor& 
     size_t bytes = 0;
     while (range.end < num_heads &&
            (bytes < workers * kPackedBytesAtOnce || range.end - range.begin < workers)) {
-      bytes += call.keys.at(range.end / call.heads.num_kv_heads).count * key_bytes;
+      bytes += call.keys.count(range.end / call.num_kv_heads) * key_bytes;
       ++range.end;
     }
-    PackTensors(*call.plan.kernels, call.heads, range, call.args.k, call.args.v, call.keys,
+    PackTensors(*call.plan.kernels, call.packed, range, call.args.k, call.args.v, call.keys.spans(),
                 parallel);
     Attend(call, range, scratch, parallel);
   }
@@ -270,18 +401,30 @@ void SpreadBuckets(const Call& call, const ParallelFor& parallel) {
   });
 }
 
-void RunSecondPass(const Call& call, AttendTask task, size_t begin, size_t end,
+// Rows [begin, end) of a second pass over one part.
+void RunSecondPass(const KeyPart& part, AttendTask task, size_t begin, size_t end,
                    unsigned char* scratch) {
   for (size_t row = begin; row < end; row += kTaskRows) {
     task.row_begin = row;
     task.row_end = std::min(row + kTaskRows, end);
-    const bool few = task.row_end - task.row_begin <= call.plan.kernels->decode_rows;
-    (few ? call.plan.kernels->weigh_few : call.plan.kernels->weigh_many)(task, scratch);
+    const bool few = task.row_end - task.row_begin <= part.kernels->decode_rows;
+    (few ? part.kernels->weigh_few : part.kernels->weigh_many)(task, scratch);
   }
 }
 
-// Weights of queries [begin, end) of those listed, for one head; runs of neighbours together.
-void WeighQueries(const Call& call, AttendTask task, size_t begin, size_t end,
+// What a second pass makes of the keys of one part, given what it is to make of all keys.
+WeightsTask WeightsOf(const WeightsTask& all, const KeyPart& part, bool is_last) {
+  WeightsTask weights = all;
+  const int64_t begin = static_cast<int64_t>(part.begin);
+  if (all.out.data != nullptr) weights.out.data += begin * all.out.dim_stride;
+  if (all.mass.data != nullptr) weights.mass.data += begin * all.mass.dim_stride;
+  weights.num_keys = is_last ? all.num_keys - part.begin : part.width;
+  return weights;
+}
+
+// Weights of queries [begin, end) of those listed, for one head and part; runs of neighbours
+// together.
+void WeighQueries(const Call& call, const KeyPart& part, AttendTask task, size_t begin, size_t end,
                   unsigned char* scratch) {
   const int32_t* queries = call.args.weights.queries;
   while (begin < end) {
@@ -293,7 +436,7 @@ void WeighQueries(const Call& call, AttendTask task, size_t begin, size_t end,
       ++count;
     }
     task.weights.first_row = (first - begin) * call.beams;
-    RunSecondPass(call, task, first * call.beams, (first + count) * call.beams, scratch);
+    RunSecondPass(part, task, first * call.beams, (first + count) * call.beams, scratch);
     begin += count;
   }
 }
@@ -309,34 +452,41 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
   const size_t longest = all ? call.queries.longest() : static_cast<size_t>(weights.num_queries);
   const size_t chunk = std::max<size_t>(kTaskRows / call.beams, 1);
   const size_t num_chunks = (longest + chunk - 1) / chunk;
-  ForEachTask(
-      parallel, call.keys.num_sequences * num_chunks * tasks_per_chunk,
-      [&](size_t index, size_t worker) {
-        const size_t sequence = index / (num_chunks * tasks_per_chunk);
-        const size_t begin = index / tasks_per_chunk % num_chunks * chunk;
-        const TokenSpan span = call.queries.at(sequence);
-        const size_t end = std::min(begin + chunk, all ? span.count : longest);
-        for (size_t i = 0; i < heads_per_task; ++i) {
-          const size_t listed = index % tasks_per_chunk + i;
-          const size_t head =
-              weights.heads != nullptr ? static_cast<size_t>(weights.heads[listed]) : listed;
-          if (WeighsOnTheWay(call, sequence) && FindListed(weights, head) == listed) continue;
-          AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1});
-          task.weights.out = WeightsRowsOf(call, sequence, weights.average_heads ? 0 : listed);
-          task.weights.num_keys = static_cast<size_t>(weights.out.dim);
-          task.weights.adds = i > 0;
-          task.weights.factor = weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;
-          WeighQueries(call, task, begin, end, scratch + worker * call.plan.scratch_bytes);
-        }
-      });
+  ForEachTask(parallel, call.keys.num_sequences() * num_chunks * tasks_per_chunk,
+              [&](size_t index, size_t worker) {
+                const size_t sequence = index / (num_chunks * tasks_per_chunk);
+                const size_t begin = index / tasks_per_chunk % num_chunks * chunk;
+                const TokenSpan span = call.queries.at(sequence);
+                const size_t end = std::min(begin + chunk, all ? span.count : longest);
+                for (size_t i = 0; i < heads_per_task; ++i) {
+                  const size_t listed = index % tasks_per_chunk + i;
+                  const size_t head = weights.heads != nullptr
+                                          ? static_cast<size_t>(weights.heads[listed])
+                                          : listed;
+                  if (WeighsOnTheWay(call, sequence) && FindListed(weights, head) == listed)
+                    continue;
+                  WeightsTask all = {};
+                  all.out = WeightsRowsOf(call, sequence, weights.average_heads ? 0 : listed);
+                  all.num_keys = static_cast<size_t>(weights.out.dim);
+                  all.adds = i > 0;
+                  all.factor = weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;
+                  for (Parts parts(call, sequence, head / call.group, true);; parts.Next()) {
+                    AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1}, *parts);
+                    task.weights = WeightsOf(all, *parts, !parts.has_next());
+                    WeighQueries(call, *parts, task, begin, end,
+                                 scratch + worker * call.plan.scratch_bytes);
+                    if (!parts.has_next()) break;
+                  }
+                }
+              });
 }
 
 // One task for each row of mass, so that sums are in the order of queries.
 void SumWeights(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
   const TensorView& mass = call.args.mass;
   const size_t num_heads = static_cast<size_t>(mass.heads);
-  const bool by_beam = static_cast<size_t>(mass.batch) != call.keys.num_sequences;
-  const bool by_head = num_heads != call.heads.num_kv_heads;
+  const bool by_beam = static_cast<size_t>(mass.batch) != call.keys.num_sequences();
+  const bool by_head = num_heads != call.num_kv_heads;
   const auto sum = [&](size_t index, size_t worker) {
     const size_t batch = index / num_heads;
     const size_t head = index % num_heads;
@@ -344,16 +494,20 @@ void SumWeights(const Call& call, unsigned char* scratch, const ParallelFor& par
     if (by_beam) rows = {batch / call.beams, batch % call.beams, 1, rows.head, rows.group};
     if (by_head) rows.head = head;
     if (by_head) rows.group = 1;
-    AttendTask task = TaskOf(call, rows);
-    task.weights.mass = RowAt(RowsOf(mass, {batch, 0, head, 1, 1}), 0);
-    task.weights.num_keys = static_cast<size_t>(mass.dim);
-    task.weights.factor = 1.0f;
-    for (size_t key = 0; key < task.weights.num_keys; ++key) {
-      unsigned char* at =
-          task.weights.mass.data + static_cast<int64_t>(key) * task.weights.mass.dim_stride;
-      memset(at, 0, sizeof(float));
+    WeightsTask all = {};
+    all.mass = RowAt(RowsOf(mass, {batch, 0, head, 1, 1}), 0);
+    all.num_keys = static_cast<size_t>(mass.dim);
+    all.factor = 1.0f;
+    for (size_t key = 0; key < all.num_keys; ++key) {
+      memset(all.mass.data + static_cast<int64_t>(key) * all.mass.dim_stride, 0, sizeof(float));
     }
-    RunSecondPass(call, task, 0, NumRowsOf(call, rows), scratch + worker * call.plan.scratch_bytes);
+    for (Parts parts(call, rows.sequence, rows.head / call.group);; parts.Next()) {
+      AttendTask task = TaskOf(call, rows, *parts);
+      task.weights = WeightsOf(all, *parts, !parts.has_next());
+      RunSecondPass(*parts, task, 0, NumRowsOf(call, rows),
+                    scratch + worker * call.plan.scratch_bytes);
+      if (!parts.has_next()) break;
+    }
   };
   ForEachTask(parallel, static_cast<size_t>(mass.batch) * num_heads, sum);
 }
@@ -367,9 +521,8 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
     return Status::Error(StatusCode::kInvalidArgument, "the plan is empty: create it first");
   }
   const internal::PlanImpl& impl = *PlanAccess::Get(plan);
-  const internal::PackedKv* packed = nullptr;
   internal::ArgMemory memory;
-  Status status = internal::ValidateArgs(impl.desc, impl.layout, args, &packed, &memory);
+  Status status = internal::ValidateArgs(impl, args, &memory);
   if (status.ok()) status = internal::ValidateParallel(parallel);
   if (!status.ok()) return status;
   if (parallel.num_workers > static_cast<size_t>(impl.desc.max_workers)) {
@@ -384,31 +537,29 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
   if (none_given && impl.workspace_bytes > 0) {
     status = own.Take(&workspace);
   } else {
-    status = internal::ValidateWorkspace(given, impl.workspace_bytes, memory);
+    status = internal::ValidateWorkspace(given, impl.workspace_bytes, memory, args);
   }
   if (!status.ok()) return status;
   if (args.q.batch == 0) return Status();
 
   unsigned char* base = static_cast<unsigned char*>(workspace.data);
-  internal::Call call = {impl, args, {}, {}, {}, 1, 0, nullptr};
+  internal::Call call = {impl, args, internal::KeySources(args), {}, {}, 0, 1, 0, nullptr};
+  call.num_kv_heads = static_cast<size_t>(impl.desc.num_kv_heads);
   call.group = static_cast<size_t>(impl.desc.num_heads / impl.desc.num_kv_heads);
-  call.keys = internal::KeySequences(args, packed);
-  call.queries = {call.keys.num_sequences, args.q.length, args.q_indptr, nullptr};
+  call.queries = {call.keys.num_sequences(), args.q.length, args.q_indptr, nullptr};
   if (args.num_sequences == 0) {
-    call.beams = static_cast<size_t>(args.q.batch) / call.keys.num_sequences;
+    call.beams = static_cast<size_t>(args.q.batch) / call.keys.num_sequences();
   }
-  if (packed != nullptr) {
-    call.heads = packed->heads();
-  } else {
-    call.heads = impl.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
+  if (call.keys.are_tensors()) {
+    call.packed = impl.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
   }
   call.biases = reinterpret_cast<float*>(base + impl.packed_bytes);
   internal::SpreadBuckets(call, parallel);
   unsigned char* scratch = base + impl.packed_bytes + impl.bias_bytes;
-  if (packed == nullptr && args.q.length > 0) {
+  if (call.keys.are_tensors() && args.q.length > 0) {
     internal::PackAndAttend(call, scratch, parallel);
   } else {
-    const size_t num_heads = call.keys.num_sequences * call.heads.num_kv_heads;
+    const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
     internal::Attend(call, {0, num_heads}, scratch, parallel);
   }
   if (args.weights.out.data != nullptr) internal::Weigh(call, scratch, parallel);

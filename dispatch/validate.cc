@@ -2,10 +2,13 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #include <algorithm>
 #include <iterator>
 
+#include "dispatch/key_sources.h"
+#include "dispatch/plan.h"
 #include "dispatch/relative_buckets.h"
 
 namespace sightline {
@@ -244,72 +247,6 @@ Status ValidateWorkspaceBlock(const Workspace& workspace, size_t needed_bytes, c
   return Status();
 }
 
-// Geometry and format of a memory or cache against the plan.
-Status ValidatePacked(const char* name, const AttentionDesc& desc, LayoutId layout,
-                      const PackedKv& packed) {
-  const PackedHeader& header = packed.header();
-  if (header.layout_version != kLayoutVersion) {
-    return Status::Error(StatusCode::kUnsupported,
-                         "%s was packed with layout version %u; this library reads version %u",
-                         name, header.layout_version, kLayoutVersion);
-  }
-  if (packed.precision() != desc.precision) {
-    return Status::Error(kInvalid, "%s's precision is %s, the plan's is %s", name,
-                         Name(packed.precision()), Name(desc.precision));
-  }
-  if (IsRotated(header.layout) != desc.rotate_k) {
-    return Status::Error(kInvalid, "%s's rotate_k is %s, the plan's is %s", name,
-                         Text(IsRotated(header.layout)), Text(desc.rotate_k));
-  }
-  if (header.layout != layout) {
-    return Status::Error(
-        StatusCode::kUnsupported,
-        "%s has layout %u; the plan's tier reads layout %u: create both for one tier", name,
-        static_cast<unsigned>(header.layout), static_cast<unsigned>(layout));
-  }
-  if (header.num_kv_heads != desc.num_kv_heads || header.head_dim != desc.head_dim ||
-      header.v_head_dim != desc.v_head_dim) {
-    return Status::Error(
-        kInvalid,
-        "%s has num_kv_heads %lld, head_dim %lld, v_head_dim %lld; the plan has %lld, %lld, %lld",
-        name, LL{header.num_kv_heads}, LL{header.head_dim}, LL{header.v_head_dim},
-        LL{desc.num_kv_heads}, LL{desc.head_dim}, LL{desc.v_head_dim});
-  }
-  return Status();
-}
-
-// An optional tensor or mask counts as given if anything of it is.
-template <class View>
-bool IsGiven(const View& view) {
-  return view.data != nullptr || view.heads != 0;
-}
-
-// A mask's or bias's axes against q's; `dim` are keys, or blocks of them.
-template <class View>
-Status ValidatePerScore(const char* name, const View& view, const AttentionDesc& desc,
-                        const ConstTensorView& q, int64_t length, int64_t min_dim) {
-  const struct {
-    const char* axis;
-    int64_t given;
-    int64_t wanted;
-    const char* what;
-  } checks[] = {{"batch", view.batch, q.batch, "q's batch"},
-                {"length", view.length, length, "the number of queries, or of blocks of them"},
-                {"heads", view.heads, desc.num_heads, "num_heads"}};
-  for (const auto& check : checks) {
-    if (check.given != check.wanted) {
-      return Status::Error(kInvalid, "%s.%s is %lld, must be %lld: %s", name, check.axis,
-                           LL{check.given}, LL{check.wanted}, check.what);
-    }
-  }
-  if (view.dim < min_dim) {
-    return Status::Error(kInvalid,
-                         "%s.dim is %lld, must be at least %lld: the keys, or blocks of them", name,
-                         LL{view.dim}, LL{min_dim});
-  }
-  return Status();
-}
-
 // An optional array of 4-byte elements; its span goes to *memory.
 template <typename T>
 Status ValidateArray(const char* name, const T* data, int64_t count, ArgMemory* memory) {
@@ -346,6 +283,169 @@ Status ValidateIndptr(const char* name, const int32_t* indptr, int64_t n, const 
   return Status();
 }
 
+// Geometry and format of a memory or cache against the plan.
+Status ValidatePacked(const char* name, const PlanImpl& plan, const PackedKv& packed) {
+  const AttentionDesc& desc = plan.desc;
+  const KvGeometry& geometry = packed.geometry();
+  if (geometry.layout_version != kLayoutVersion) {
+    return Status::Error(StatusCode::kUnsupported,
+                         "%s was packed with layout version %u; this library reads version %u",
+                         name, geometry.layout_version, kLayoutVersion);
+  }
+  if (!desc.any_precision && geometry.precision != desc.precision) {
+    return Status::Error(kInvalid, "%s's precision is %s, the plan's is %s", name,
+                         Name(geometry.precision), Name(desc.precision));
+  }
+  if (!desc.any_precision && IsRotated(geometry.layout) != desc.rotate_k) {
+    return Status::Error(kInvalid, "%s's rotate_k is %s, the plan's is %s", name,
+                         Text(IsRotated(geometry.layout)), Text(desc.rotate_k));
+  }
+  if (plan.FindKernelsFor(packed) == nullptr) {
+    const auto& kernels = plan.table->kernels[static_cast<size_t>(geometry.precision)];
+    return Status::Error(
+        StatusCode::kUnsupported,
+        "%s has layout %u; the plan's tier reads layout %u: create both for one tier", name,
+        static_cast<unsigned>(geometry.layout),
+        static_cast<unsigned>(LayoutOf(kernels, IsRotated(geometry.layout))));
+  }
+  if (geometry.num_kv_heads != desc.num_kv_heads || geometry.head_dim != desc.head_dim ||
+      geometry.v_head_dim != desc.v_head_dim) {
+    return Status::Error(
+        kInvalid,
+        "%s has num_kv_heads %lld, head_dim %lld, v_head_dim %lld; the plan has %lld, %lld, %lld",
+        name, LL{geometry.num_kv_heads}, LL{geometry.head_dim}, LL{geometry.v_head_dim},
+        LL{desc.num_kv_heads}, LL{desc.head_dim}, LL{desc.v_head_dim});
+  }
+  return Status();
+}
+
+// A cache that forgets what is behind its window is for plans that do not look there.
+Status ValidateWindow(const char* name, const AttentionDesc& desc, const KvCache& cache) {
+  const int64_t kept = cache.window_left();
+  if (kept < 0 || (desc.window_left >= 0 && desc.window_left <= kept)) return Status();
+  return Status::Error(kInvalid,
+                       "%s keeps a window_left of %lld, the plan's is %lld, must be 0 to %lld",
+                       name, LL{kept}, LL{desc.window_left}, LL{kept});
+}
+
+// A segment by itself; `name` is what messages call it.
+Status ValidateSegment(const char* name, const PlanImpl& plan, const KvSegment& segment) {
+  if ((segment.memory != nullptr) == (segment.cache != nullptr)) {
+    return Status::Error(
+        kInvalid, "%s has %s, must have exactly one", name,
+        segment.memory != nullptr ? "both a memory and a cache" : "neither memory nor cache");
+  }
+  const PackedKv* packed = PackedOf(segment);
+  if (packed == nullptr) return Status::Error(kInvalid, "%s is empty: create it first", name);
+  SIGHTLINE_RETURN_IF_ERROR(ValidatePacked(name, plan, *packed));
+  if (segment.cache != nullptr) {
+    SIGHTLINE_RETURN_IF_ERROR(ValidateWindow(name, plan.desc, *segment.cache));
+  }
+  if (segment.kv_len < -1 || segment.kv_len > kMaxCount) {
+    return Status::Error(kInvalid, "%s.kv_len is %lld, must be -1 to %lld", name,
+                         LL{segment.kv_len}, LL{kMaxCount});
+  }
+  return Status();
+}
+
+// Biases of a segment, and none but -inf that would not be finite in octaves beside scores.
+Status ValidateSegmentBias(const char* name, const AttentionDesc& desc, const float* bias) {
+  if (bias == nullptr) return Status();
+  if (reinterpret_cast<uintptr_t>(bias) % sizeof(float) != 0)
+    return Status::Error(kInvalid, "%s.bias is not aligned to its element's 4 bytes", name);
+  constexpr float kLargest = 1e30f;
+  const int64_t group = desc.num_heads / desc.num_kv_heads;
+  for (int64_t h = 0; h < desc.num_heads; ++h) {
+    const bool hides = bias[h] == -HUGE_VALF;
+    if (!hides && !(fabsf(bias[h]) <= kLargest)) {
+      return Status::Error(kInvalid, "%s.bias[%lld] is %g, must be -inf or %g to %g", name, LL{h},
+                           double{bias[h]}, double{-kLargest}, double{kLargest});
+    }
+    if (hides != (bias[h / group * group] == -HUGE_VALF)) {
+      return Status::Error(kInvalid,
+                           "%s.bias[%lld] is %g, but bias[%lld] is %g: -inf is for all heads of a "
+                           "kv head or for none",
+                           name, LL{h}, double{bias[h]}, LL{h / group * group},
+                           double{bias[h / group * group]});
+    }
+  }
+  return Status();
+}
+
+// Lists of segments: indices that never fall, and what they point to is of batch 1.
+Status ValidateSegmentLists(const AttentionArgs& args, ArgMemory* memory) {
+  const int64_t num_lists = args.num_segment_lists;
+  const int32_t* indptr = args.segment_indptr;
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_segment_lists", num_lists, 0, kMaxCount));
+  if ((indptr == nullptr) != (num_lists == 0)) {
+    return Status::Error(kInvalid, "segment_indptr is %s, but num_segment_lists is %lld",
+                         indptr == nullptr ? "null" : "given", LL{num_lists});
+  }
+  if (indptr == nullptr) return Status();
+  SIGHTLINE_RETURN_IF_ERROR(ValidateArray("segment_indptr", indptr, num_lists + 1, memory));
+  return ValidateIndptr("segment_indptr", indptr, num_lists, "num_segments", args.num_segments,
+                        "num_segments", args.num_segments);
+}
+
+Status ValidateSegments(const PlanImpl& plan, const AttentionArgs& args, ArgMemory* memory) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_segments", args.num_segments, 0, kMaxCount));
+  if (args.segments == nullptr)
+    return Status::Error(kInvalid, "segments is null, but num_segments is %lld",
+                         LL{args.num_segments});
+  if (args.kv_lens != nullptr)
+    return Status::Error(kInvalid, "kv_lens is given, must be null: segments have kv_len");
+  SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentLists(args, memory));
+  int64_t batch = 1;
+  for (int64_t i = 0; i < args.num_segments; ++i) {
+    const KvSegment& segment = args.segments[i];
+    char name[40];
+    snprintf(name, sizeof(name), "segments[%lld]", LL{i});
+    SIGHTLINE_RETURN_IF_ERROR(ValidateSegment(name, plan, segment));
+    SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentBias(name, plan.desc, segment.bias));
+    const int64_t own_batch = PackedOf(segment)->geometry().batch;
+    if (own_batch == 1) continue;
+    if (args.segment_indptr != nullptr || (batch != 1 && own_batch != batch)) {
+      const int64_t wanted = args.segment_indptr != nullptr ? 1 : batch;
+      return Status::Error(kInvalid, "%s's batch is %lld, must be %s%lld", name, LL{own_batch},
+                           wanted == 1 ? "" : "1 or ", LL{wanted});
+    }
+    batch = own_batch;
+  }
+  return Status();
+}
+
+// An optional tensor or mask counts as given if anything of it is.
+template <class View>
+bool IsGiven(const View& view) {
+  return view.data != nullptr || view.heads != 0;
+}
+
+// A mask's or bias's axes against q's; `dim` are keys, or blocks of them.
+template <class View>
+Status ValidatePerScore(const char* name, const View& view, const AttentionDesc& desc,
+                        const ConstTensorView& q, int64_t length, int64_t min_dim) {
+  const struct {
+    const char* axis;
+    int64_t given;
+    int64_t wanted;
+    const char* what;
+  } checks[] = {{"batch", view.batch, q.batch, "q's batch"},
+                {"length", view.length, length, "the number of queries, or of blocks of them"},
+                {"heads", view.heads, desc.num_heads, "num_heads"}};
+  for (const auto& check : checks) {
+    if (check.given != check.wanted) {
+      return Status::Error(kInvalid, "%s.%s is %lld, must be %lld: %s", name, check.axis,
+                           LL{check.given}, LL{check.wanted}, check.what);
+    }
+  }
+  if (view.dim < min_dim) {
+    return Status::Error(kInvalid,
+                         "%s.dim is %lld, must be at least %lld: the keys, or blocks of them", name,
+                         LL{view.dim}, LL{min_dim});
+  }
+  return Status();
+}
+
 // q, out and lse, among themselves and against the plan.
 Status ValidateQueries(const AttentionDesc& desc, const AttentionArgs& args, ViewSpans* q,
                        ViewSpans* out, ViewSpans* lse) {
@@ -373,17 +473,23 @@ Status ValidateQueries(const AttentionDesc& desc, const AttentionArgs& args, Vie
 }
 
 // K and V by whichever of their sources is given.
-Status ValidateSource(const AttentionDesc& desc, LayoutId layout, const AttentionArgs& args,
-                      const PackedKv** packed, ArgMemory* memory) {
+Status ValidateSource(const PlanImpl& plan, const AttentionArgs& args, ArgMemory* memory) {
+  const AttentionDesc& desc = plan.desc;
   const bool has_tensors =
       args.k.data != nullptr || args.v.data != nullptr || args.k.heads != 0 || args.v.heads != 0;
-  const int sources =
-      (has_tensors ? 1 : 0) + (args.memory != nullptr ? 1 : 0) + (args.cache != nullptr ? 1 : 0);
+  const bool has_segments = args.segments != nullptr || args.num_segments != 0;
+  const int sources = (has_tensors ? 1 : 0) + (args.memory != nullptr ? 1 : 0) +
+                      (args.cache != nullptr ? 1 : 0) + (has_segments ? 1 : 0);
   if (sources != 1) {
-    return Status::Error(kInvalid, "%d of {k and v}, memory, cache are given, must be exactly one",
+    return Status::Error(kInvalid,
+                         "%d of {k and v}, memory, cache, segments are given, must be exactly one",
                          sources);
   }
-  *packed = nullptr;
+  if (has_segments) return ValidateSegments(plan, args, memory);
+  if (args.num_segment_lists != 0 || args.segment_indptr != nullptr) {
+    return Status::Error(kInvalid, "%s is given, but there are no segments",
+                         args.segment_indptr != nullptr ? "segment_indptr" : "num_segment_lists");
+  }
   if (has_tensors) {
     ViewSpans k, v;
     SIGHTLINE_RETURN_IF_ERROR(ValidateKvSpans(args.k, args.v, &k, &v));
@@ -400,13 +506,21 @@ Status ValidateSource(const AttentionDesc& desc, LayoutId layout, const Attentio
     memory->Add("v.scale", v.scales);
     return Status();
   }
-  const char* name = args.memory != nullptr ? "memory" : "cache";
-  *packed = args.memory != nullptr ? KvAccess::Get(*args.memory) : KvAccess::Get(*args.cache);
-  if (*packed == nullptr) return Status::Error(kInvalid, "%s is empty: create it first", name);
-  SIGHTLINE_RETURN_IF_ERROR(ValidatePacked(name, desc, layout, **packed));
-  const uintptr_t block = reinterpret_cast<uintptr_t>((*packed)->block());
-  memory->Add("the memory or cache", {block, block + (*packed)->bytes()});
-  return Status();
+  KvSegment segment;
+  segment.memory = args.memory;
+  segment.cache = args.cache;
+  return ValidateSegment(args.memory != nullptr ? "memory" : "cache", plan, segment);
+}
+
+// The name of a memory whose block has something of the span, or null. Pages of caches are the
+// library's own.
+const char* OverlappingBlock(const KeySources& keys, const MemorySpan& span) {
+  for (size_t i = 0; i < keys.num_segments(); ++i) {
+    const KvBlock block = PackedOf(keys.segment(i))->block();
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(block.data);
+    if (span.Overlaps({begin, begin + block.bytes})) return "the memory";
+  }
+  return nullptr;
 }
 
 // A padded batch: q's batch is a multiple of K's and V's. kv_batch: theirs.
@@ -459,10 +573,11 @@ Status ValidateRagged(const AttentionDesc& desc, const AttentionArgs& args, int6
   if (args.kv_indptr == nullptr) {
     return ValidateEqual("num_sequences", n, "the batch of K and V", kv_batch);
   }
-  if (args.memory != nullptr || args.cache != nullptr) {
-    return Status::Error(kInvalid,
-                         "kv_indptr is given, must be null: %s has a batch entry for each sequence",
-                         args.memory != nullptr ? "memory" : "cache");
+  if (args.memory != nullptr || args.cache != nullptr || args.segments != nullptr) {
+    return Status::Error(kInvalid, "kv_indptr is given, must be null: %s for each sequence",
+                         args.memory != nullptr  ? "memory has a batch entry"
+                         : args.cache != nullptr ? "cache has a batch entry"
+                                                 : "segments are listed");
   }
   if (kv_batch != 1)
     return Status::Error(kInvalid, "k.batch is %lld, must be 1: kv_indptr is given", LL{kv_batch});
@@ -471,17 +586,16 @@ Status ValidateRagged(const AttentionDesc& desc, const AttentionArgs& args, int6
 }
 
 // Lengths and masks; `keys` are what they are for.
-Status ValidateMasks(const AttentionDesc& desc, const AttentionArgs& args, SequenceSpans keys,
-                     ArgMemory* memory) {
+Status ValidateMasks(const AttentionDesc& desc, const AttentionArgs& args, const KeySources& keys,
+                     int64_t longest, ArgMemory* memory) {
   if (args.q_start != AttentionArgs::kBottomRight)
     SIGHTLINE_RETURN_IF_ERROR(ValidateRange("q_start", args.q_start, -kMaxCount, kMaxCount));
-  const int64_t n = static_cast<int64_t>(keys.num_sequences);
+  const int64_t n = static_cast<int64_t>(keys.num_sequences());
   SIGHTLINE_RETURN_IF_ERROR(ValidateArray("kv_lens", args.kv_lens, n, memory));
   SIGHTLINE_RETURN_IF_ERROR(ValidateArray("prefix_lens", args.prefix_lens, n, memory));
-  const int64_t longest = static_cast<int64_t>(keys.longest());
-  keys.lens = nullptr;
-  for (int64_t s = 0; s < n; ++s) {
-    const int64_t kv_len = static_cast<int64_t>(keys.at(static_cast<size_t>(s)).count);
+  const bool has_lens = args.kv_lens != nullptr || args.prefix_lens != nullptr;
+  for (int64_t s = 0; has_lens && s < n; ++s) {
+    const int64_t kv_len = static_cast<int64_t>(keys.count_all(static_cast<size_t>(s)));
     const struct {
       const char* name;
       const int32_t* lens;
@@ -628,14 +742,13 @@ Status ValidateWeights(const AttentionDesc& desc, const AttentionArgs& args, int
                        weights.average_heads ? 1 : num_heads);
 }
 
-Status ValidateMass(const AttentionDesc& desc, const AttentionArgs& args, const SequenceSpans& keys,
-                    MemorySpan* output) {
+Status ValidateMass(const AttentionDesc& desc, const AttentionArgs& args, int64_t num_sequences,
+                    int64_t longest, MemorySpan* output) {
   const TensorView& mass = args.mass;
   if (!IsGiven(mass)) return Status();
   if (!IsGiven(args.lse))
     return Status::Error(kInvalid, "lse is null, must not be: mass is computed from it");
-  SIGHTLINE_RETURN_IF_ERROR(
-      ValidateOutput("mass", mass, true, static_cast<int64_t>(keys.longest()), output));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateOutput("mass", mass, true, longest, output));
   SIGHTLINE_RETURN_IF_ERROR(ValidateEqual("mass.length", mass.length, "the sum over queries", 1));
   const struct {
     const char* axis;
@@ -643,7 +756,7 @@ Status ValidateMass(const AttentionDesc& desc, const AttentionArgs& args, const 
     int64_t one;
     int64_t other;
   } checks[] = {{"batch", mass.batch, args.num_sequences == 0 ? args.q.batch : args.num_sequences,
-                 static_cast<int64_t>(keys.num_sequences)},
+                 num_sequences},
                 {"heads", mass.heads, desc.num_heads, desc.num_kv_heads}};
   for (const auto& check : checks) {
     if (check.given != check.one && check.given != check.other) {
@@ -724,13 +837,100 @@ Status ValidateDesc(const AttentionDesc& desc) {
   return ValidatePrecision("", desc.precision, desc.rotate_k);
 }
 
-Status ValidateCacheDesc(const KvCacheDesc& desc) {
-  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("batch", desc.batch, 1, kMaxCount));
+Status ValidatePoolDesc(const KvPoolDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_kv_heads", desc.num_kv_heads, 1, kMaxCount));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("head_dim", desc.head_dim, 1, kMaxHeadDim));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("v_head_dim", desc.v_head_dim, 1, kMaxHeadDim));
-  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("capacity", desc.capacity, 0, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_pages", desc.max_pages, 0, kMaxCount));
+  constexpr int64_t kTile = kKvTile;
+  constexpr int64_t kMaxPageTokens = 65536;
+  if (desc.page_tokens < kTile || desc.page_tokens > kMaxPageTokens ||
+      desc.page_tokens % kTile != 0) {
+    return Status::Error(kInvalid, "page_tokens is %lld, must be a multiple of %lld up to %lld",
+                         LL{desc.page_tokens}, LL{kTile}, LL{kMaxPageTokens});
+  }
   return ValidatePrecision("format.", desc.format.precision, desc.format.rotate_k);
+}
+
+// What a cache has of its own, whatever its pages come from.
+Status ValidateCacheLimits(const KvCacheDesc& desc) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("batch", desc.batch, 1, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("capacity", desc.capacity, 0, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("window_left", desc.window_left, -1, kMaxCount));
+  return ValidateRange("num_sinks", desc.num_sinks, 0, desc.window_left < 0 ? 0 : kMaxCount);
+}
+
+Status ValidateCacheDesc(const KvCacheDesc& desc, const KvPoolDesc& own) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateCacheLimits(desc));
+  return ValidatePoolDesc(own);
+}
+
+Status ValidatePooledCacheDesc(const KvCacheDesc& desc) {
+  const struct {
+    const char* name;
+    int64_t given;
+  } counts[] = {{"num_kv_heads", desc.num_kv_heads},
+                {"head_dim", desc.head_dim},
+                {"v_head_dim", desc.v_head_dim},
+                {"page_tokens", desc.page_tokens}};
+  for (const auto& count : counts) {
+    if (count.given != 0) {
+      return Status::Error(kInvalid, "%s is %lld, must be 0: the pool has one", count.name,
+                           LL{count.given});
+    }
+  }
+  return ValidateCacheLimits(desc);
+}
+
+Status ValidateMemoryDesc(const CrossMemoryDesc& desc, int64_t num_layers) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("batch", desc.batch, 0, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("kv_len", desc.kv_len, 0, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_kv_heads", desc.num_kv_heads, 1, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("head_dim", desc.head_dim, 1, kMaxHeadDim));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("v_head_dim", desc.v_head_dim, 1, kMaxHeadDim));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_layers", num_layers, 1, kMaxCount));
+  return ValidatePrecision("format.", desc.format.precision, desc.format.rotate_k);
+}
+
+Status ValidateKvLens(const int32_t* kv_lens, int64_t batch, int64_t kv_len) {
+  for (int64_t b = 0; kv_lens != nullptr && b < batch; ++b) {
+    if (kv_lens[b] < 0 || kv_lens[b] > kv_len) {
+      return Status::Error(kInvalid, "kv_lens[%lld] is %d, must be 0 to %lld", LL{b},
+                           static_cast<int>(kv_lens[b]), LL{kv_len});
+    }
+  }
+  return Status();
+}
+
+Status ValidatePlacement(const KvPlacement& placement, size_t needed_bytes) {
+  if (placement.data == nullptr) {
+    return Status::Error(kInvalid, "placement.data is null, but placement.bytes is %zu",
+                         placement.bytes);
+  }
+  if (reinterpret_cast<uintptr_t>(placement.data) % KvPlacement::kAlignmentBytes != 0) {
+    return Status::Error(kInvalid, "placement.data is not aligned to %zu bytes",
+                         KvPlacement::kAlignmentBytes);
+  }
+  if (placement.bytes < needed_bytes) {
+    return Status::Error(kInvalid, "placement.bytes is %zu, must be at least %zu", placement.bytes,
+                         needed_bytes);
+  }
+  return Status();
+}
+
+Status ValidateParents(const int32_t* parents, int64_t batch, int64_t old_batch) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("batch", batch, 1, kMaxCount));
+  if (parents == nullptr) return Status::Error(kInvalid, "parents is null");
+  return ValidateIndices("parents", parents, batch, old_batch, false);
+}
+
+Status ValidateEviction(int64_t batch_entry, const int32_t* positions, int64_t count, int64_t batch,
+                        int64_t length) {
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("batch_entry", batch_entry, 0, batch - 1));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("count", count, 0, kMaxCount));
+  if (positions == nullptr && count != 0)
+    return Status::Error(kInvalid, "positions is null, must not be: there are %lld", LL{count});
+  return ValidateIndices("positions", positions, count, length, false);
 }
 
 Status ValidateKv(const ConstTensorView& k, const ConstTensorView& v) {
@@ -755,35 +955,33 @@ Status ValidateKvShape(const ConstTensorView& k, const ConstTensorView& v, int64
   return Status();
 }
 
-SequenceSpans KeySequences(const AttentionArgs& args, const PackedKv* packed) {
-  if (packed != nullptr) {
-    return {static_cast<size_t>(packed->header().batch), packed->header().length, nullptr,
-            args.kv_lens};
-  }
-  const int64_t batch = args.kv_indptr != nullptr ? args.num_sequences : args.k.batch;
-  return {static_cast<size_t>(batch), args.k.length, args.kv_indptr, args.kv_lens};
-}
-
-Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionArgs& args,
-                    const PackedKv** packed, ArgMemory* memory) {
+Status ValidateArgs(const PlanImpl& plan, const AttentionArgs& args, ArgMemory* memory) {
+  const AttentionDesc& desc = plan.desc;
   ViewSpans q, out, lse;
   SIGHTLINE_RETURN_IF_ERROR(ValidateQueries(desc, args, &q, &out, &lse));
   memory->Add("q", q.elements);
   memory->Add("q.scale", q.scales);
   memory->Add("out.scale", out.scales);
-  SIGHTLINE_RETURN_IF_ERROR(ValidateSource(desc, layout, args, packed, memory));
-  const int64_t kv_batch = *packed != nullptr ? (*packed)->header().batch : args.k.batch;
+  SIGHTLINE_RETURN_IF_ERROR(ValidateSource(plan, args, memory));
+  // Ragged tensors have their sequences in one batch entry.
+  const bool is_packed = args.k.heads == 0 && args.k.data == nullptr;
+  const int64_t kv_batch =
+      is_packed ? static_cast<int64_t>(KeySources(args).num_sequences()) : args.k.batch;
   SIGHTLINE_RETURN_IF_ERROR(args.num_sequences == 0 ? ValidatePadded(desc, args, kv_batch)
                                                     : ValidateRagged(desc, args, kv_batch, memory));
-  const SequenceSpans keys = KeySequences(args, *packed);
-  SIGHTLINE_RETURN_IF_ERROR(ValidateMasks(desc, args, keys, memory));
-  SIGHTLINE_RETURN_IF_ERROR(
-      ValidateBiases(desc, args, static_cast<int64_t>(keys.longest()), memory));
+  const KeySources keys(args);
+  const int64_t longest = static_cast<int64_t>(keys.longest());
+  if (longest > kMaxCount) {
+    return Status::Error(kInvalid, "segments have %lld keys together, must be at most %lld",
+                         LL{longest}, LL{kMaxCount});
+  }
+  SIGHTLINE_RETURN_IF_ERROR(ValidateMasks(desc, args, keys, longest, memory));
+  SIGHTLINE_RETURN_IF_ERROR(ValidateBiases(desc, args, longest, memory));
 
   MemorySpan weights, mass;
+  SIGHTLINE_RETURN_IF_ERROR(ValidateWeights(desc, args, longest, memory, &weights));
   SIGHTLINE_RETURN_IF_ERROR(
-      ValidateWeights(desc, args, static_cast<int64_t>(keys.longest()), memory, &weights));
-  SIGHTLINE_RETURN_IF_ERROR(ValidateMass(desc, args, keys, &mass));
+      ValidateMass(desc, args, static_cast<int64_t>(keys.num_sequences()), longest, &mass));
 
   // Scales are only read, those of `out` too.
   const struct {
@@ -793,6 +991,7 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
       {"out", out.elements}, {"lse", lse.elements}, {"weights.out", weights}, {"mass", mass}};
   for (const auto& output : outputs) {
     const char* overlapping = memory->Overlapping(output.span);
+    if (overlapping == nullptr) overlapping = OverlappingBlock(keys, output.span);
     if (overlapping != nullptr)
       return Status::Error(kInvalid, "%s overlaps %s", output.name, overlapping);
     memory->Add(output.name, output.span);
@@ -800,10 +999,12 @@ Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionA
   return Status();
 }
 
-Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes, const ArgMemory& memory) {
+Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes, const ArgMemory& memory,
+                         const AttentionArgs& args) {
   MemorySpan span;
   SIGHTLINE_RETURN_IF_ERROR(ValidateWorkspaceBlock(workspace, needed_bytes, "the plan", &span));
   const char* overlapping = memory.Overlapping(span);
+  if (overlapping == nullptr) overlapping = OverlappingBlock(KeySources(args), span);
   if (overlapping != nullptr) return Status::Error(kInvalid, "workspace overlaps %s", overlapping);
   return Status();
 }

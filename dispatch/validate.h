@@ -3,10 +3,9 @@
 #ifndef SIGHTLINE_DISPATCH_VALIDATE_H_
 #define SIGHTLINE_DISPATCH_VALIDATE_H_
 
+#include <stddef.h>
 #include <stdint.h>
 
-#include "dispatch/sequences.h"
-#include "kv/packed_kv.h"
 #include "sightline/alignment.h"
 #include "sightline/attention.h"
 #include "sightline/kv.h"
@@ -17,11 +16,23 @@
 namespace sightline {
 namespace internal {
 
+struct PlanImpl;
+
 // Largest length, batch or number of heads: keys are counted in int32 lanes.
 constexpr int64_t kMaxCount = 0x7fffff00;
 
 Status ValidateDesc(const AttentionDesc& desc);
-Status ValidateCacheDesc(const KvCacheDesc& desc);
+// What a K/V memory, cache or pool is made with, and asked for. own: the pool of a cache without
+// one.
+Status ValidatePoolDesc(const KvPoolDesc& desc);
+Status ValidateCacheDesc(const KvCacheDesc& desc, const KvPoolDesc& own);
+Status ValidatePooledCacheDesc(const KvCacheDesc& desc);
+Status ValidateMemoryDesc(const CrossMemoryDesc& desc, int64_t num_layers);
+Status ValidateKvLens(const int32_t* kv_lens, int64_t batch, int64_t kv_len);
+Status ValidatePlacement(const KvPlacement& placement, size_t needed_bytes);
+Status ValidateParents(const int32_t* parents, int64_t batch, int64_t old_batch);
+Status ValidateEviction(int64_t batch_entry, const int32_t* positions, int64_t count, int64_t batch,
+                        int64_t length);
 // Of a plan, whose fields have no prefix, or of a memory's or cache's format: "format.".
 Status ValidatePrecision(const char* prefix, Precision precision, bool rotate_k);
 Status ValidateParallel(const ParallelFor& parallel);
@@ -61,7 +72,7 @@ class ArgMemory {
     const char* name;
     MemorySpan span;
   };
-  // Each of these at most once: q, k, v, out and their scales, the memory or cache, kv_lens,
+  // Each of these at most once: q, k, v, out and their scales, segment_indptr, kv_lens,
   // prefix_lens, mask, block_mask, q_indptr, kv_indptr, bias, relative_bias, alibi_slopes, sinks,
   // the heads and queries of weights, and the other outputs.
   static constexpr size_t kMaxEntries = 8 + 1 + 12 + 3;
@@ -69,14 +80,11 @@ class ArgMemory {
   size_t count_ = 0;
 };
 
-// Arguments of a Run. On success *packed is the memory's or cache's storage, null for k and v, and
-// *memory all that is read or written.
-Status ValidateArgs(const AttentionDesc& desc, LayoutId layout, const AttentionArgs& args,
-                    const PackedKv** packed, ArgMemory* memory);
-Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes, const ArgMemory& memory);
-
-// The keys of each sequence of valid arguments; packed: the memory's or cache's storage, or null.
-SequenceSpans KeySequences(const AttentionArgs& args, const PackedKv* packed);
+// Arguments of a Run. On success *memory is all that is read or written, but for memories and
+// caches.
+Status ValidateArgs(const PlanImpl& plan, const AttentionArgs& args, ArgMemory* memory);
+Status ValidateWorkspace(const Workspace& workspace, size_t needed_bytes, const ArgMemory& memory,
+                         const AttentionArgs& args);
 
 // What AlignmentWorkspaceBytes asks for, and everything.
 Status ValidateAlignmentShape(const AlignmentArgs& args);

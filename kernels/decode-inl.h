@@ -63,7 +63,7 @@ constexpr size_t kFetchAheadBytes = 6144;
 constexpr size_t kSoftmaxKeys = 4 * kLanes;
 static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a vector of bytes");
 
-// What a row keeps while the chunks pass by.
+// What a row keeps while the chunks pass by, and from task to task of parts.
 struct DecodeRow {
   uint8_t* q;        // head_dim / depth 32-bit lanes
   float* s;          // scores of num_tiles tiles, by turns, then P if that is in floats
@@ -78,12 +78,15 @@ struct DecodeRow {
   size_t index;      // in the task
   KeyRange range;    // keys that it may see by position
   float m;           // reference: near the running maximum
-  float tile_m;      // of the tile whose P is due: maximum of the visible scores
+  float offset;      // of parts, as in QueryTile
+  float before_m;
+  float before_d;
+  float tile_m;                    // of the tile whose P is due: maximum of the visible scores
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
 };
 
 struct DecodeScratch {
-  DecodeRow rows[kDecodeRows];
+  DecodeRow* rows;
   float* query;   // one row of Q at a time
   float* biases;  // of a row for a tile
 };
@@ -96,10 +99,12 @@ HWY_NOINLINE size_t LayOutDecodeScratch(const PackedShape& shape, size_t num_row
   const size_t dims = RowBufferElements(shape.head_dim);
   const size_t channels = PaddedVHeadDim(shape);
   ScratchArena arena(base);
+  scratch.rows = arena.Take<DecodeRow>(num_rows);
   scratch.query = arena.Take<float>(dims);
   scratch.biases = arena.Take<float>(kKvTile);
+  DecodeRow none;
   for (size_t r = 0; r < num_rows; ++r) {
-    DecodeRow& row = scratch.rows[r];
+    DecodeRow& row = base == nullptr ? none : scratch.rows[r];
     row.q = arena.Take<uint8_t>(dims / q_depth * kLaneBytes);
     row.s = arena.Take<float>(score_tiles * kKvTile);
     row.num_tiles = score_tiles;
@@ -205,7 +210,7 @@ HWY_INLINE float* ScoresOf(const DecodeRow& row, size_t t) {
   return row.s + (t & (row.num_tiles - 1)) * kKvTile;
 }
 
-// Scores of keys [key, key + kVectors * kLanes) of the chunk, which are part of tile t.
+// Scores of keys [key, key + kVectors * kLanes) of a tile, the chunk's t-th.
 template <class Keys, size_t kVectors, size_t kRows>
 HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps, size_t t,
                              size_t key) {
@@ -224,7 +229,7 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
-    float* HWY_RESTRICT s = ScoresOf(rows[r], t) + key % kKvTile;
+    float* HWY_RESTRICT s = ScoresOf(rows[r], t) + key;
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
       if constexpr (Keys::kQuantized) {
@@ -238,14 +243,13 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
   }
 }
 
-// Scores of keys [begin, end) of the chunk, which are part of tile t; as many more as fill the last
-// step.
+// Scores of the first num_scores keys of a tile; as many more as fill the last step.
 template <class Keys, size_t kRows>
 HWY_NOINLINE void DecodeTileScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps,
-                                   size_t t, size_t begin, size_t end) {
+                                   size_t t, size_t num_scores) {
   constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
   static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
-  for (size_t key = begin; key < end; key += kStepKeys) {
+  for (size_t key = 0; key < num_scores; key += kStepKeys) {
     DecodeScores<Keys, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, t, key);
   }
 }
@@ -270,24 +274,25 @@ HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_
                              size_t num_scores, float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
   if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
   const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
-  if (HWY_LIKELY(!HasMasks(task) && SeesAll(task, bounds, key, key + num_scores))) return;
+  if (HWY_LIKELY(!HasMasks(task) && KeysOfTile(task, key) == TileKeys::kAll &&
+                 SeesAll(task, bounds, key, key + num_scores))) {
+    return;
+  }
   HideRowScores(task, row, key, n, num_scores, s);
 }
 
-// Finished scores of num_rows rows, up to kRowBlock, of n keys from `begin` on, which are tile t of
-// the chunk; what follows to a multiple of kSoftmaxKeys is hidden. Returns where that is.
+// Finished scores of num_rows rows, up to kRowBlock, of the first n keys of a tile, the chunk's
+// t-th; what follows to a multiple of kSoftmaxKeys is hidden. Returns where that is.
 template <class Keys>
 HWY_INLINE size_t ScoreRows(const AttendTask& task, const DecodeRow* rows, size_t num_rows,
-                            const KvTile& kv, size_t t, size_t begin, size_t n,
-                            float* HWY_RESTRICT biases) {
+                            const KvTile& kv, size_t t, size_t n, float* HWY_RESTRICT biases) {
   const size_t num_steps = PaddedHeadDim(task.head.shape) / kLaneDepthOf<Keys>;
   const size_t num_scores = RoundUp(n, kSoftmaxKeys);
   WithCount<kRowBlock<Keys>>(num_rows, [&](auto count) HWY_ATTR {
-    DecodeTileScores<Keys, decltype(count)::value>(rows, kv, num_steps, t, begin,
-                                                   begin + num_scores);
+    DecodeTileScores<Keys, decltype(count)::value>(rows, kv, num_steps, t, num_scores);
   });
   for (size_t r = 0; r < num_rows; ++r) {
-    FinishScores(task, rows[r], kv.key_begin + begin, n, num_scores, ScoresOf(rows[r], t), biases);
+    FinishScores(task, rows[r], kv.key_begin, n, num_scores, ScoresOf(rows[r], t), biases);
   }
   return num_scores;
 }
@@ -414,17 +419,25 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_
 template <class Values>
 using SoftmaxOf = hwy::If<hwy::IsSame<typename Values::Product, F32Product>(), F32Values, Values>;
 
-// P of num_rows rows and all tiles of the chunk. It follows a tile behind the scores: then their
-// maximum is known, and K goes on streaming.
+// P of num_rows rows and all tiles of the chunk, which begins at `key`. It follows a tile behind
+// the scores: then their maximum is known, and K goes on streaming.
 template <class AnyForm>
 HWY_INLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, size_t num_rows,
-                                    const KvTile& kv, size_t num_keys, float* HWY_RESTRICT biases) {
+                                    size_t key, size_t num_keys, float* HWY_RESTRICT biases) {
   using Softmax = SoftmaxOf<typename AnyForm::Values>;
   const size_t channels = PaddedVHeadDim(task.head.shape);
   size_t num_scores = 0;
+  KvTile kv = {};
+  size_t page_end = 0;
   for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
     const size_t n = MinOf(kKvTile, num_keys - begin);
-    num_scores = ScoreRows<typename AnyForm::Keys>(task, rows, num_rows, kv, t, begin, n, biases);
+    if (begin < page_end) {
+      NextKTile(kv);
+    } else {
+      kv = KTileAt(task, key + begin);
+      page_end = begin + KeysInPage(task, key + begin);
+    }
+    num_scores = ScoreRows<typename AnyForm::Keys>(task, rows, num_rows, kv, t, n, biases);
     for (size_t r = 0; r < num_rows; ++r) {
       const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
       if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, kKvTile);
@@ -443,6 +456,13 @@ struct VCursor {
   size_t stride_bytes;
   const float* v_scale;
 };
+
+template <class Values>
+HWY_NOINLINE VCursor VCursorAt(const AttendTask& task, size_t key, size_t channel) {
+  const KvTile kv = KvTileAt(task, key);
+  const VColumns columns = VColumnsAt<Values>(kv, PaddedVHeadDim(task.head.shape), channel);
+  return {columns.data, columns.stride_bytes, Values::kQuantized ? kv.v_scale + channel : nullptr};
+}
 
 // O of channels [channel, channel + kVectors * kLanes), by tile t.
 template <class Values, size_t kVectors, size_t kRows>
@@ -510,23 +530,17 @@ HWY_NOINLINE void DecodeVisible(const AttendTask& task, const DecodeRow* rows, s
   }
 }
 
-// O of these channels by keys [key, key_end) of the chunk, all of one V tile; the chunk begins at
-// key_begin.
+// O of these channels by keys [key, key_end) of the chunk, all of one V tile, where v is; the chunk
+// begins at key_begin.
 template <class Values, size_t kVectors, size_t kRows>
-HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, size_t key_begin,
-                                size_t key, size_t key_end, size_t channel) {
-  const PackedHead& head = task.head;
-  const size_t channels = PaddedVHeadDim(head.shape);
-  const KvTile kv = KvTileAt(head, key_begin + key);
-  const VColumns columns = VColumnsAt<Values>(kv, channels, channel);
-  VCursor v = {columns.data, columns.stride_bytes,
-               Values::kQuantized ? kv.v_scale + channel : nullptr};
+HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, VCursor v,
+                                size_t key_begin, size_t key, size_t key_end, size_t channel) {
   for (; key < key_end; key += kKvTile) {
     const size_t t = key / kKvTile;
     const size_t num_keys = MinOf(kKvTile, key_end - key);
     bool is_special = false;
     if constexpr (!Values::kQuantized) {
-      is_special = HasSpecialV(head, key_begin + key);
+      is_special = HasSpecialV(task, key_begin + key);
       if (HWY_UNLIKELY(is_special)) {
         DecodeVisible<Values>(task, rows, kRows, v, t, channel, kVectors * kLanes, key_begin + key,
                               num_keys);
@@ -536,7 +550,7 @@ HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, s
       DecodeOutput<Values, kVectors, kRows>(rows, v, t, channel, num_keys);
     }
     v.data += kKvTile / kLaneDepthOf<Values> * v.stride_bytes;
-    if (Values::kQuantized) v.v_scale += channels;
+    if (Values::kQuantized) v.v_scale += PaddedVHeadDim(task.head.shape);
   }
 }
 
@@ -547,17 +561,18 @@ HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows
   const size_t channels = PaddedVHeadDim(task.head.shape);
   const size_t block_channels = VectorsPerBlock(num_rows) * kLanes;
   for (size_t key = 0, end = 0; key < num_keys; key = end) {
-    end = MinOf(RoundUp(key_begin + key + 1, kVTileKeys) - key_begin, num_keys);
+    end = MinOf(key + KeysInVTile(task, key_begin + key), num_keys);
     for (size_t channel = 0; channel < channels;) {
       const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
       const bool is_block = channel + block_channels <= panel_end;
+      const VCursor v = VCursorAt<Values>(task, key_begin + key, channel);
       WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
         constexpr size_t kRows = decltype(count)::value;
         if (is_block) {
-          DecodeOutputs<Values, VectorsPerBlock(kRows), kRows>(task, rows, key_begin, key, end,
+          DecodeOutputs<Values, VectorsPerBlock(kRows), kRows>(task, rows, v, key_begin, key, end,
                                                                channel);
         } else {
-          DecodeOutputs<Values, 1, kRows>(task, rows, key_begin, key, end, channel);
+          DecodeOutputs<Values, 1, kRows>(task, rows, v, key_begin, key, end, channel);
         }
       });
       channel += is_block ? block_channels : kLanes;
@@ -590,8 +605,9 @@ class SeenRuns {
   // Whether any row sees some of the tile.
   HWY_NOINLINE bool IsSeen(size_t key) const {
     const size_t n = MinOf(kKvTile, task_.kv_len - key);
-    if (SeesNone(task_, bounds_, key, key + n)) return false;
-    if (!HasMasks(task_)) return true;
+    const TileKeys keys = KeysOfTile(task_, key);
+    if (keys == TileKeys::kNone || SeesNone(task_, bounds_, key, key + n)) return false;
+    if (keys == TileKeys::kAll && !HasMasks(task_)) return true;
     for (size_t r = 0; r < num_rows_; ++r) {
       const RowMask mask = MaskOfRow(task_, rows_[r].index, rows_[r].range, key, n);
       for (const uint32_t word : mask.words) {
@@ -609,30 +625,58 @@ class SeenRuns {
   size_t end_;
 };
 
+// A row's Q and ranges; of one that continues, whose Q is there already, what depends on the keys.
 template <class Keys>
-HWY_NOINLINE void BeginDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
-                                 DecodeRow& row) {
+HWY_NOINLINE void LoadDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
+                                DecodeRow& row) {
+  row.index = r;
+  row.range = RangeOf(task, r);
+  if (task.continues && !IsRotated(task.head.shape.layout)) {
+    if (Keys::kQuantized) row.lack = LackOfRow(task, r, scratch_row);
+    return;
+  }
   const QueryScale scale = LoadQuery<Keys>(task, r, scratch_row);
   const size_t lanes = QueryLanes<Keys>(task.head.shape.head_dim);
   __builtin_memcpy(row.q, scratch_row, lanes * kLaneBytes);
   row.row_scale = scale.row_scale;
   row.acc_init = scale.acc_init;
   row.lack = scale.lack;
-  row.index = r;
-  row.range = RangeOf(task, r);
+}
+
+HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
   row.m = kNegInf;
   hn::Store(hn::Zero(df), df, row.d);
   for (size_t t = 0; t < kMaxChunkTiles; t += kLanes) hn::Store(hn::Zero(df), df, row.weight + t);
-  for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
-    hn::Store(hn::Zero(df), df, row.o + c);
+  for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, row.o + c);
+}
+
+// OpenPart and ClosePart of one row.
+HWY_NOINLINE void OpenDecodePart(const AttendTask& task, DecodeRow& row) {
+  row.offset = ScoreOffset(task, row.index, row.lack);
+  row.m -= row.offset;
+  row.before_m = row.m;
+  row.before_d = hn::ReduceSum(df, hn::Load(df, row.d));
+  hn::Store(hn::Zero(df), df, row.d);
+}
+
+HWY_NOINLINE void CloseDecodePart(const float* v_center, size_t channels, DecodeRow& row) {
+  const float d = hn::ReduceSum(df, hn::Load(df, row.d));
+  float before = 0.0f;
+  if (row.before_d != 0.0f) before = row.before_d * __builtin_exp2f(row.before_m - row.m);
+  for (size_t c = 0; v_center != nullptr && c < channels; c += kLanes) {
+    const VF center = hn::Load(df, v_center + c);
+    hn::Store(hn::MulAdd(hn::Set(df, d), center, hn::Load(df, row.o + c)), df, row.o + c);
   }
+  hn::Store(hn::IfThenElseZero(hn::FirstN(df, 1), hn::Set(df, d + before)), df, row.d);
+  row.m += row.offset;
 }
 
 // O / d and V's centre, to the caller's row; see StoreOutput.
 HWY_NOINLINE void EndDecodeRow(const AttendTask& task, const float* v_center,
                                const DecodeRow& row) {
   const float d = hn::ReduceSum(df, hn::Load(df, row.d));
-  const RowEnd end = EndOfRow(task, row.index, row.m, d, LackAtEnd(task, row.lack));
+  const float offset = ScoreOffsetAtEnd(task, row.index, row.lack);
+  const RowEnd end = EndOfRow(task, row.index, row.m, d, offset);
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     VF y = hn::Mul(hn::Load(df, row.o + c), hn::Set(df, end.o_factor));
     if (v_center != nullptr) {
@@ -668,8 +712,12 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
   DecodeScratch scratch;
   const size_t num_rows = task.row_end - task.row_begin;
   LayOutDecode<AnyForm>(task.head.shape, num_rows, scratch_bytes, scratch);
+  const size_t channels = PaddedVHeadDim(task.head.shape);
   for (size_t r = 0; r < num_rows; ++r) {
-    BeginDecodeRow<Keys>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
+    DecodeRow& row = scratch.rows[r];
+    LoadDecodeRow<Keys>(task, task.row_begin + r, scratch.query, row);
+    if (!task.continues) ClearDecodeRow(channels, row);
+    if (HWY_UNLIKELY(IsPart(task))) OpenDecodePart(task, row);
   }
 
   const size_t num_blocks = (num_rows + kBlock - 1) / kBlock;
@@ -679,18 +727,18 @@ void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
   const SeenRuns runs(task, scratch.rows, num_rows);
   size_t num_keys = 0;
   for (size_t key = 0; runs.Next(chunk_keys, &key, &num_keys); key += RoundUp(num_keys, kKvTile)) {
-    const KvTile kv = KvTileAt(task.head, key);
     for (size_t r = 0; r < num_rows; r += block_rows) {
       DecodeRow* rows = scratch.rows + r;
       const size_t count = MinOf(block_rows, num_rows - r);
-      DecodeProbabilities<AnyForm>(task, rows, count, kv, num_keys, scratch.biases);
+      DecodeProbabilities<AnyForm>(task, rows, count, key, num_keys, scratch.biases);
       DecodeChunkOutputs<Values, kBlock>(task, rows, count, key, num_keys);
     }
   }
 
   const float* v_center = VCenter(task);
   for (size_t r = 0; r < num_rows; ++r) {
-    EndDecodeRow(task, v_center, scratch.rows[r]);
+    if (HWY_UNLIKELY(IsPart(task))) CloseDecodePart(v_center, channels, scratch.rows[r]);
+    if (!task.pauses) EndDecodeRow(task, IsPart(task) ? nullptr : v_center, scratch.rows[r]);
   }
 }
 

@@ -10,8 +10,7 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Keys from key_begin on of one head: a tile of kKvTile for prefill, a chunk of several tiles for
-// decode, whose V is reached from here only as far as its V tile.
+// Keys from key_begin on of one head: a tile of kKvTile; of V also what follows in its V tile.
 struct KvTile {
   const uint8_t* k;  // block of 64 keys after block, k_block_bytes apart
   size_t k_block_bytes;
@@ -56,36 +55,68 @@ HWY_INLINE const float* VCenter(const AttendTask& task) {
 }
 
 // True if a NaN or an infinity is among V of the tile of `key`; quantised values have none.
-HWY_INLINE bool HasSpecialV(const PackedHead& head, size_t key) {
-  return !HasQuantizedV(head.shape.layout) &&
-         head.base[head.offsets.v_special + key / kKvTile] != 0;
+HWY_NOINLINE bool HasSpecialV(const AttendTask& task, size_t key) {
+  if (HasQuantizedV(task.head.shape.layout)) return false;
+  const uint8_t* base = FindPage(task, &key);
+  return base[task.head.offsets.v_special + key / kKvTile] != 0;
 }
 
-// The tile or chunk of keys that begins at `key`, where it is in memory.
-HWY_NOINLINE KvTile KvTileAt(const PackedHead& head, size_t key) {
-  const PackedShape& shape = head.shape;
-  const size_t channels = PaddedVHeadDim(shape);
+// K of the tile that begins at `key`, where it is in memory.
+HWY_NOINLINE KvTile KTileAt(const AttendTask& task, size_t key) {
+  const PackedShape& shape = task.head.shape;
+  const PackedOffsets& offsets = task.head.offsets;
   const size_t k_bytes = KElementBytes(shape.layout);
-  const size_t v_bytes = VElementBytes(shape.layout);
-  const size_t panel = VPanelAt(shape, key, 0).offset;
   KvTile tile = {};
   tile.key_begin = key;
-  tile.k = head.base + head.offsets.k + KBlockOffset(shape, key) * k_bytes;
+  const uint8_t* base = FindPage(task, &key);
+  tile.k = base + offsets.k + KBlockOffset(shape, key) * k_bytes;
   tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * k_bytes;
-  tile.v = head.base + head.offsets.v + panel * v_bytes;
+  if (HasQuantizedK(shape.layout)) {
+    tile.k_scale = reinterpret_cast<const float*>(base + offsets.k_scale) + key;
+  }
+  return tile;
+}
+
+// And V as well.
+HWY_NOINLINE KvTile KvTileAt(const AttendTask& task, size_t key) {
+  const PackedShape& shape = task.head.shape;
+  const PackedOffsets& offsets = task.head.offsets;
+  KvTile tile = KTileAt(task, key);
+  tile.v_special = HasSpecialV(task, key);
+  const uint8_t* base = FindPage(task, &key);
+  const size_t channels = PaddedVHeadDim(shape);
+  const size_t v_bytes = VElementBytes(shape.layout);
+  const size_t panel = VPanelAt(shape, key, 0).offset;
+  tile.v = base + offsets.v + panel * v_bytes;
   if (channels > kPanelWidth) {
     tile.v_panel_bytes = (VPanelAt(shape, key, kPanelWidth).offset - panel) * v_bytes;
   }
   tile.v_key = key % kVTileKeys;
-  if (HasQuantizedK(shape.layout)) {
-    tile.k_scale = reinterpret_cast<const float*>(head.base + head.offsets.k_scale) + key;
-  }
   if (HasQuantizedV(shape.layout)) {
     tile.v_scale =
-        reinterpret_cast<const float*>(head.base + head.offsets.v_scale) + key / kKvTile * channels;
+        reinterpret_cast<const float*>(base + offsets.v_scale) + key / kKvTile * channels;
   }
-  tile.v_special = HasSpecialV(head, key);
   return tile;
+}
+
+// Keys from `key` on that are in its page.
+HWY_NOINLINE size_t KeysInPage(const AttendTask& task, size_t key) {
+  if (task.pages.data == nullptr) return task.kv_len;
+  FindPage(task, &key);
+  return task.head.shape.capacity - key;
+}
+// And those that follow one another in V.
+HWY_NOINLINE size_t KeysInVTile(const AttendTask& task, size_t key) {
+  const size_t in_page = KeysInPage(task, key);
+  FindPage(task, &key);
+  return MinOf(kVTileKeys - key % kVTileKeys, in_page);
+}
+
+// K of the tile that follows in the same page.
+HWY_INLINE void NextKTile(KvTile& tile) {
+  tile.key_begin += kKvTile;
+  tile.k += kKvTile / kKeyBlock * tile.k_block_bytes;
+  if (tile.k_scale != nullptr) tile.k_scale += kKvTile;
 }
 
 // True if prefill widens K, V of a layout to f32, by the scheme's form of them.
@@ -158,19 +189,21 @@ HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, float* HW
 
 // The tile of keys that begins at `key`, of which num_keys are in use, as prefill reads its K,
 template <class Keys>
-HWY_INLINE KvTile LoadKTile(const PackedHead& head, size_t key, size_t num_keys,
+HWY_INLINE KvTile LoadKTile(const AttendTask& task, size_t key, size_t num_keys,
                             const WideTile& wide) {
-  KvTile tile = KvTileAt(head, key);
-  if (WidensK<Keys>(head.shape.layout)) WidenKeys(head.shape, num_keys, wide.k, tile);
+  const PackedShape& shape = task.head.shape;
+  KvTile tile = KvTileAt(task, key);
+  if (WidensK<Keys>(shape.layout)) WidenKeys(shape, num_keys, wide.k, tile);
   return tile;
 }
 // and V as well.
 template <class AnyScheme>
-HWY_INLINE KvTile LoadKvTile(const PackedHead& head, size_t key, size_t num_keys,
+HWY_INLINE KvTile LoadKvTile(const AttendTask& task, size_t key, size_t num_keys,
                              const WideTile& wide) {
-  KvTile tile = LoadKTile<typename AnyScheme::Keys>(head, key, num_keys, wide);
-  if (WidensV<typename AnyScheme::Values>(head.shape.layout)) {
-    WidenValues(head.shape, num_keys, wide.v, tile);
+  const PackedShape& shape = task.head.shape;
+  KvTile tile = LoadKTile<typename AnyScheme::Keys>(task, key, num_keys, wide);
+  if (WidensV<typename AnyScheme::Values>(shape.layout)) {
+    WidenValues(shape, num_keys, wide.v, tile);
   }
   return tile;
 }

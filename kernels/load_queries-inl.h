@@ -44,6 +44,13 @@ HWY_NOINLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT r
   return hn::ReduceSum(df, sum) * task.scale_log2e;
 }
 
+// The same of row r of Q; row: scratch.
+HWY_NOINLINE float LackOfRow(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
+  VI32 maxima;
+  LoadFinite(task.q, r, 1, task.head.shape.head_dim, NoCenter(), row, &maxima);
+  return ScoreLack(task, row);
+}
+
 // True if rows of Q are int8 with one scale each, and quanta that K's can be multiplied by.
 HWY_INLINE bool KeepsQueries(const AttendTask& task) {
   constexpr bool kReaches = I8Ops::kMaxQ == static_cast<int>(kMaxQuantum);
@@ -142,14 +149,17 @@ HWY_INLINE VI32 QueryAccInit(const uint8_t* HWY_RESTRICT panel, size_t lanes, si
   return hn::Sub(hn::Set(di32, rounding), hn::Mul(sum, hn::Set(di32, Keys::kAdded)));
 }
 
+template <class Keys>
+HWY_INLINE void SetSumShift(size_t head_dim, QueryTile& q) {
+  q.sum_shift = SumShift<Keys>(head_dim);
+  q.rounding = q.sum_shift == 0 ? 0 : 1 << (q.sum_shift - 1);
+}
+
 // All rows of a tile; rows: scratch for kLanes * RowBufferElements(head_dim) floats.
 template <class Keys>
 HWY_NOINLINE void LoadQueries(const AttendTask& task, float* HWY_RESTRICT rows, QueryTile& q) {
   const size_t head_dim = task.head.shape.head_dim;
-  if constexpr (Keys::kQuantized) {
-    q.sum_shift = SumShift<Keys>(head_dim);
-    q.rounding = q.sum_shift == 0 ? 0 : 1 << (q.sum_shift - 1);
-  }
+  if constexpr (Keys::kQuantized) SetSumShift<Keys>(head_dim, q);
   const size_t stride_bytes = q.num_vectors * kVectorBytes;
   for (size_t v = 0; v < q.num_vectors; ++v) {
     LoadQueryRows<Keys>(task, q, v * kLanes, rows);
@@ -158,6 +168,17 @@ HWY_NOINLINE void LoadQueries(const AttendTask& task, float* HWY_RESTRICT rows, 
                                            stride_bytes, q.rounding);
       hn::Store(init, di32, q.acc_init + v * kLanes);
     }
+  }
+}
+
+// Of the rows of a part, whose Q is there already, what depends on its keys.
+template <class Keys>
+HWY_NOINLINE void ReloadQueries(const AttendTask& task, float* HWY_RESTRICT rows, QueryTile& q) {
+  if constexpr (Keys::kQuantized) {
+    if (IsRotated(task.head.shape.layout)) return LoadQueries<Keys>(task, rows, q);
+    const size_t head_dim = task.head.shape.head_dim;
+    SetSumShift<Keys>(head_dim, q);
+    for (size_t r = 0; r < q.num_rows; ++r) q.lack[r] = LackOfRow(task, q.first_row + r, rows);
   }
 }
 

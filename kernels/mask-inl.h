@@ -44,7 +44,8 @@ HWY_INLINE void BitsOfMask(const MaskRows& rows, const RowIndex& index, size_t k
   for (size_t w = 0; w < kMaskWords; ++w) mask.words[w] = 0;
   if (rows.kv_block == 1 && rows.key_stride == 1) return BitsOfBytes(from, n, mask);
   for (size_t i = 0; i < n;) {
-    const size_t end = MinOf(n, i + rows.kv_block - (key + i) % rows.kv_block);
+    const size_t in_block = (rows.first_key + key + i) % rows.kv_block;
+    const size_t end = MinOf(n, i + rows.kv_block - in_block);
     if (*MaskOf(rows, index, key + i) != 0) {
       for (; i < end; ++i) mask.words[i / kMaskBits] |= uint32_t{1} << i % kMaskBits;
     }
@@ -52,12 +53,20 @@ HWY_INLINE void BitsOfMask(const MaskRows& rows, const RowIndex& index, size_t k
   }
 }
 
-// Keys [begin, limit) and those of the prefix, of n from `first` on: bits of one word.
+// Keys that are there, of n from `key` on, which begins a tile: bits of its word w.
+HWY_INLINE uint32_t PresentBits(const AttendTask& task, size_t key, size_t n, size_t w) {
+  const uint32_t bits = BitsBelow(KeysFrom(w * kMaskBits, n));
+  const TileKeys keys = KeysOfTile(task, key);
+  if (HWY_LIKELY(keys == TileKeys::kAll)) return bits;
+  return keys == TileKeys::kNone ? 0 : bits & task.pages.kept[key / kMaskBits + w];
+}
+
+// Keys [begin, limit) and those of the prefix, of the word's that begins with `first`.
 HWY_INLINE uint32_t RangeBits(const AttendTask& task, size_t begin, size_t limit, size_t first,
-                              size_t n) {
+                              uint32_t present) {
   const uint32_t by_position =
       BitsBelow(KeysFrom(first, limit)) & ~BitsBelow(KeysFrom(first, begin));
-  return (by_position | BitsBelow(KeysFrom(first, task.prefix_len))) & BitsBelow(n);
+  return (by_position | BitsBelow(KeysFrom(first, task.prefix_len))) & present;
 }
 
 // What the task's masks say of keys [key, key + n), row by row. Rows that read the same booleans,
@@ -89,13 +98,13 @@ class MaskReader {
   RowMask bits_[kNumMasks];
 };
 
-// Keys [key, key + n) that row r of the task sees, n <= kKvTile.
+// Keys [key, key + n) that row r of the task sees; `key` begins a tile, n <= kKvTile.
 HWY_NOINLINE RowMask MaskOfRow(const AttendTask& task, size_t r, const KeyRange& range, size_t key,
                                size_t n) {
   RowMask mask;
   for (size_t w = 0; w < kMaskWords; ++w) {
-    mask.words[w] =
-        RangeBits(task, range.begin, range.limit, key + w * kMaskBits, KeysFrom(w * kMaskBits, n));
+    mask.words[w] = RangeBits(task, range.begin, range.limit, key + w * kMaskBits,
+                              PresentBits(task, key, n, w));
   }
   MaskReader(task, key, n).Apply(r, mask);
   return mask;
@@ -134,20 +143,20 @@ HWY_INLINE void FillByPosition(const AttendTask& task, const QueryTile& q, size_
   const size_t rows = q.num_vectors * kLanes;
   for (size_t w = 0; w < kMaskWords; ++w) {
     const size_t first = key + w * kMaskBits;
-    const size_t in_use = KeysFrom(w * kMaskBits, n);
-    common.all[w] = RangeBits(task, q.max_begin, q.min_limit, first, in_use);
+    const uint32_t present = PresentBits(task, key, n, w);
+    common.all[w] = RangeBits(task, q.max_begin, q.min_limit, first, present);
     const VI32 origin = hn::Set(di32, static_cast<int32_t>(first));
     const VI32 prefix =
         hn::Set(di32, static_cast<int32_t>(BitsBelow(KeysFrom(first, task.prefix_len))));
-    const VI32 bits_in_use = hn::Set(di32, static_cast<int32_t>(BitsBelow(in_use)));
+    const VI32 present_bits = hn::Set(di32, static_cast<int32_t>(present));
     for (size_t v = 0; v < q.num_vectors; ++v) {
       const size_t row = v * kLanes;
       common.any[v][w] = RangeBits(task, static_cast<size_t>(q.begin[row]),
-                                   static_cast<size_t>(q.limit[row + kLanes - 1]), first, in_use);
+                                   static_cast<size_t>(q.limit[row + kLanes - 1]), first, present);
       const VI32 below_limit = LaneBitsBelow(hn::Sub(hn::Load(di32, q.limit + row), origin));
       const VI32 below_begin = LaneBitsBelow(hn::Sub(hn::Load(di32, q.begin + row), origin));
       const VI32 seen = hn::Or(hn::AndNot(below_begin, below_limit), prefix);
-      hn::Store(hn::And(seen, bits_in_use), di32, q.mask + w * rows + row);
+      hn::Store(hn::And(seen, present_bits), di32, q.mask + w * rows + row);
     }
   }
 }
@@ -217,13 +226,15 @@ HWY_NOINLINE void LookCloser(const AttendTask& task, const QueryTile& q, size_t 
   JoinSpans(q.num_vectors, mask);
 }
 
-// What the query tile sees of keys [key, key + n), n <= kKvTile.
+// What the query tile sees of keys [key, key + n); `key` begins a tile, n <= kKvTile.
 HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
   const RangeBounds rows = {q.min_begin, q.max_begin, q.min_limit, q.max_limit};
   TileMask mask = {};
   mask.words = q.mask;
-  if (SeesNone(task, rows, key, key + n)) return mask;
-  if (HasMasks(task) || n % kMaskAlign != 0 || !SeesAll(task, rows, key, key + n)) {
+  const TileKeys keys = KeysOfTile(task, key);
+  if (keys == TileKeys::kNone || SeesNone(task, rows, key, key + n)) return mask;
+  if (HasMasks(task) || keys != TileKeys::kAll || n % kMaskAlign != 0 ||
+      !SeesAll(task, rows, key, key + n)) {
     LookCloser(task, q, key, n, mask);
     return mask;
   }

@@ -15,6 +15,7 @@
 #define SIGHTLINE_KERNELS_ONLINE_SOFTMAX_INL_H_
 
 #include "kernels/fixed_point-inl.h"
+#include "kernels/parts-inl.h"
 #include "kernels/schemes-inl.h"
 
 namespace sightline {
@@ -67,8 +68,8 @@ HWY_INLINE void RaiseReferences(const QueryTile& q, size_t padded_channels,
     if (HWY_LIKELY(hn::AllFalse(df, raised))) continue;
     const VF new_m = hn::IfThenElse(raised, tile_max, old_m);
     hn::Store(new_m, df, q.m + row);
+    if (hn::AllTrue(df, hn::Eq(SumSoFar(q, row), hn::Zero(df)))) continue;  // O is 0 as well
     const VF d = hn::Load(df, q.d + row);
-    if (hn::AllTrue(df, hn::Eq(d, hn::Zero(df)))) continue;  // O is 0 as well
     const VF rescale = Exp2(hn::Sub(old_m, FiniteReference(new_m)));
     hn::Store(hn::Mul(d, rescale), df, q.d + row);
     for (size_t c = 0; c < padded_channels; ++c) {

@@ -70,6 +70,9 @@ HWY_INLINE void TakeQueryTiles(const PackedShape& shape, size_t v_channels, Scra
     q.mask = arena.Take<int32_t>(kMaskWords * kRows);
     q.m = arena.Take<float>(kRows);
     q.d = arena.Take<float>(kRows);
+    q.offset = arena.Take<float>(kRows);
+    q.before_m = arena.Take<float>(kRows);
+    q.before_d = arena.Take<float>(kRows);
     q.o = arena.Take<float>(v_channels * kRows);
   }
   queries.rows = arena.Take<float>(kLanes * MaxOf(dims, v_channels));
@@ -142,8 +145,9 @@ HWY_NOINLINE void BeginQueryTile(const AttendTask& task, size_t first_row, size_
   q.max_begin = last.begin;
   q.min_limit = first.limit;
   q.max_limit = last.limit;
+  const bool differ = q.min_begin != q.max_begin || q.min_limit != q.max_limit;
   for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
-    const KeyRange range = RangeOf(task, first_row + MinOf(r, q.num_rows - 1));
+    const KeyRange range = differ ? RangeOf(task, first_row + MinOf(r, q.num_rows - 1)) : first;
     q.begin[r] = static_cast<int32_t>(range.begin);
     q.limit[r] = static_cast<int32_t>(range.limit);
     q.lack[r] = 0.0f;
@@ -155,19 +159,24 @@ HWY_NOINLINE void ClearState(const QueryTile& q, float m, size_t padded_channels
   for (size_t row = 0; row < q.num_vectors * kLanes; row += kLanes) {
     hn::Store(hn::Set(df, m), df, q.m + row);
     hn::Store(hn::Zero(df), df, q.d + row);
+    hn::Store(hn::Zero(df), df, q.before_d + row);
   }
   for (size_t i = 0; i < padded_channels * q.num_vectors; ++i) {
     hn::Store(hn::Zero(df), df, q.o + i * kLanes);
   }
 }
 
-// All tiles of the task, with their packed queries.
+// All tiles of the task, with their packed queries, which are in scratch if the task continues.
 template <class Keys>
 HWY_NOINLINE void BeginQueryTiles(const AttendTask& task, QueryTiles<Keys>& queries) {
   for (size_t row = task.row_begin; row < task.row_end; row += kTileRows<Keys>) {
     QueryTile& q = queries.tiles[queries.count++];
     BeginQueryTile(task, row, kTileRows<Keys>, q);
-    LoadQueries<Keys>(task, queries.rows, q);
+    if (HWY_LIKELY(!task.continues)) {
+      LoadQueries<Keys>(task, queries.rows, q);
+    } else {
+      ReloadQueries<Keys>(task, queries.rows, q);
+    }
   }
 }
 
@@ -249,8 +258,11 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   LayOutScratch(shape, scratch_bytes, scratch);
   QueryTiles<Keys>& queries = scratch.queries;
   BeginQueryTiles(task, queries);
+  constexpr float kStart = kHasBF16P<Values> ? kHeadroom : kNegInf;
   for (size_t t = 0; t < queries.count; ++t) {
-    ClearState(queries.tiles[t], kHasBF16P<Values> ? kHeadroom : kNegInf, PaddedVHeadDim(shape));
+    const QueryTile& q = queries.tiles[t];
+    if (HWY_LIKELY(!task.continues)) ClearState(q, kStart, PaddedVHeadDim(shape));
+    if (HWY_UNLIKELY(IsPart(task))) OpenPart(task, kStart, kHasBF16P<Values>, q);
   }
 
   if constexpr (Values::kQuantized) SetWordTable(task, scratch.fixed);
@@ -271,12 +283,13 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
       done = key + tile_keys;
     }
     if (!is_seen) continue;
-    const KvTile kv = LoadKvTile<AnyScheme>(task.head, key, tile_keys, scratch.wide);
+    const KvTile kv = LoadKvTile<AnyScheme>(task, key, tile_keys, scratch.wide);
     if constexpr (Values::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
     const size_t next_end = key + 2 * kKvTile;
-    const bool has_next = !widens && next_end <= visible && next_end > warm;
+    const bool has_next = !widens && next_end <= visible && next_end > warm &&
+                          KeysOfTile(task, key + kKvTile) != TileKeys::kNone;
     KvTile next = {};
-    if (has_next) next = KvTileAt(task.head, key + kKvTile);
+    if (has_next) next = KvTileAt(task, key + kKvTile);
     for (size_t t = 0; t < queries.count; ++t) {
       if (has_next) PrefetchKvTile<Values>(shape, next, t, queries.count);
       if (queries.masks[t].any.end == 0) continue;
@@ -288,6 +301,13 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   }
 
   const float* v_center = VCenter(task);
+  if (HWY_UNLIKELY(IsPart(task))) {
+    for (size_t t = 0; t < queries.count; ++t) {
+      ClosePart(queries.tiles[t], v_center, PaddedVHeadDim(shape));
+    }
+    if (task.pauses) return;
+    v_center = nullptr;
+  }
   for (size_t t = 0; t < queries.count; ++t) {
     StoreOutput(task, queries.tiles[t], v_center, queries.rows);
   }

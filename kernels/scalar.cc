@@ -280,34 +280,33 @@ void PackMixed(const PackTask& task, unsigned char*) {
 template <typename Stored>
 class FloatKeys {
  public:
-  FloatKeys(const AttendTask& task, const float* q, size_t) : shape_(task.head.shape) {
-    k_ = reinterpret_cast<const Stored*>(task.head.base + task.head.offsets.k);
+  FloatKeys(const AttendTask& task, const float* q, size_t) : task_(task), shape_(task.head.shape) {
     for (size_t d = 0; d < shape_.head_dim; ++d) q_[d] = q[d] * task.scale_log2e;
   }
   // What scores lack: see NeedsScores.
   float Lack() const { return 0.0f; }
   float Score(size_t key) const {
+    const auto* k = reinterpret_cast<const Stored*>(FindPage(task_, &key) + task_.head.offsets.k);
     float s = 0.0f;
     for (size_t d = 0; d < shape_.head_dim; ++d) {
-      s += q_[d] * StoredToF32(k_[KIndex(shape_, key, d)]);
+      s += q_[d] * StoredToF32(k[KIndex(shape_, key, d)]);
     }
     return s;
   }
 
  private:
+  const AttendTask& task_;
   const PackedShape& shape_;
-  const Stored* k_;
   float q_[kMaxHeadDim];
 };
 
 template <typename KStored>
 class QuantizedKeys {
  public:
-  QuantizedKeys(const AttendTask& task, const float* q, size_t r) : shape_(task.head.shape) {
+  QuantizedKeys(const AttendTask& task, const float* q, size_t r)
+      : task_(task), shape_(task.head.shape) {
     const unsigned char* base = task.head.base;
     const PackedOffsets& o = task.head.offsets;
-    k_ = reinterpret_cast<const KStored*>(base + o.k);
-    k_scale_ = reinterpret_cast<const float*>(base + o.k_scale);
     float row[kMaxHeadDim];
     std::copy(q, q + shape_.head_dim, row);
     float range = FiniteRange(row, shape_.head_dim);
@@ -331,75 +330,87 @@ class QuantizedKeys {
   }
   float Lack() const { return lack_; }
   float Score(size_t key) const {
+    const unsigned char* base = FindPage(task_, &key);
+    const auto* k = reinterpret_cast<const KStored*>(base + task_.head.offsets.k);
+    const auto* k_scale = reinterpret_cast<const float*>(base + task_.head.offsets.k_scale);
     int32_t dot = 0;
     for (size_t d = 0; d < shape_.head_dim; ++d) {
-      dot += q_[d] * (k_[KIndex(shape_, key, d)] - BiasOf(KStored()));
+      dot += q_[d] * (k[KIndex(shape_, key, d)] - BiasOf(KStored()));
     }
-    return static_cast<float>(dot) * row_scale_ * k_scale_[key];
+    return static_cast<float>(dot) * row_scale_ * k_scale[key];
   }
 
  private:
+  const AttendTask& task_;
   const PackedShape& shape_;
-  const KStored* k_;
-  const float* k_scale_;
   float row_scale_;
   float lack_ = 0.0f;
   int q_[kMaxHeadDim];
 };
 
-// And its sums of p·v over the keys of [begin, end), part of a tile, that it sees, by how V is
-// stored; `p` is relative to the tile's maximum, and 0 for hidden keys.
+// And its sums of p·v over the first num_keys keys of a tile, by how V is stored; `p` is relative
+// to the tile's maximum, and 0 for hidden keys.
 template <typename Stored>
 class FloatValues {
  public:
-  explicit FloatValues(const PackedHead& head) : shape_(head.shape) {
-    v_ = reinterpret_cast<const Stored*>(head.base + head.offsets.v);
-  }
-  float WeightedSum(const float* p, const bool* seen, size_t begin, size_t end, size_t c) const {
+  explicit FloatValues(const AttendTask& task) : task_(task) {}
+  float WeightedSum(const float* p, const bool* seen, size_t tile, size_t num_keys,
+                    size_t c) const {
+    const unsigned char* base = FindPage(task_, &tile);
+    const auto* v = reinterpret_cast<const Stored*>(base + task_.head.offsets.v);
     float sum = 0.0f;
-    for (size_t key = begin; key < end; ++key) {
-      if (!seen[key - begin]) continue;  // 0 * NaN is NaN
-      sum += p[key - begin] * StoredToF32(v_[VIndex(shape_, key, c)]);
+    for (size_t i = 0; i < num_keys; ++i) {
+      if (!seen[i]) continue;  // 0 * NaN is NaN
+      sum += p[i] * StoredToF32(v[VIndex(task_.head.shape, tile + i, c)]);
     }
     return sum;
   }
   float Center(size_t) const { return 0.0f; }
 
  private:
-  const PackedShape& shape_;
-  const Stored* v_;
+  const AttendTask& task_;
 };
 
 class QuantizedValues {
  public:
-  explicit QuantizedValues(const PackedHead& head) : shape_(head.shape) {
-    v_ = reinterpret_cast<const int8_t*>(head.base + head.offsets.v);
-    v_scale_ = reinterpret_cast<const float*>(head.base + head.offsets.v_scale);
-    v_center_ = reinterpret_cast<const float*>(head.base + head.offsets.v_center);
-  }
-  float WeightedSum(const float* p, const bool*, size_t begin, size_t end, size_t c) const {
+  explicit QuantizedValues(const AttendTask& task) : task_(task) {}
+  float WeightedSum(const float* p, const bool*, size_t tile, size_t num_keys, size_t c) const {
+    const PackedShape& shape = task_.head.shape;
+    const PackedOffsets& offsets = task_.head.offsets;
+    const unsigned char* base = FindPage(task_, &tile);
+    const auto* v = reinterpret_cast<const int8_t*>(base + offsets.v);
+    const auto* v_scale = reinterpret_cast<const float*>(base + offsets.v_scale);
     int32_t sum = 0;
-    for (size_t key = begin; key < end; ++key) {
-      sum += static_cast<int32_t>(lrintf(kMaxP * p[key - begin])) * v_[VIndex(shape_, key, c)];
+    for (size_t i = 0; i < num_keys; ++i) {
+      sum += static_cast<int32_t>(lrintf(kMaxP * p[i])) * v[VIndex(shape, tile + i, c)];
     }
-    const float scale = v_scale_[begin / kKvTile * PaddedVHeadDim(shape_) + c];
+    const float scale = v_scale[tile / kKvTile * PaddedVHeadDim(shape) + c];
     return static_cast<float>(sum) * (scale * (1.0f / kMaxP));
   }
-  float Center(size_t c) const { return v_center_[c]; }
+  float Center(size_t c) const {
+    return reinterpret_cast<const float*>(task_.head.base + task_.head.offsets.v_center)[c];
+  }
 
  private:
-  const PackedShape& shape_;
-  const int8_t* v_;
-  const float* v_scale_;
-  const float* v_center_;
+  const AttendTask& task_;
 };
 
-size_t ScratchBytes(const PackedShape&) { return 0; }
+// What a row keeps from part to part; see kernels/parts-inl.h.
+struct RowState {
+  float m;
+  float d;
+  float o[kMaxHeadDim];
+};
+
+size_t ScratchBytes(const PackedShape&) { return kTaskRows * sizeof(RowState); }
 
 // True if a row sees the key; `range` is what its position says.
 bool Sees(const AttendTask& task, const RowIndex& index, const KeyRange& range, size_t key) {
   const bool by_position = key < task.prefix_len || (range.begin <= key && key < range.limit);
   if (!by_position) return false;
+  const TileKeys keys = KeysOfTile(task, key);
+  if (keys == TileKeys::kNone) return false;
+  if (keys == TileKeys::kSome && (task.pages.kept[key / 32] >> key % 32 & 1) == 0) return false;
   for (const MaskRows& mask : task.masks) {
     if (mask.data != nullptr && *MaskOf(mask, index, key) == 0) return false;
   }
@@ -418,14 +429,8 @@ float Modify(const AttendTask& task, size_t r, const RowIndex& index, size_t key
   return s;
 }
 
-// What becomes of a row's sums; see kernels/store_output-inl.h.
-struct RowEnd {
-  float o_factor;
-  float center_factor;
-};
-
-RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float lack) {
-  if (task.softcap_log2e == 0.0f) m += lack;
+// What a row's sums are multiplied by; see kernels/store_output-inl.h.
+float EndOfRow(const AttendTask& task, size_t r, float m, float d) {
   const float sink = task.sinks == nullptr
                          ? -INFINITY
                          : task.sinks[IndexOf(r, task.q.beams, task.q.group).head] * kLog2E;
@@ -439,36 +444,49 @@ RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float lack) 
     const float rounded = static_cast<float>(lse);
     memcpy(RowAt(task.lse, r).data, &rounded, sizeof(rounded));
   }
-  if (d == 0.0f) return {0.0f, 0.0f};
-  return {rescale / total, d * rescale / total};
+  return d == 0.0f ? 0.0f : rescale / total;
+}
+
+// What a row's scores are to be raised by, in octaves.
+float ScoreOffset(const AttendTask& task, const RowIndex& index, float lack) {
+  float offset = task.softcap_log2e == 0.0f ? lack : 0.0f;
+  if (task.score_offset != nullptr) offset += task.score_offset[index.head] * kLog2E;
+  return offset;
 }
 
 template <class Keys, class Values>
-void AttendRow(const AttendTask& task, size_t r) {
+void AttendRow(const AttendTask& task, size_t r, RowState& state) {
   const PackedShape& shape = task.head.shape;
   const Row q_row = RowAt(task.q, r);
-  const Row out_row = RowAt(task.out, r);
   float q[kMaxHeadDim];
   for (size_t d = 0; d < shape.head_dim; ++d) q[d] = LoadElement(q_row, d);
   const Keys keys(task, q, r);
-  const Values values(task.head);
+  const Values values(task);
 
   const RowIndex index = IndexOf(r, task.q.beams, task.q.group);
   const KeyRange range = RangeOf(task, r);
   const size_t limit = std::max(range.limit, task.prefix_len);
-  float m = -INFINITY;
-  float denominator = 0.0f;
-  float o[kMaxHeadDim] = {};
+  const float offset = ScoreOffset(task, index, keys.Lack());
+  if (!task.continues) {
+    state.m = -INFINITY;
+    state.d = 0.0f;
+    std::fill(state.o, state.o + shape.v_head_dim, 0.0f);
+  }
+  float m = state.m - offset;
+  float denominator = state.d;
+  float part = 0.0f;  // of the denominator: this part's
+  float* o = state.o;
   for (size_t begin = 0; begin < limit; begin += kKvTile) {
-    const size_t end = std::min(begin + kKvTile, limit);
+    if (KeysOfTile(task, begin) == TileKeys::kNone) continue;
+    const size_t num_keys = std::min(kKvTile, limit - begin);
     float p[kKvTile];
     bool seen[kKvTile];
     float tile_m = -INFINITY;
-    for (size_t key = begin; key < end; ++key) {
-      seen[key - begin] = Sees(task, index, range, key);
-      p[key - begin] =
-          seen[key - begin] ? Modify(task, r, index, key, keys.Score(key), keys.Lack()) : -INFINITY;
-      tile_m = std::max(tile_m, p[key - begin]);
+    for (size_t i = 0; i < num_keys; ++i) {
+      const size_t key = begin + i;
+      seen[i] = Sees(task, index, range, key);
+      p[i] = seen[i] ? Modify(task, r, index, key, keys.Score(key), keys.Lack()) : -INFINITY;
+      tile_m = std::max(tile_m, p[i]);
     }
     const float new_m = std::max(m, tile_m);
     const float reference = new_m == -INFINITY ? 0.0f : new_m;
@@ -476,28 +494,35 @@ void AttendRow(const AttendTask& task, size_t r) {
     const float rescale = exp2f(m - reference);
     const float weight = exp2f(tile_m - reference);
     float sum = 0.0f;
-    for (size_t key = begin; key < end; ++key) {
-      p[key - begin] = exp2f(p[key - begin] - tile_reference);
-      sum += p[key - begin];
+    for (size_t i = 0; i < num_keys; ++i) {
+      p[i] = exp2f(p[i] - tile_reference);
+      sum += p[i];
     }
     for (size_t c = 0; c < shape.v_head_dim; ++c) {
-      o[c] = o[c] * rescale + weight * values.WeightedSum(p, seen, begin, end, c);
+      o[c] = o[c] * rescale + weight * values.WeightedSum(p, seen, begin, num_keys, c);
     }
     denominator = denominator * rescale + weight * sum;
+    part = part * rescale + weight * sum;
     m = new_m;
   }
-  const RowEnd row_end = EndOfRow(task, r, m, denominator, keys.Lack());
+  for (size_t c = 0; part != 0.0f && c < shape.v_head_dim; ++c) o[c] += part * values.Center(c);
+  state.m = m + offset;
+  state.d = denominator;
+  if (task.pauses) return;
+
+  const Row out_row = RowAt(task.out, r);
+  const float o_factor = EndOfRow(task, r, state.m, state.d);
   for (size_t c = 0; c < shape.v_head_dim; ++c) {
-    const bool empty = row_end.o_factor == 0.0f;  // and perhaps no center
-    const float out =
-        empty ? 0.0f : o[c] * row_end.o_factor + values.Center(c) * row_end.center_factor;
-    StoreElement(out, out_row, c);
+    StoreElement(o_factor == 0.0f ? 0.0f : o[c] * o_factor, out_row, c);
   }
 }
 
 template <class Keys, class Values>
-void Attend(const AttendTask& task, unsigned char*) {
-  for (size_t r = task.row_begin; r < task.row_end; ++r) AttendRow<Keys, Values>(task, r);
+void Attend(const AttendTask& task, unsigned char* scratch) {
+  RowState* states = reinterpret_cast<RowState*>(scratch);
+  for (size_t r = task.row_begin; r < task.row_end; ++r) {
+    AttendRow<Keys, Values>(task, r, states[r - task.row_begin]);
+  }
 }
 
 // Weights of a row from its lse; see kernels/weights-inl.h.
@@ -512,8 +537,8 @@ void WeighRow(const AttendTask& task, size_t r) {
   const KeyRange range = RangeOf(task, r);
   float lse = 0.0f;
   memcpy(&lse, RowAt(task.lse, r).data, sizeof(lse));
-  const float lack = task.softcap_log2e == 0.0f ? keys.Lack() : 0.0f;
-  const float reference = lse == -INFINITY ? 0.0f : lse * kLog2E - lack;
+  const float offset = ScoreOffset(task, index, keys.Lack());
+  const float reference = lse == -INFINITY ? 0.0f : lse * kLog2E - offset;
   const auto add = [](float x, const Row& row, size_t key) {
     StoreElement(LoadElement(row, key) + x, row, key);
   };

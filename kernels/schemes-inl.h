@@ -208,6 +208,9 @@ struct QueryTile {
   int32_t* mask;      // [kMaskWords][rows]: what they see of the tile of keys at hand
   float* m;           // P in f32: running maximum of the scores; else a reference near it
   float* d;           // running denominator
+  float* offset;      // of parts (parts-inl.h): what their scores are to be raised by,
+  float* before_m;    // reference and
+  float* before_d;    // denominator when the part began; 0 where there are no parts
   float* o;           // [PaddedVHeadDim][rows]: running numerator
   int sum_shift;      // quantised K: bits by which sums of Q·K are shifted to fit int16,
   int32_t rounding;   // and half of what is shifted out; see SumShift

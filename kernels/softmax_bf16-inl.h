@@ -236,7 +236,7 @@ HWY_INLINE hn::Mask<DF> SuitsTile(const QueryTile& q, size_t row, const TileScra
   const VI32 all_bits = hn::Load(di32, scratch.bits + row);
   const auto not_above =
       hn::Eq(hn::And(all_bits, range), hn::And(hn::Set(di32, kDirectZero), range));
-  const VF d = hn::Load(df, q.d + row);
+  const VF d = SumSoFar(q, row);
   const VF sum = hn::Load(df, scratch.sum + row);
   const auto not_below = hn::Or(hn::Gt(d, hn::Zero(df)), hn::Ge(sum, hn::Set(df, kSmallestSum)));
   return hn::And(hn::RebindMask(df, not_above), not_below);
@@ -261,7 +261,7 @@ HWY_NOINLINE void MoveReferences(const AttendTask& task, const QueryTile& q, con
     const VF old_m = hn::Load(df, q.m + row);
     const VF old_d = hn::Load(df, q.d + row);
     // Where nothing was seen there is nothing to rescale, and the reference may fall.
-    const auto first = hn::Eq(old_d, hn::Zero(df));
+    const auto first = hn::Eq(SumSoFar(q, row), hn::Zero(df));
     const auto rises = hn::Or(hn::Gt(tile_m, old_m), first);
     const auto moved = hn::AndNot(lost, hn::And(rises, hn::Gt(tile_m, NegInf())));
     const VF new_m =

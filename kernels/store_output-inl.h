@@ -3,6 +3,7 @@
 #ifndef SIGHTLINE_KERNELS_STORE_OUTPUT_INL_H_
 #define SIGHTLINE_KERNELS_STORE_OUTPUT_INL_H_
 
+#include "kernels/parts-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "kernels/score_mods-inl.h"
@@ -19,10 +20,10 @@ struct RowEnd {
   float center_factor;
 };
 
-// Denominator d is relative to 2^m of scores that lack `lack`. A sink takes part in it as one more
-// score.
-HWY_NOINLINE RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float lack) {
-  m += lack;
+// Denominator d is relative to 2^m of scores that are to be raised by `offset`. A sink takes part
+// in it as one more score.
+HWY_NOINLINE RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d, float offset) {
+  m += offset;
   float keys = d;  // relative to 2^reference
   float total = d;
   float reference = m;
@@ -47,11 +48,6 @@ HWY_NOINLINE RowEnd EndOfRow(const AttendTask& task, size_t r, float m, float d,
   return {rescale / total, keys / total};
 }
 
-// What scores lack after the modifications: a softcap has to have it before.
-HWY_INLINE float LackAtEnd(const AttendTask& task, float lack) {
-  return task.softcap_log2e != 0.0f ? 0.0f : lack;
-}
-
 // The factors of EndOfRow for `count` rows of vector v, side by side: of O, and of V's centre.
 HWY_INLINE VF FactorsOfRows(const AttendTask& task, const QueryTile& q, size_t v, size_t count,
                             VF& center_factor) {
@@ -65,8 +61,9 @@ HWY_INLINE VF FactorsOfRows(const AttendTask& task, const QueryTile& q, size_t v
   HWY_ALIGN float center_factors[kLanes] = {};
   for (size_t r = 0; r < count; ++r) {
     const size_t row = v * kLanes + r;
-    const RowEnd end =
-        EndOfRow(task, q.first_row + row, q.m[row], q.d[row], LackAtEnd(task, q.lack[row]));
+    const size_t index = q.first_row + row;
+    const float offset = ScoreOffsetAtEnd(task, index, q.lack[row]);
+    const RowEnd end = EndOfRow(task, index, q.m[row], q.d[row], offset);
     o_factors[r] = end.o_factor;
     center_factors[r] = end.center_factor;
   }

@@ -18,12 +18,12 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// A row's lse in octaves, less what its scores lack, or any number for a row that sees nothing:
-// 2^-inf is 0 all the same.
+// A row's lse in octaves, less what its scores are to be raised by, or any number for a row that
+// sees nothing: 2^-inf is 0 all the same.
 HWY_INLINE float ReferenceOf(const AttendTask& task, size_t r, float lack) {
   float lse;
   CopyElement<float>(RowAt(task.lse, r).data, &lse);
-  return lse == kNegInf ? 0.0f : lse * kLog2E - LackAtEnd(task, lack);
+  return lse == kNegInf ? 0.0f : lse * kLog2E - ScoreOffset(task, r, lack);
 }
 
 // The weight of a score. That of a hidden key is 0 in any row, also if the row's lse is NaN.

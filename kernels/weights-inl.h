@@ -74,7 +74,7 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
     const size_t in_use = key < task.kv_len ? MinOf(n, task.kv_len - key) : 0;
     KvTile kv = {};
     if (LookAtTiles(task, key, in_use, queries)) {
-      kv = LoadKTile<Keys>(task.head, key, in_use, scratch.wide);
+      kv = LoadKTile<Keys>(task, key, in_use, scratch.wide);
     }
     for (size_t t = 0; t < queries.count; ++t) {
       const QueryTile& q = queries.tiles[t];
@@ -120,17 +120,17 @@ void WeighFew(const AttendTask& task, unsigned char* scratch_bytes) {
   const size_t num_rows = task.row_end - task.row_begin;
   LayOutWeighFew<Keys>(task.head.shape, num_rows, scratch_bytes, scratch);
   for (size_t r = 0; r < num_rows; ++r) {
-    BeginDecodeRow<Keys>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
+    LoadDecodeRow<Keys>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
   }
   const SeenRuns runs(task, scratch.rows, num_rows);
   for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
     const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
     const size_t in_use = key < task.kv_len && runs.IsSeen(key) ? MinOf(n, task.kv_len - key) : 0;
     if (in_use != 0) {
-      const KvTile kv = KvTileAt(task.head, key);
+      const KvTile kv = KTileAt(task, key);
       for (size_t r = 0; r < num_rows; r += kRowBlock<Keys>) {
-        ScoreRows<Keys>(task, scratch.rows + r, MinOf(kRowBlock<Keys>, num_rows - r), kv, 0, 0,
-                        in_use, scratch.biases);
+        ScoreRows<Keys>(task, scratch.rows + r, MinOf(kRowBlock<Keys>, num_rows - r), kv, 0, in_use,
+                        scratch.biases);
       }
     }
     for (size_t r = 0; r < num_rows; ++r) {

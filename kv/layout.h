@@ -95,6 +95,11 @@ static constexpr bool HasWideK(LayoutId layout) {
   return layout == LayoutId::kMixed16 || layout == LayoutId::kI8Fine ||
          layout == LayoutId::kI8FineBiasedV;
 }
+// V in int8 with 128 added.
+static constexpr bool HasBiasedV(LayoutId layout) {
+  return layout == LayoutId::kI8BiasedV || layout == LayoutId::kI8FineBiasedV ||
+         layout == LayoutId::kI8RotatedBiasedV;
+}
 static inline bool IsRotated(LayoutId layout) { return layout >= LayoutId::kI8RotatedBiasedK; }
 // K in int8 as the caller's rows have it, but for means and scales.
 static inline bool HasPlainI8K(LayoutId layout) {

@@ -1,5 +1,5 @@
-// The storage behind CrossMemory and KvCache: one aligned block with a header and a packed head for
-// each (batch, kv head). Formats of a head: kv/layout.h.
+// What kernels read, whatever holds it: packed heads of sequences, in one block (kv/packed_block.h)
+// or in pages (kv/paged_kv.h). Formats of a head: kv/layout.h.
 #ifndef SIGHTLINE_KV_PACKED_KV_H_
 #define SIGHTLINE_KV_PACKED_KV_H_
 
@@ -16,7 +16,7 @@
 namespace sightline {
 namespace internal {
 
-// Heads that follow one another in memory: of a PackedKv, or of a workspace.
+// Heads that follow one another in memory: of a block, of a page, or of a workspace.
 struct PackedHeads {
   unsigned char* base;
   PackedShape shape;
@@ -28,70 +28,70 @@ struct PackedHeads {
   }
 };
 
-// First bytes of the block: what it holds, and in which layout.
-struct PackedHeader {
-  char magic[8];  // "SIGHTKV\0": tells a memory from other data once it is in a file
-  uint32_t layout_version;
+// Keys of one sequence, of all kv heads: `heads` holds their first head, and where they are in
+// pages, the first page that is there.
+struct SequenceKeys {
+  unsigned char* heads;
+  KeyPages pages;  // head_offset is that of the first head
+  size_t count;
+};
+
+// Memory in one piece.
+struct KvBlock {
+  const unsigned char* data;
+  size_t bytes;
+};
+
+// Shape and format of K and V that outlive a call.
+struct KvGeometry {
   LayoutId layout;
+  uint32_t layout_version;
+  Precision precision;
   int64_t batch;
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t v_head_dim;
-  int64_t capacity;  // keys asked for; packed heads round it up to kKeyBlock
-  int64_t length;    // keys in use
-};
-static_assert(sizeof(PackedHeader) == kPackedAlignBytes, "heads follow the header at once");
-
-// Tokens of an int8 cache's open tile, in f32; see kv_cache.cc.
-struct PackedTail {
-  float* k;  // [tail_rows][head_dim]
-  float* v;  // [tail_rows][v_head_dim]
 };
 
 class PackedKv {
  public:
-  // `geometry` says everything but magic, version and layout. The caller packs the first `length`
-  // keys before anyone reads them; every byte that this does not write is 0. tail_rows: rows of K
-  // and of V in f32 that each head keeps beside its packed form; see KvCache::Append.
-  static Status Create(PackedHeader geometry, const KvFormat& format,
-                       const PrecisionKernels& kernels, size_t tail_rows,
-                       std::shared_ptr<PackedKv>* packed);
   PackedKv(const PackedKv&) = delete;
   PackedKv& operator=(const PackedKv&) = delete;
-  ~PackedKv();
+  virtual ~PackedKv() = default;
 
-  const PackedHeader& header() const { return *reinterpret_cast<const PackedHeader*>(block_); }
-  PackedHeader& header() { return *reinterpret_cast<PackedHeader*>(block_); }
-  Precision precision() const { return precision_; }
+  const KvGeometry& geometry() const { return geometry_; }
+  KvGeometry& geometry() { return geometry_; }
   const PrecisionKernels& kernels() const { return *kernels_; }
+  const PackedShape& shape() const { return shape_; }  // of a block, or of a page
+  const PackedOffsets& offsets() const { return offsets_; }
 
-  const PackedHeads& heads() const { return heads_; }
-  PackedHead head(size_t batch, size_t kv_head) const { return heads_.at(batch, kv_head); }
-  PackedTail tail(size_t batch, size_t kv_head) const;
+  virtual int64_t length() const = 0;  // of the longest sequence
+  virtual SequenceKeys keys(size_t batch) const = 0;
+  virtual size_t bytes() const = 0;
+  // What a caller's tensors may overlap: the one block of a memory; empty for pages, which nobody
+  // outside knows.
+  virtual KvBlock block() const = 0;
 
-  const unsigned char* block() const { return block_; }
-  size_t bytes() const { return bytes_; }
+ protected:
+  PackedKv(const KvGeometry& geometry, const PrecisionKernels& kernels, size_t capacity);
 
- private:
-  PackedKv() = default;
-
-  unsigned char* block_ = nullptr;
-  size_t bytes_ = 0;
-  Precision precision_ = Precision::kF32;
-  const PrecisionKernels* kernels_ = nullptr;
-  PackedHeads heads_ = {};
-  size_t tail_rows_ = 0;
-  size_t tail_offset_ = 0;
-  size_t tail_bytes_ = 0;  // per head
+  KvGeometry geometry_;
+  const PrecisionKernels* kernels_;
+  PackedShape shape_;
+  PackedOffsets offsets_;
 };
+
+// Zeroes what packing `length` keys may leave as it was, so that equal contents are equal bytes:
+// all but whole blocks of K and whole tiles of V.
+void ClearHead(const PackedHead& head, size_t length);
 
 }  // namespace internal
 
 // The way from the public handles to what they hold.
 struct KvAccess {
   static const internal::PackedKv* Get(const CrossMemory& memory) { return memory.packed_.get(); }
-  static const internal::PackedKv* Get(const KvCache& cache) { return cache.packed_.get(); }
-  // For tests, which forge headers.
+  static const internal::PackedKv* Get(const KvCache& cache);
+  // For tests, which forge geometries.
   static internal::PackedKv* Mutable(CrossMemory& memory) {
     return const_cast<internal::PackedKv*>(memory.packed_.get());
   }

@@ -11,6 +11,7 @@
 #include "kv/layout.h"
 #include "kv/packed_kv.h"
 #include "support/check.h"
+#include "support/packed.h"
 #include "support/problem.h"
 #include "support/tiers.h"
 
@@ -21,8 +22,9 @@ namespace {
 static_assert(kScaleTileKeys == internal::kKvTile, "the simulation's tile is the library's");
 
 // Stored bytes, brought into the order of the simulation and freed of their bias.
-QuantHead Unpack(const internal::PackedHead& head, size_t kv_len) {
-  const internal::PackedShape& shape = head.shape;
+QuantHead Unpack(const internal::PackedKv& packed, size_t batch, size_t kv_head, size_t kv_len) {
+  const internal::PackedShape& shape = packed.shape();
+  const internal::PackedOffsets& offsets = packed.offsets();
   REQUIRE(internal::HasQuantizedV(shape.layout));
   const bool biased_v = shape.layout == internal::LayoutId::kI8BiasedV ||
                         shape.layout == internal::LayoutId::kI8RotatedBiasedV ||
@@ -34,14 +36,22 @@ QuantHead Unpack(const internal::PackedHead& head, size_t kv_len) {
   };
   const size_t depth = internal::VDepth(shape.layout);
   const size_t k_depth = internal::KDepth(shape.layout);
+  const auto append = [&](const unsigned char* from, size_t count, std::vector<float>* to) {
+    const size_t old_size = to->size();
+    to->resize(old_size + count);
+    if (count != 0) memcpy(to->data() + old_size, from, count * sizeof(float));
+  };
 
   QuantHead result;
   result.kv_len = kv_len;
   result.head_dim = shape.head_dim;
   result.v_head_dim = shape.v_head_dim;
-  const unsigned char* k = head.base + head.offsets.k;
-  const unsigned char* v = head.base + head.offsets.v;
-  for (size_t key = 0; key < kv_len; ++key) {
+  for (size_t i = 0; i < kv_len; ++i) {
+    const PackedKey found = FindKey(packed, batch, kv_head, i);
+    const unsigned char* base = found.head.base;
+    const unsigned char* k = base + offsets.k;
+    const unsigned char* v = base + offsets.v;
+    const size_t key = found.key;
     for (size_t d = 0; d < shape.head_dim; ++d) {
       const size_t in_block = d / k_depth * internal::kKeyBlock + key % internal::kKeyBlock;
       const size_t index = internal::KBlockOffset(shape, key) + in_block * k_depth + d % k_depth;
@@ -56,23 +66,27 @@ QuantHead Unpack(const internal::PackedHead& head, size_t kv_len) {
           (key_in_tile / depth * panel.width + c % internal::kPanelWidth) * depth;
       result.v.push_back(unbias(v[panel.offset + in_panel + key % depth], v_bias));
     }
-  }
-  const auto floats = [&](size_t offset, size_t count) {
-    std::vector<float> x(count);
-    if (count != 0) memcpy(x.data(), head.base + offset, count * sizeof(float));
-    return x;
-  };
-  result.k_scale = floats(head.offsets.k_scale, kv_len);
-  result.k_center = floats(head.offsets.k_center, shape.head_dim);
-  result.v_center = floats(head.offsets.v_center, shape.v_head_dim);
-  if (internal::IsRotated(shape.layout)) {
-    result.q_factor = floats(head.offsets.q_factor, shape.head_dim);
-  }
-  const size_t row_bytes = internal::PaddedVHeadDim(shape) * sizeof(float);
-  for (size_t tile = 0; tile * internal::kKvTile < kv_len; ++tile) {
-    const std::vector<float> row =
-        floats(head.offsets.v_scale + tile * row_bytes, shape.v_head_dim);
-    result.v_scale.insert(result.v_scale.end(), row.begin(), row.end());
+    append(base + offsets.k_scale + key * sizeof(float), 1, &result.k_scale);
+    if (key % internal::kKvTile == 0) {
+      const size_t row = key / internal::kKvTile * internal::PaddedVHeadDim(shape);
+      append(base + offsets.v_scale + row * sizeof(float), shape.v_head_dim, &result.v_scale);
+    }
+    // What all keys have in common is the same in every page.
+    std::vector<float> k_center, v_center, q_factor;
+    append(base + offsets.k_center, shape.head_dim, &k_center);
+    append(base + offsets.v_center, shape.v_head_dim, &v_center);
+    if (internal::IsRotated(shape.layout)) {
+      append(base + offsets.q_factor, shape.head_dim, &q_factor);
+    }
+    if (i == 0) {
+      result.k_center = k_center;
+      result.v_center = v_center;
+      result.q_factor = q_factor;
+    } else if (key == 0) {
+      REQUIRE(k_center == result.k_center);
+      REQUIRE(v_center == result.v_center);
+      REQUIRE(q_factor == result.q_factor);
+    }
   }
   return result;
 }
@@ -87,14 +101,14 @@ size_t FirstDifference(const std::vector<T>& a, const std::vector<T>& b) {
 void CheckPacked(const internal::PackedKv* packed, const Problem& problem, int64_t center_keys) {
   REQUIRE(packed != nullptr);
   QuantMethod method;
-  method.wide_k = internal::HasWideK(packed->header().layout);
-  method.rotate_k = internal::IsRotated(packed->header().layout);
+  method.wide_k = internal::HasWideK(packed->geometry().layout);
+  method.rotate_k = internal::IsRotated(packed->geometry().layout);
   for (int64_t b = 0; b < problem.c.kv_batch; ++b) {
     for (int64_t h = 0; h < problem.c.kv_heads; ++h) {
       INFO("batch " << b << ", head " << h);
       const QuantHead expected =
           QuantizeHeadOf(problem, b, h, method, problem.c.kv_len, center_keys);
-      const QuantHead actual = Unpack(packed->head(static_cast<size_t>(b), static_cast<size_t>(h)),
+      const QuantHead actual = Unpack(*packed, static_cast<size_t>(b), static_cast<size_t>(h),
                                       static_cast<size_t>(problem.c.kv_len));
       CHECK(FirstDifference(actual.k_center, expected.k_center) == expected.k_center.size());
       CHECK(FirstDifference(actual.v_center, expected.v_center) == expected.v_center.size());
@@ -286,8 +300,7 @@ TEST_CASE("int8 with fitting scales is stored as it is", "[i8]") {
         INFO(problem.c.ToString() << " on " << tier);
         const CrossMemory memory = MemoryOf(problem, {tier, Precision::kI8});
         CheckPacked(KvAccess::Get(memory), problem, kv_len);
-        const QuantHead head =
-            Unpack(KvAccess::Get(memory)->head(1, 1), static_cast<size_t>(kv_len));
+        const QuantHead head = Unpack(*KvAccess::Get(memory), 1, 1, static_cast<size_t>(kv_len));
         const auto steps = [](float x, float scale) { return lrintf(x / scale); };
         bool same = true;
         for (int64_t key = 0; key < kv_len; ++key) {

@@ -14,6 +14,7 @@
 #include "kv/layout.h"
 #include "kv/packed_kv.h"
 #include "support/check.h"
+#include "support/packed.h"
 #include "support/problem.h"
 #include "support/threads.h"
 #include "support/tiers.h"
@@ -1376,14 +1377,11 @@ TEST_CASE("Run refuses memories and caches made for something else", "[status]")
         {"workspace nowhere", kInvalid, "workspace",
          [](auto& c) { c.workspace = {nullptr, 1 << 20}; }},
     };
-    const Source kind = source.source;
-    mistakes.push_back({"out inside its storage", kInvalid, "out", [kind](RunCall& c) {
-                          const internal::PackedKv* packed = kind == Source::kMemory
-                                                                 ? KvAccess::Get(c.memory)
-                                                                 : KvAccess::Get(c.cache);
-                          unsigned char* block = packed->head(0, 0).base;
-                          c.args.out.data = block;
-                        }});
+    if (source.source == Source::kMemory) {  // nobody knows where a cache's pages are
+      mistakes.push_back({"out inside its storage", kInvalid, "out", [](RunCall& c) {
+                            c.args.out.data = KvAccess::Get(c.memory)->keys(0).heads;
+                          }});
+    }
     INFO(name);
     for (const Precision precision : {Precision::kF32, Precision::kI8}) {
       CheckRunRefuses({BestTier(), precision, source.source}, mistakes);
@@ -1397,7 +1395,7 @@ TEST_CASE("Run refuses the layout of another version", "[status]") {
                       const Problem problem(ValidCase(), 1);
                       // A memory of its own: the valid one must stay so.
                       c.empty_memory = MemoryOf(problem, c.setup);
-                      KvAccess::Mutable(c.empty_memory)->header().layout_version =
+                      KvAccess::Mutable(c.empty_memory)->geometry().layout_version =
                           internal::kLayoutVersion + 1;
                       c.args.memory = &c.empty_memory;
                     }}});
@@ -1448,7 +1446,7 @@ TEST_CASE("tiers read each other's memories if the layout is theirs", "[status]"
         args.out = out.view();
         args.memory = &memory;
         const Status status = Run(plan, args);
-        if (KvAccess::Get(memory)->header().layout == KvAccess::Get(own)->header().layout) {
+        if (KvAccess::Get(memory)->geometry().layout == KvAccess::Get(own)->geometry().layout) {
           CHECK_THAT(status, IsOk());
           CHECK_THAT(out, Equals(expected));
         } else {
@@ -1563,11 +1561,16 @@ TEST_CASE("KvCache::Create refuses", "[status]") {
       {"rotated i8_fine", kInvalid, "rotate_k",
        [](auto& d) { d.format = {Precision::kI8Fine, BestTier(), true}; }},
       {"no such tier", kInvalid, "tier", [](auto& d) { d.format.tier = "abacus"; }},
-      {"more memory than there is", kOutOfMemory, "bytes",
+      {"window_left -2", kInvalid, "window_left", [](auto& d) { d.window_left = -2; }},
+      {"sinks without a window", kInvalid, "num_sinks", [](auto& d) { d.num_sinks = 4; }},
+      {"negative sinks", kInvalid, "num_sinks",
        [](auto& d) {
-         d.batch = 1 << 14;
-         d.capacity = 1 << 30;
+         d.window_left = 9;
+         d.num_sinks = -1;
        }},
+      {"pages of 100", kInvalid, "page_tokens", [](auto& d) { d.page_tokens = 100; }},
+      {"pages of -128", kInvalid, "page_tokens", [](auto& d) { d.page_tokens = -128; }},
+      {"pages of 2^20", kInvalid, "page_tokens", [](auto& d) { d.page_tokens = 1 << 20; }},
   };
   KvCache cache;
   REQUIRE_THAT(KvCache::Create(ValidCacheDesc(), &cache), IsOk());
@@ -1606,8 +1609,8 @@ TEST_CASE("KvCache::Append refuses and leaves the cache as it was", "[status]") 
   KvCache cache;
   REQUIRE_THAT(KvCache::Create(ValidCacheDesc(), &cache), IsOk());
   REQUIRE_THAT(cache.Append(problem.k.Slice(0, 30), problem.v.Slice(0, 30)), IsOk());
-  const internal::PackedKv* packed = KvAccess::Get(cache);
-  const std::vector<unsigned char> before(packed->block(), packed->block() + packed->bytes());
+  const internal::PackedKv& packed = *KvAccess::Get(cache);
+  const std::vector<unsigned char> before = PackedBytes(packed);
   const MemoryCall valid = {problem.k.Slice(30, 40), problem.v.Slice(30, 40), {}, {}};
   for (const auto& mistake : mistakes) {
     MemoryCall call = valid;
@@ -1615,7 +1618,7 @@ TEST_CASE("KvCache::Append refuses and leaves the cache as it was", "[status]") 
     INFO(mistake.what);
     CHECK_THAT(cache.Append(call.k, call.v, call.parallel), IsError(mistake.code, mistake.named));
     CHECK(cache.length() == 30);
-    CHECK(memcmp(packed->block(), before.data(), before.size()) == 0);
+    CHECK(PackedBytes(packed) == before);
   }
   CHECK_THAT(cache.Append(valid.k, valid.v), IsOk());
   CHECK(cache.length() == 40);

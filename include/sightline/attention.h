@@ -78,6 +78,9 @@ struct AttentionDesc {
 
   Precision precision = Precision::kF32;
   bool rotate_k = false;  // kI8 with outlier channels in K; see KvFormat in sightline/kv.h
+  // Memories and caches of any precision may be read, and mixed in a call; `precision` and rotate_k
+  // are then for tensors alone. Takes more workspace.
+  bool any_precision = false;
 
   int64_t max_workers = 1;     // most ParallelFor::num_workers a Run will bring
   const char* tier = nullptr;  // nullptr or "" = the active tier; see sightline/tier.h
@@ -137,8 +140,9 @@ struct WeightsOutput {
   bool average_heads = false;        // the mean of these heads, as the one head of `out`; f32
 };
 
-// One call's tensors. K and V come from exactly one of: `k` and `v`; `memory`; `cache`. What is
-// left null or at its default is off. Arrays are read by the call only; f32 unless said otherwise.
+// One call's tensors. K and V come from exactly one of: `k` and `v`; `memory`; `cache`; `segments`.
+// What is left null or at its default is off. Arrays are read by the call only; f32 unless said
+// otherwise.
 struct AttentionArgs {
   ConstTensorView q;  // [batch, q_len, num_heads, head_dim]
 
@@ -149,6 +153,21 @@ struct AttentionArgs {
   const CrossMemory* memory = nullptr;
   const KvCache* cache = nullptr;
 
+  // Several memories and caches, each prepared on its own: every sequence sees the keys of its
+  // segments one after the other, as if they had been packed together, and without a copy. Keys and
+  // their positions count through all of them: positions, windows, masks and biases take no notice
+  // of where one ends. An example: [instructions | passage 1 | passage 2 | the answer so far].
+  //
+  // Without lists every sequence sees all segments, whose batch is the K/V batch, or 1 for those
+  // that all sequences share. With num_segment_lists > 0, which then is the K/V batch, sequence s
+  // sees segments segment_indptr[s] … segment_indptr[s + 1] - 1, each of batch 1: a passage or a
+  // prefix may be in several lists, and caches of different lengths decode in one call (continuous
+  // batching).
+  const KvSegment* segments = nullptr;
+  int64_t num_segments = 0;
+  int64_t num_segment_lists = 0;
+  const int32_t* segment_indptr = nullptr;  // [num_segment_lists + 1]; begins with 0, never falls
+
   TensorView out;  // [batch, q_len, num_heads, v_head_dim]; must not share memory with an input
 
   // Masks. `kv batch` is the batch of K and V, or the number of ragged sequences.
@@ -156,7 +175,8 @@ struct AttentionArgs {
   // Position of query 0; by default kv_len - q_len, of the keys in use. Where queries are padded at
   // their end as keys are, it is 0.
   int64_t q_start = kBottomRight;
-  const int32_t* kv_lens = nullptr;  // [kv batch]: keys in use, 0 to kv_len; the rest is padding
+  const int32_t* kv_lens = nullptr;  // [kv batch]: keys in use, 0 to kv_len; the rest is padding.
+                                     // Segments have KvSegment::kv_len instead
   const int32_t* prefix_lens = nullptr;  // [kv batch]: so many first keys are seen by every query,
                                          // whatever causal and the windows say (prefix LM; with a
                                          // window: attention sinks of StreamingLLM)

@@ -1,0 +1,156 @@
+#include "kv/page_table.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+namespace sightline {
+namespace internal {
+namespace {
+
+constexpr size_t kTileWords = kKvTile / 32;
+
+}  // namespace
+
+Ref<PageTable> PageTable::Create(size_t page_tokens, size_t room) {
+  Ref<PageTable> table(new (std::nothrow) PageTable());
+  if (!table) return {};
+  table->page_tokens_ = page_tokens;
+  table->room_ = room;
+  table->pages_.reset(new (std::nothrow) Ref<Block>[room]);
+  table->data_.reset(new (std::nothrow) const unsigned char*[room]());
+  if (table->pages_ == nullptr || table->data_ == nullptr) return {};
+  return table;
+}
+
+Ref<PageTable> PageTable::Clone(size_t room) const {
+  Ref<PageTable> clone = Create(page_tokens_, std::max(room, num_pages_));
+  if (!clone) return {};
+  if (tiles_ != nullptr) {
+    if (!clone->MakeBits()) return {};
+    const size_t num_tiles = num_pages_ * TilesOfPage();
+    std::copy_n(tiles_.get(), num_tiles, clone->tiles_.get());
+    std::copy_n(kept_.get(), num_tiles * kTileWords, clone->kept_.get());
+  }
+  for (size_t i = 0; i < num_pages_; ++i) {
+    clone->pages_[i] = pages_[i];
+    clone->data_[i] = data_[i];
+  }
+  clone->num_pages_ = num_pages_;
+  clone->num_evicted_ = num_evicted_;
+  return clone;
+}
+
+unsigned char* PageTable::first_page() const {
+  for (size_t i = 0; i < num_pages_; ++i) {
+    if (pages_[i]) return pages_[i]->data();
+  }
+  return nullptr;
+}
+
+void PageTable::Push(Ref<Block> page) {
+  Replace(num_pages_, std::move(page));
+  ++num_pages_;
+}
+
+void PageTable::Replace(size_t i, Ref<Block> page) {
+  data_[i] = page->data();
+  pages_[i] = std::move(page);
+}
+
+bool PageTable::MakeBits() {
+  if (tiles_ != nullptr) return true;
+  const size_t num_tiles = room_ * TilesOfPage();
+  tiles_.reset(new (std::nothrow) TileKeys[num_tiles]);
+  kept_.reset(new (std::nothrow) uint32_t[num_tiles * kTileWords]);
+  if (tiles_ == nullptr || kept_ == nullptr) {
+    tiles_.reset();
+    kept_.reset();
+    return false;
+  }
+  std::fill_n(tiles_.get(), num_tiles, TileKeys::kAll);
+  std::fill_n(kept_.get(), num_tiles * kTileWords, ~uint32_t{0});
+  return true;
+}
+
+void PageTable::Truncate(size_t num_tokens) {
+  const size_t left = (num_tokens + page_tokens_ - 1) / page_tokens_;
+  while (num_pages_ > left) {
+    --num_pages_;
+    pages_[num_pages_] = {};
+    data_[num_pages_] = nullptr;
+  }
+  if (tiles_ == nullptr) return;
+  // Tokens to come are there: their bits are set again.
+  const size_t num_tiles = room_ * TilesOfPage();
+  const size_t first_tile = num_tokens / kKvTile;
+  for (size_t tile = first_tile; tile < num_tiles; ++tile) {
+    if (tiles_[tile] == TileKeys::kAll) continue;
+    uint32_t* bits = BitsOf(tile);
+    bool is_whole = true;
+    for (size_t i = 0; i < kKvTile; ++i) {
+      const uint32_t bit = uint32_t{1} << i % 32;
+      const bool is_kept = tiles_[tile] == TileKeys::kSome && (bits[i / 32] & bit) != 0;
+      if (is_kept) continue;
+      if (tile * kKvTile + i < num_tokens) {
+        bits[i / 32] &= ~bit;
+        is_whole = false;
+      } else {
+        bits[i / 32] |= bit;
+        --num_evicted_;
+      }
+    }
+    tiles_[tile] = is_whole ? TileKeys::kAll : TileKeys::kSome;
+  }
+}
+
+void PageTable::DropPageIfEmpty(size_t i) {
+  const TileKeys* tiles = tiles_.get() + i * TilesOfPage();
+  const auto is_gone = [](TileKeys keys) { return keys == TileKeys::kNone; };
+  if (!std::all_of(tiles, tiles + TilesOfPage(), is_gone)) return;
+  pages_[i] = {};
+  data_[i] = nullptr;
+}
+
+bool PageTable::Evict(const int32_t* positions, size_t count, size_t num_tokens) {
+  if (count == 0) return true;
+  if (!MakeBits()) return false;
+  for (size_t n = 0; n < count; ++n) {
+    const size_t position = static_cast<size_t>(positions[n]);
+    const size_t tile = position / kKvTile;
+    if (tiles_[tile] == TileKeys::kNone) continue;
+    uint32_t* bits = BitsOf(tile);
+    const uint32_t bit = uint32_t{1} << position % 32;
+    uint32_t& word = bits[position % kKvTile / 32];
+    if ((word & bit) == 0) continue;
+    word &= ~bit;
+    ++num_evicted_;
+    tiles_[tile] = TileKeys::kSome;
+    const bool is_empty = std::all_of(bits, bits + kTileWords, [](uint32_t w) { return w == 0; });
+    if (!is_empty) continue;
+    tiles_[tile] = TileKeys::kNone;
+    const size_t page = position / page_tokens_;
+    if ((page + 1) * page_tokens_ <= num_tokens) DropPageIfEmpty(page);
+  }
+  return true;
+}
+
+bool PageTable::EvictPages(size_t begin, size_t end) {
+  if (begin >= end) return true;
+  if (!MakeBits()) return false;
+  for (size_t i = begin; i < end; ++i) {
+    for (size_t tile = i * TilesOfPage(); tile < (i + 1) * TilesOfPage(); ++tile) {
+      if (tiles_[tile] == TileKeys::kNone) continue;
+      for (size_t w = 0; w < kTileWords; ++w) {
+        num_evicted_ += static_cast<size_t>(__builtin_popcount(BitsOf(tile)[w]));
+        BitsOf(tile)[w] = 0;
+      }
+      tiles_[tile] = TileKeys::kNone;
+    }
+    DropPageIfEmpty(i);
+  }
+  return true;
+}
+
+}  // namespace internal
+}  // namespace sightline

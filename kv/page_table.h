@@ -1,0 +1,71 @@
+// Which pages hold the tokens of a sequence, and which tokens are there no more. Forks share a
+// table until one of them changes it.
+#ifndef SIGHTLINE_KV_PAGE_TABLE_H_
+#define SIGHTLINE_KV_PAGE_TABLE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <memory>
+
+#include "dispatch/kernel_table.h"
+#include "kv/block_pool.h"
+
+namespace sightline {
+namespace internal {
+
+// Tables are changed by those alone who own them alone; what is said of pages also goes for the
+// tiles of their tokens.
+class PageTable {
+ public:
+  // Null if memory is short. room: for how many pages.
+  static Ref<PageTable> Create(size_t page_tokens, size_t room);
+  // A table of the same pages, with room for more.
+  Ref<PageTable> Clone(size_t room) const;
+  static void Free(PageTable* table) { delete table; }
+
+  size_t page_tokens() const { return page_tokens_; }
+  size_t num_pages() const { return num_pages_; }
+  size_t room() const { return room_; }
+  Block* page(size_t i) const { return pages_[i].get(); }  // null: forgotten
+  size_t num_evicted() const { return num_evicted_; }
+
+  // For kernels, which find a page's heads at its beginning.
+  KeyPages pages() const { return {data_.get(), 0, tiles_.get(), kept_.get()}; }
+  // The first page that is there, or null.
+  unsigned char* first_page() const;
+
+  void Push(Ref<Block> page);  // there is room
+  void Replace(size_t i, Ref<Block> page);
+  // Forgets what is behind the first `num_tokens`.
+  void Truncate(size_t num_tokens);
+
+  // False if memory for bits is short. Of tokens [0, num_tokens) of the sequence; those in the page
+  // that num_tokens is in the middle of stay in memory.
+  bool Evict(const int32_t* positions, size_t count, size_t num_tokens);
+  // All tokens of pages [begin, end) that are full.
+  bool EvictPages(size_t begin, size_t end);
+
+  Owners owners;
+
+ private:
+  PageTable() = default;
+  bool MakeBits();
+  uint32_t* BitsOf(size_t tile) const { return kept_.get() + tile * (kKvTile / 32); }
+  size_t TilesOfPage() const { return page_tokens_ / kKvTile; }
+  void DropPageIfEmpty(size_t i);
+
+  size_t page_tokens_ = 0;
+  size_t num_pages_ = 0;
+  size_t room_ = 0;
+  size_t num_evicted_ = 0;
+  std::unique_ptr<Ref<Block>[]> pages_;
+  std::unique_ptr<const unsigned char*[]> data_;
+  std::unique_ptr<TileKeys[]> tiles_;  // null until a token is forgotten; then of all the room
+  std::unique_ptr<uint32_t[]> kept_;
+};
+
+}  // namespace internal
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KV_PAGE_TABLE_H_

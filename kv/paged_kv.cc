@@ -1,0 +1,444 @@
+#include "kv/paged_kv.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "dispatch/memory.h"
+#include "dispatch/parallel.h"
+#include "kv/prepare.h"
+#include "quant/elements.h"
+
+namespace sightline {
+namespace internal {
+namespace {
+
+// Bytes of what rows of a head have in common: k_center, v_center and q_factor follow one another.
+size_t CenterBytes(const PackedOffsets& offsets) { return offsets.v_special - offsets.k_center; }
+
+size_t TailHeadBytes(const PackedShape& shape, const PackedOffsets& offsets) {
+  const size_t row_bytes = (shape.head_dim + shape.v_head_dim) * sizeof(float);
+  return RoundUp(CenterBytes(offsets) + kKvTile * row_bytes, kPackedAlignBytes);
+}
+
+void CopyRowsToF32(const SourceRows& rows, size_t num_rows, size_t dim, float* out) {
+  for (size_t i = 0; i < num_rows; ++i) {
+    const Row row = RowAt(rows, i);
+    for (size_t d = 0; d < dim; ++d) *out++ = LoadElement(row, d);
+  }
+}
+
+SourceRows DenseRows(float* data, size_t dim) {
+  return {{reinterpret_cast<unsigned char*>(data), DType::kF32, sizeof(float), nullptr, 0},
+          static_cast<int64_t>(dim * sizeof(float)),
+          0};
+}
+
+// What the first num_keys keys of a head take, to another head.
+void CopyHead(const PackedHead& from, size_t num_keys, const PackedHead& to) {
+  const PackedShape& shape = from.shape;
+  const PackedOffsets& o = from.offsets;
+  const auto copy = [&](size_t begin, size_t bytes) {
+    memcpy(to.base + begin, from.base + begin, bytes);
+  };
+  const size_t k_keys = RoundUp(num_keys, kKeyBlock);
+  copy(o.k, k_keys * PaddedHeadDim(shape) * KElementBytes(shape.layout));
+  const size_t channels = PaddedVHeadDim(shape);
+  const size_t v_bytes = VElementBytes(shape.layout);
+  for (size_t key = 0; key < num_keys; key += kVTileKeys) {
+    const size_t rows = RoundUp(std::min(kVTileKeys, num_keys - key), VDepth(shape.layout));
+    for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
+      const VPanel panel = VPanelAt(shape, key, channel);
+      copy(o.v + panel.offset * v_bytes, rows * panel.width * v_bytes);
+    }
+  }
+  const size_t num_tiles = (num_keys + kKvTile - 1) / kKvTile;
+  if (HasQuantizedK(shape.layout)) copy(o.k_scale, num_keys * sizeof(float));
+  if (HasQuantizedV(shape.layout)) copy(o.v_scale, num_tiles * channels * sizeof(float));
+  copy(o.k_center, CenterBytes(o));
+  if (!HasQuantizedV(shape.layout)) copy(o.v_special, num_tiles);
+}
+
+// The first num_rows rows of V of the tile that begins at `key` of a page, from their quanta.
+void ReadBackValues(const PackedHead& head, size_t key, size_t num_rows, float* out) {
+  const PackedShape& shape = head.shape;
+  const PackedOffsets& o = head.offsets;
+  const unsigned char* v = head.base + o.v;
+  const float* scale =
+      reinterpret_cast<const float*>(head.base + o.v_scale) + key / kKvTile * PaddedVHeadDim(shape);
+  const float* center = reinterpret_cast<const float*>(head.base + o.v_center);
+  const bool is_biased = HasBiasedV(shape.layout);
+  const size_t depth = VDepth(shape.layout);
+  for (size_t c = 0; c < shape.v_head_dim; ++c) {
+    const VPanel panel = VPanelAt(shape, key, c);
+    for (size_t i = 0; i < num_rows; ++i) {
+      const size_t row = (key + i) % kVTileKeys;
+      const unsigned char stored =
+          v[panel.offset + (row / depth * panel.width + c % kPanelWidth) * depth + row % depth];
+      const int quantum = is_biased ? int{stored} - kBias : int{static_cast<int8_t>(stored)};
+      out[i * shape.v_head_dim + c] = static_cast<float>(quantum) * scale[c] + center[c];
+    }
+  }
+}
+
+}  // namespace
+
+KvPoolImpl::KvPoolImpl(const KvPoolDesc& given, const PrecisionKernels& with, size_t max_pages)
+    : desc(given),
+      kernels(with),
+      shape(ShapeOf(LayoutOf(with, given.format.rotate_k), static_cast<size_t>(given.head_dim),
+                    static_cast<size_t>(given.v_head_dim), static_cast<size_t>(given.page_tokens))),
+      offsets(OffsetsOf(shape)),
+      pages(static_cast<size_t>(given.num_kv_heads) * offsets.bytes, max_pages),
+      tails(static_cast<size_t>(given.num_kv_heads) * TailHeadBytes(shape, offsets), SIZE_MAX) {}
+
+PagedKv::PagedKv(std::shared_ptr<KvPoolImpl> pool, const KvGeometry& geometry, const Limits& limits)
+    : PackedKv(geometry, pool->kernels, pool->shape.capacity),
+      pool_(std::move(pool)),
+      limits_(limits) {}
+
+Status PagedKv::Create(std::shared_ptr<KvPoolImpl> pool, int64_t batch, const Limits& limits,
+                       std::shared_ptr<PagedKv>* packed) {
+  const KvPoolDesc& desc = pool->desc;
+  const KvGeometry geometry = {pool->shape.layout, kLayoutVersion, desc.format.precision, batch,
+                               desc.num_kv_heads,  desc.head_dim,  desc.v_head_dim};
+  const size_t page_tokens = pool->shape.capacity;
+  std::shared_ptr<PagedKv> created =
+      ShareOrNull(new (std::nothrow) PagedKv(std::move(pool), geometry, limits));
+  const Status no_memory = Status::Error(StatusCode::kOutOfMemory, "the cache of %lld sequences",
+                                         static_cast<long long>(batch));
+  if (created == nullptr) return no_memory;
+  created->sequences_.reset(new (std::nothrow) Sequence[static_cast<size_t>(batch)]);
+  if (created->sequences_ == nullptr) return no_memory;
+  for (size_t b = 0; b < static_cast<size_t>(batch); ++b) {
+    created->sequences_[b].table = PageTable::Create(page_tokens, 1);
+    if (!created->sequences_[b].table) return no_memory;
+  }
+  *packed = std::move(created);
+  return Status();
+}
+
+SequenceKeys PagedKv::keys(size_t batch) const {
+  const PageTable& table = *sequences_[batch].table.get();
+  return {table.first_page(), table.pages(), static_cast<size_t>(length_)};
+}
+
+size_t PagedKv::bytes() const {
+  size_t bytes = 0;
+  for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
+    const Sequence& sequence = sequences_[b];
+    for (size_t i = 0; i < sequence.table->num_pages(); ++i) {
+      if (sequence.table->page(i) != nullptr) bytes += pool_->pages.block_bytes();
+    }
+    if (sequence.tail) bytes += pool_->tails.block_bytes();
+  }
+  return bytes;
+}
+
+PagedKv::Tail PagedKv::TailOf(const Sequence& sequence, size_t kv_head) const {
+  unsigned char* centers = sequence.tail->data() + kv_head * TailHeadBytes(shape_, offsets_);
+  float* k = reinterpret_cast<float*>(centers + CenterBytes(offsets_));
+  return {centers, k, k + kKvTile * shape_.head_dim};
+}
+
+// The head in the page of `key`.
+PackedHead PagedKv::HeadAt(const Sequence& sequence, size_t key, size_t kv_head) const {
+  Block* page = sequence.table->page(key / PageTokens());
+  return {page->data() + kv_head * offsets_.bytes, shape_, offsets_};
+}
+
+// The first page of which a window may forget something.
+size_t PagedKv::FirstWindowPage() const {
+  const size_t sinks = static_cast<size_t>(limits_.num_sinks);
+  return (sinks + PageTokens() - 1) / PageTokens();
+}
+
+// Tokens whose memory is in use, whether they are seen or not.
+int64_t PagedKv::HeldTokens(const PageTable& table) const {
+  int64_t held = length_;
+  for (size_t i = 0; i < table.num_pages(); ++i) {
+    if (table.page(i) == nullptr) held -= static_cast<int64_t>(PageTokens());
+  }
+  return held;
+}
+
+Status PagedKv::OutOfPages() const {
+  if (pool_->pages.num_taken() >= pool_->pages.max_blocks()) {
+    return Status::Error(StatusCode::kCapacityExceeded,
+                         "all %zu pages of the pool are in use (max_pages)",
+                         pool_->pages.max_blocks());
+  }
+  return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for a page of the cache",
+                       pool_->pages.block_bytes());
+}
+
+// Makes the sequence's table its own, with room for num_pages.
+Status PagedKv::OwnTable(Sequence& sequence, size_t num_pages) const {
+  const PageTable& table = *sequence.table.get();
+  if (table.owners.IsOne() && num_pages <= table.room()) return Status();
+  const size_t room = std::max(num_pages, std::min(2 * table.room(), table.num_pages() + 64));
+  Ref<PageTable> own = table.Clone(room);
+  if (!own) return Status::Error(StatusCode::kOutOfMemory, "a table of %zu pages", room);
+  sequence.table = std::move(own);
+  return Status();
+}
+
+// And its tail, if it has to have one.
+Status PagedKv::OwnTail(Sequence& sequence) const {
+  if (!HasTail() || (sequence.tail && sequence.tail->owners.IsOne())) return Status();
+  Ref<Block> own = pool_->tails.Take();
+  if (!own) {
+    return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for the open tile of the cache",
+                         pool_->tails.block_bytes());
+  }
+  const Sequence old = sequence;
+  sequence.tail = std::move(own);
+  if (!old.tail) return Status();
+  const size_t num_rows = static_cast<size_t>(length_) % kKvTile;
+  for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+    const Tail from = TailOf(old, h);
+    const Tail to = TailOf(sequence, h);
+    memcpy(to.centers, from.centers, CenterBytes(offsets_));
+    if (!is_settled_) memcpy(to.k, from.k, num_rows * shape_.head_dim * sizeof(float));
+    memcpy(to.v, from.v, num_rows * shape_.v_head_dim * sizeof(float));
+  }
+  return Status();
+}
+
+// What rows have in common, to the page of `key`.
+void PagedKv::CopyCenters(const Sequence& sequence, size_t kv_head, size_t key) const {
+  if (!HasTail()) return;
+  memcpy(HeadAt(sequence, key, kv_head).base + offsets_.k_center, TailOf(sequence, kv_head).centers,
+         CenterBytes(offsets_));
+}
+
+// And the page that the next token goes to, if there is one: its table is.
+Status PagedKv::OwnOpenPage(Sequence& sequence) const {
+  const size_t length = static_cast<size_t>(length_);
+  const size_t used = length % PageTokens();
+  if (used == 0) return Status();
+  Block* old = sequence.table->page(length / PageTokens());
+  if (old != nullptr && old->owners.IsOne()) return Status();
+  const Ref<Block> own = pool_->pages.Take();
+  if (!own) return OutOfPages();
+  for (size_t h = 0; old != nullptr && h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+    const size_t at = h * offsets_.bytes;
+    CopyHead({old->data() + at, shape_, offsets_}, used, {own->data() + at, shape_, offsets_});
+  }
+  sequence.table->Replace(length / PageTokens(), own);
+  for (size_t h = 0; old == nullptr && h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+    CopyCenters(sequence, h, length);
+  }
+  return Status();
+}
+
+// Everything that appending up to num_tokens tokens will write to. What it changes nobody notices.
+Status PagedKv::MakeRoom(Sequence& sequence, size_t num_tokens) const {
+  const size_t num_pages = (num_tokens + PageTokens() - 1) / PageTokens();
+  Status status = OwnTable(sequence, num_pages);
+  if (status.ok()) status = OwnTail(sequence);
+  if (status.ok()) status = OwnOpenPage(sequence);
+  while (status.ok() && sequence.table->num_pages() < num_pages) {
+    Ref<Block> page = pool_->pages.Take();
+    if (page) {
+      sequence.table->Push(std::move(page));
+    } else {
+      status = OutOfPages();
+    }
+  }
+  return status;
+}
+
+void PagedKv::AppendToHead(const Sequence& sequence, size_t kv_head, const SourceRows& k,
+                           const SourceRows& v, size_t num_tokens) const {
+  const size_t length = static_cast<size_t>(length_);
+  PackScratch scratch;
+  bool is_settled = is_settled_ || !HasTail();
+  for (size_t done = 0; done < num_tokens;) {
+    const size_t in_tile = (length + done) % kKvTile;
+    const size_t count = std::min(kKvTile - in_tile, num_tokens - done);
+    const size_t tile_begin = length + done - in_tile;
+    PackTask task = {};
+    task.head = HeadAt(sequence, tile_begin, kv_head);
+    task.k = Skip(k, done);
+    task.v = Skip(v, done);
+    task.key_begin = tile_begin % PageTokens();
+    task.num_keys = count;
+    if (is_settled && task.key_begin == 0 && in_tile == 0) {
+      CopyCenters(sequence, kv_head, tile_begin);
+    }
+    if (is_settled && (count == kKvTile || !HasQuantizedV(geometry_.layout))) {
+      task.key_begin += in_tile;  // nothing of the tile depends on what comes
+    } else {
+      const Tail tail = TailOf(sequence, kv_head);
+      CopyRowsToF32(task.k, count, shape_.head_dim, tail.k + in_tile * shape_.head_dim);
+      CopyRowsToF32(task.v, count, shape_.v_head_dim, tail.v + in_tile * shape_.v_head_dim);
+      task.k = DenseRows(tail.k, shape_.head_dim);
+      task.v = DenseRows(tail.v, shape_.v_head_dim);
+      task.num_keys = in_tile + count;
+      if (is_settled) {
+        task.num_keys_done = in_tile;
+      } else {
+        pool_->kernels.center(task, scratch.bytes);
+        memcpy(tail.centers, task.head.base + offsets_.k_center, CenterBytes(offsets_));
+        is_settled = task.num_keys == kKvTile;
+      }
+    }
+    pool_->kernels.pack(task, scratch.bytes);
+    done += count;
+  }
+}
+
+Status PagedKv::Append(const ConstTensorView& k, const ConstTensorView& v,
+                       const ParallelFor& parallel) {
+  const size_t batch = static_cast<size_t>(geometry_.batch);
+  const size_t num_kv_heads = static_cast<size_t>(geometry_.num_kv_heads);
+  const size_t num_tokens = static_cast<size_t>(k.length);
+  if (num_tokens == 0) return Status();
+  size_t window_end = 0;  // pages before it are behind the window of the first new query
+  if (limits_.window_left >= 0 && length_ > limits_.window_left) {
+    window_end = static_cast<size_t>(length_ - limits_.window_left) / PageTokens();
+  }
+  Status status;
+  for (size_t b = 0; b < batch && status.ok(); ++b) {
+    Sequence& sequence = sequences_[b];
+    if (window_end > std::max(forgotten_pages_, FirstWindowPage())) {
+      status = OwnTable(sequence, 0);
+      if (status.ok() && !sequence.table->EvictPages(FirstWindowPage(), window_end)) {
+        status = Status::Error(StatusCode::kOutOfMemory, "the bits of %lld tokens",
+                               static_cast<long long>(length_));
+      }
+    }
+    const int64_t held = HeldTokens(*sequence.table.get());
+    if (status.ok() && k.length > limits_.capacity - held) {
+      status = Status::Error(StatusCode::kCapacityExceeded,
+                             "k.length is %lld, the cache holds %lld of %lld tokens",
+                             static_cast<long long>(k.length), static_cast<long long>(held),
+                             static_cast<long long>(limits_.capacity));
+    }
+    if (status.ok()) status = MakeRoom(sequence, static_cast<size_t>(length_) + num_tokens);
+  }
+  if (!status.ok()) {
+    for (size_t b = 0; b < batch; ++b) {
+      Sequence& sequence = sequences_[b];
+      if (sequence.table->owners.IsOne()) sequence.table->Truncate(static_cast<size_t>(length_));
+    }
+    return status;
+  }
+  forgotten_pages_ = std::max(forgotten_pages_, window_end);
+
+  ForEachTask(parallel, batch * num_kv_heads, [&](size_t index, size_t) {
+    const size_t b = index / num_kv_heads;
+    const size_t h = index % num_kv_heads;
+    AppendToHead(sequences_[b], h, SourceRowsOf(k, b, h), SourceRowsOf(v, b, h), num_tokens);
+  });
+  length_ += k.length;
+  if (length_ >= static_cast<int64_t>(kKvTile)) is_settled_ = true;
+  return status;
+}
+
+// Fills the tail of a sequence for the tile that `length` is in the middle of, which has closed.
+void PagedKv::Reopen(const Sequence& sequence, size_t length) const {
+  const size_t num_rows = length % kKvTile;
+  const size_t tile_begin = length - num_rows;
+  if (sequence.table->page(tile_begin / PageTokens()) == nullptr) return;  // nobody sees them
+  for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+    ReadBackValues(HeadAt(sequence, tile_begin, h), tile_begin % PageTokens(), num_rows,
+                   TailOf(sequence, h).v);
+  }
+}
+
+Status PagedKv::Truncate(int64_t length) {
+  if (length < 0 || length > length_) {
+    return Status::Error(StatusCode::kInvalidArgument, "length is %lld, must be 0 to %lld",
+                         static_cast<long long>(length), static_cast<long long>(length_));
+  }
+  if (length == length_) return Status();
+  if (length == 0) {
+    Clear();
+    return Status();
+  }
+  // The next query is at `length`, and may look back to here:
+  const int64_t first_seen = std::max(length - limits_.window_left, limits_.num_sinks);
+  const int64_t forgotten = static_cast<int64_t>(forgotten_pages_ * PageTokens());
+  if (forgotten_pages_ > FirstWindowPage() && first_seen < forgotten) {
+    return Status::Error(StatusCode::kInvalidArgument,
+                         "length is %lld, but the window has forgotten tokens up to %lld",
+                         static_cast<long long>(length), static_cast<long long>(forgotten));
+  }
+  const size_t num_tokens = static_cast<size_t>(length);
+  const bool is_open =  // the tile that it ends in: its tail is there
+      length % int64_t{kKvTile} == 0 || (length / int64_t{kKvTile} == length_ / int64_t{kKvTile});
+  const bool reopens = HasQuantizedV(geometry_.layout) && !is_open;
+  for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
+    Status status = OwnTable(sequences_[b], 0);
+    if (status.ok() && reopens) status = OwnTail(sequences_[b]);
+    if (!status.ok()) return status;
+  }
+  for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
+    if (reopens) Reopen(sequences_[b], num_tokens);
+    sequences_[b].table->Truncate(num_tokens);
+  }
+  length_ = length;
+  return Status();
+}
+
+Status PagedKv::Share(std::shared_ptr<PagedKv>* child) const {
+  const size_t batch = static_cast<size_t>(geometry_.batch);
+  std::shared_ptr<PagedKv> created =
+      ShareOrNull(new (std::nothrow) PagedKv(pool_, geometry_, limits_));
+  if (created != nullptr) created->sequences_.reset(new (std::nothrow) Sequence[batch]);
+  if (created == nullptr || created->sequences_ == nullptr) {
+    return Status::Error(StatusCode::kOutOfMemory, "a cache of %zu sequences", batch);
+  }
+  std::copy_n(sequences_.get(), batch, created->sequences_.get());
+  created->length_ = length_;
+  created->is_settled_ = is_settled_;
+  created->forgotten_pages_ = forgotten_pages_;
+  *child = std::move(created);
+  return Status();
+}
+
+Status PagedKv::Reorder(const int32_t* parents, int64_t batch) {
+  const size_t count = static_cast<size_t>(batch);
+  std::unique_ptr<Sequence[]> reordered(new (std::nothrow) Sequence[count]);
+  if (reordered == nullptr) {
+    return Status::Error(StatusCode::kOutOfMemory, "a cache of %zu sequences", count);
+  }
+  for (size_t b = 0; b < count; ++b) {
+    reordered[b] = sequences_[static_cast<size_t>(parents[b])];
+  }
+  sequences_ = std::move(reordered);
+  geometry_.batch = batch;
+  return Status();
+}
+
+Status PagedKv::Evict(size_t batch, const int32_t* positions, size_t count) {
+  Sequence& sequence = sequences_[batch];
+  Status status = OwnTable(sequence, 0);
+  if (!status.ok()) return status;
+  if (!sequence.table->Evict(positions, count, static_cast<size_t>(length_))) {
+    return Status::Error(StatusCode::kOutOfMemory, "the bits of %lld tokens",
+                         static_cast<long long>(length_));
+  }
+  return status;
+}
+
+void PagedKv::Clear() {
+  for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
+    Sequence& sequence = sequences_[b];
+    if (sequence.table->owners.IsOne()) {
+      sequence.table->Truncate(0);
+    } else if (Ref<PageTable> none = PageTable::Create(PageTokens(), 1)) {
+      sequence.table = std::move(none);
+    }
+  }
+  length_ = 0;
+  is_settled_ = false;
+  forgotten_pages_ = 0;
+}
+
+}  // namespace internal
+}  // namespace sightline
