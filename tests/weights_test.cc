@@ -829,7 +829,7 @@ TEST_CASE("NaN in a query stays where the query sees", "[weights]") {
 
 // ---- Bits -------------------------------------------------------------------------------------
 
-TEST_CASE("the number of workers changes no bit of weights", "[weights]") {
+TEST_CASE("the number of workers changes no bit of weights", "[weights][workers]") {
   uint64_t seed = 22000;
   for (const int64_t q_len : {1, 20, 300}) {
     for (const bool average : {false, true}) {
@@ -859,7 +859,7 @@ TEST_CASE("the number of workers changes no bit of weights", "[weights]") {
 
 // K and V given as tensors are packed by turns of half a mebibyte for each worker: several of f32,
 // and of i8 with one worker.
-TEST_CASE("turns of packing change no bit of a ragged batch", "[weights]") {
+TEST_CASE("turns of packing change no bit of a ragged batch", "[weights][workers]") {
   Case c;
   c.heads = c.kv_heads = 2;
   c.head_dim = 64;
