@@ -1049,7 +1049,7 @@ TEST_CASE("random weights", "[weights]") {
                                  Layout::kPadded,  Layout::kDimStrided, Layout::kDimFirst,
                                  Layout::kReversed};
   const auto layout = [&] { return chance(0.5) ? Layout::kDense : kLayouts[rng.Below(7)]; };
-  const int num_cases = IsEmulated() ? 30 : 200;
+  const int num_cases = IsEmulated() ? 30 : IsSanitized() ? 60 : 200;
   for (int n = 0; n < num_cases; ++n) {
     const int64_t q_len = chance(0.3) ? 1 : between(2, chance(0.3) ? 220 : 40);
     const int64_t kv_len = between(1, chance(0.3) ? 300 : 140);
