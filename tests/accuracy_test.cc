@@ -70,6 +70,7 @@ bool HasShortQuanta(const char* tier) {
 }
 
 TEST_CASE("relative error stays in the budget", "[accuracy]") {
+  if (IsSanitized()) SKIP("sanitizers change no result: measured without them");
   const Shape shape = GENERATE(from_range(kShapes));
   std::string table = std::string("relative L2 error (budget), ") + shape.name + "\n";
   for (const Budget& budget : kBudgets) {

@@ -597,7 +597,8 @@ void AttendPart(const Problem& problem, const Setup& setup, const KvRun& run, co
   REQUIRE_THAT(Run(plan, args), IsOk());
 }
 
-TEST_CASE("with masks and modifications, too, the number of workers changes no bit", "[masks]") {
+TEST_CASE("with masks and modifications, too, the number of workers changes no bit",
+          "[masks][workers]") {
   const Source source = GENERATE(Source::kTensors, Source::kMemory);
   std::vector<Case> cases = RichCases();
   cases.push_back(RaggedCase(cases.back()));

@@ -829,7 +829,7 @@ TEST_CASE("NaN in a query stays where the query sees", "[weights]") {
 
 // ---- Bits -------------------------------------------------------------------------------------
 
-TEST_CASE("the number of workers changes no bit of weights", "[weights]") {
+TEST_CASE("the number of workers changes no bit of weights", "[weights][workers]") {
   uint64_t seed = 22000;
   for (const int64_t q_len : {1, 20, 300}) {
     for (const bool average : {false, true}) {
@@ -859,7 +859,7 @@ TEST_CASE("the number of workers changes no bit of weights", "[weights]") {
 
 // K and V given as tensors are packed by turns of half a mebibyte for each worker: several of f32,
 // and of i8 with one worker.
-TEST_CASE("turns of packing change no bit of a ragged batch", "[weights]") {
+TEST_CASE("turns of packing change no bit of a ragged batch", "[weights][workers]") {
   Case c;
   c.heads = c.kv_heads = 2;
   c.head_dim = 64;
@@ -1049,7 +1049,7 @@ TEST_CASE("random weights", "[weights]") {
                                  Layout::kPadded,  Layout::kDimStrided, Layout::kDimFirst,
                                  Layout::kReversed};
   const auto layout = [&] { return chance(0.5) ? Layout::kDense : kLayouts[rng.Below(7)]; };
-  const int num_cases = IsEmulated() ? 30 : 200;
+  const int num_cases = IsEmulated() ? 30 : IsSanitized() ? 60 : 200;
   for (int n = 0; n < num_cases; ++n) {
     const int64_t q_len = chance(0.3) ? 1 : between(2, chance(0.3) ? 220 : 40);
     const int64_t kv_len = between(1, chance(0.3) ? 300 : 140);

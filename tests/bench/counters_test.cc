@@ -392,7 +392,7 @@ TEST_CASE("Every op runs in every precision on every tier, exactly, and below th
   }
 }
 
-TEST_CASE("Every feature is computed in every precision on every tier", "[counters]") {
+TEST_CASE("Every feature is computed in every precision on every tier", "[tiers]") {
   std::vector<std::unique_ptr<Contender>> contenders;
   for (const std::string& tier : Tiers()) contenders.push_back(MakeSightline(tier));
   for (const Op op : kAttentionOps) {

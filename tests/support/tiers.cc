@@ -94,21 +94,25 @@ bool IsEmulated() {
 #endif
 }
 
-bool TakesTurn(const char* tier) {
+bool IsSanitized() {
 #if defined(SIGHTLINE_TESTS_SANITIZED)
-  constexpr bool kSanitized = true;
+  return true;
 #else
-  constexpr bool kSanitized = false;
+  return false;
 #endif
+}
+
+bool TakesTurn(const char* tier) {
   static std::atomic<uint32_t> count{0};
-  if (!kSanitized && !IsEmulated() && strcmp(tier, "scalar") != 0) return true;
-  return (count++ * 0x9e3779b1u >> 16) % 3 == 0;  // a hash, to be out of step with any loop
+  if (!IsSanitized() && !IsEmulated() && strcmp(tier, "scalar") != 0) return true;
+  const uint32_t turns = IsSanitized() ? 6 : 3;
+  return (count++ * 0x9e3779b1u >> 16) % turns == 0;  // a hash, to be out of step with any loop
 }
 
 bool IsAffordable(const Case& c, const char* tier) {
   const bool scalar = strcmp(tier, "scalar") == 0;
-  if (IsEmulated()) return c.MultiplyAdds() <= (scalar ? 500000 : 2000000);
-  return !scalar || c.MultiplyAdds() <= 8000000;
+  if (IsEmulated()) return c.MultiplyAdds() <= (scalar ? 500000 : 1000000);
+  return !scalar || c.MultiplyAdds() <= (IsSanitized() ? 2000000 : 8000000);
 }
 
 }  // namespace testing

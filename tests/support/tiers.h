@@ -26,9 +26,12 @@ void RecordTierRun(const char* tier);
 bool IsAffordable(const Case& c, const char* tier);
 // The tests run in an emulator, some thirty times slower.
 bool IsEmulated();
+// With sanitizers, some ten times slower: most of it the reference's time.
+bool IsSanitized();
 
-// Whether this one of many cases is run on a tier: in the scalar tier, under an emulator and with
-// sanitizers, which take about ten times as long, one of three is, spread evenly.
+// Whether this one of many cases is run on a tier: in the scalar tier and under an emulator one of
+// three is, spread evenly; with sanitizers one of six, as each tier has its own turns and all of
+// them together see nearly every case.
 bool TakesTurn(const char* tier);
 
 }  // namespace testing
