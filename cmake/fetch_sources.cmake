@@ -62,7 +62,7 @@ function(apt_read mirror)
   if(EXISTS ${keyring})
     set(options "[signed-by=${keyring}] ")
   endif()
-  # Debian 13 has pthreadpool, the suite after it Highway 1.3.0; both are only read, never installed from.
+  # Debian 13 has pthreadpool and Abseil, the suite after it Highway 1.3.0; both are only read, never installed from.
   file(WRITE ${work}/apt/sources.list "deb-src ${options}${mirror} trixie main\ndeb-src ${options}${mirror} forky main\n")
   apt(apt-get RUN update)
 endfunction()

@@ -6,6 +6,7 @@ include(CMakePackageConfigHelpers)
 get_target_property(type sightline TYPE)
 if(type STREQUAL "SHARED_LIBRARY")
   set(SIGHTLINE_BUNDLED_TARGETS "")  # linked into it
+  set(SIGHTLINE_FOUND_PACKAGES "")
 endif()
 
 install(TARGETS sightline ${SIGHTLINE_BUNDLED_TARGETS} EXPORT sightline-targets

@@ -7,9 +7,9 @@
 #
 # How the sums were checked: every DEBIAN_SHA256 was computed from the tarball. Highway's, Catch2's and Google Benchmark's are
 # GitHub's own tarballs, so both sums are equal. The others are packed again by Debian; their GitHub sums were computed from
-# `git archive <commit> | gzip -cn`, whose files equal Debian's. Other distributions publish the same sums for the addresses
-# of pthreadpool, FXdiv and oneDNN; for those of XNNPACK and cpuinfo no second opinion was found. Should GitHub's tarball
-# not match, fetch_sources.cmake says so and takes Debian's.
+# `git archive <commit> | gzip -cn`, whose files equal Debian's. Other distributions and projects publish the same sums for the
+# addresses of pthreadpool, FXdiv, Abseil and oneDNN; for those of XNNPACK and cpuinfo no second opinion was found. Should
+# GitHub's tarball not match, fetch_sources.cmake says so and takes Debian's.
 
 # Highway: SIMD operations; headers only, nothing of it is compiled apart from our own kernels.
 set(SIGHTLINE_HIGHWAY_VERSION 1.3.0)
@@ -32,6 +32,14 @@ set(SIGHTLINE_FXDIV_URL https://github.com/Maratyszcza/FXdiv/archive/b408327ac2a
 set(SIGHTLINE_FXDIV_SHA256 9ccf554541666b5c089ad5dd465141d671c99971f36d72f313652f5c49ffce14)
 set(SIGHTLINE_FXDIV_DEBIAN_VERSION 0.0~git20200417.b408327)
 set(SIGHTLINE_FXDIV_DEBIAN_SHA256 7953482badaf4cb34026c3487c257b8e4ab2df061c019bd6fabbbc12ad52c44b)
+
+# Abseil: its CRC32C, for files of K and V. The long-term version that Debian 13 carries; google/crc32c, which chooses its
+# instructions at run time, is in no Debian suite.
+set(SIGHTLINE_ABSEIL_VERSION 20240722.0)
+set(SIGHTLINE_ABSEIL_URL https://github.com/abseil/abseil-cpp/archive/refs/tags/20240722.0.tar.gz)
+set(SIGHTLINE_ABSEIL_SHA256 f50e5ac311a81382da7fa75b97310e4b9006474f9560ac46f54a9967f07d4ae3)
+set(SIGHTLINE_ABSEIL_DEBIAN_VERSION 20240722.0)
+set(SIGHTLINE_ABSEIL_DEBIAN_SHA256 df6d1f5ef540725f3851201176a60486aab332410788465c9877910bb471c34a)
 
 # Catch2: only for the tests.
 set(SIGHTLINE_CATCH2_VERSION 3.7.1)

@@ -17,6 +17,8 @@ enum class StatusCode {
   kOutOfMemory,       // an allocation failed; nothing was changed
   kCapacityExceeded,  // larger than what the plan or cache was created for; nothing was changed
   kBusy,              // the plan's own workspace serves another Run right now
+  kIoError,           // the operating system refused: the message has its words
+  kCorrupt,           // a file is cut off, or not what its checksums say
 };
 
 class [[nodiscard]] Status {

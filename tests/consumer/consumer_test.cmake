@@ -5,8 +5,8 @@
 # would show nothing new.
 #
 #   add_subdirectory
-#   add_subdirectory_with_pthreadpool   the project has a target pthreadpool already
-#   add_subdirectory_shared             as a shared library that is installed with the project
+#   add_subdirectory_with_targets   the project has targets pthreadpool and absl::crc32c already
+#   add_subdirectory_shared         as a shared library that is installed with the project
 
 function(run)
   execute_process(COMMAND ${ARGN} COMMAND_ERROR_IS_FATAL ANY)
@@ -21,15 +21,19 @@ if(SANITIZE)
     -DCMAKE_CXX_FLAGS=-fsanitize=${SANITIZE} -DCMAKE_C_FLAGS=-fsanitize=${SANITIZE})
 endif()
 
+if(ABSL_PACKAGE_DIR)
+  list(APPEND configure -Dabsl_DIR=${ABSL_PACKAGE_DIR})
+endif()
+
 if(WAY MATCHES "^add_subdirectory")
-  if(WAY STREQUAL "add_subdirectory_with_pthreadpool")
+  if(WAY STREQUAL "add_subdirectory_with_targets")
     set(PTHREADPOOL ON)
-    list(APPEND configure -DCONSUMER_PTHREADPOOL=ON)
+    list(APPEND configure -DCONSUMER_TARGETS=ON)
   elseif(WAY STREQUAL "add_subdirectory_shared")
     list(APPEND configure -DBUILD_SHARED_LIBS=ON -DSIGHTLINE_INSTALL=ON)
   endif()
   list(APPEND configure -DSIGHTLINE_SOURCE_DIR=${SOURCE_DIR} -DSIGHTLINE_PTHREADPOOL=${PTHREADPOOL})
-  foreach(name IN ITEMS HIGHWAY PTHREADPOOL FXDIV)
+  foreach(name IN ITEMS HIGHWAY PTHREADPOOL FXDIV ABSEIL)
     if(${name}_DIR)
       list(APPEND configure -DFETCHCONTENT_SOURCE_DIR_${name}=${${name}_DIR})
     endif()

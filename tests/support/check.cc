@@ -54,6 +54,10 @@ const char* Name(StatusCode code) {
       return "kCapacityExceeded";
     case StatusCode::kBusy:
       return "kBusy";
+    case StatusCode::kIoError:
+      return "kIoError";
+    case StatusCode::kCorrupt:
+      return "kCorrupt";
   }
   return "?";
 }
