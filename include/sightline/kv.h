@@ -190,7 +190,7 @@ struct KvCacheDesc {
   int64_t num_sinks = 0;
 
   // Where pages come from: a pool, which then gives geometry and format (leave these four out), or
-  // the cache's own, of page_tokens tokens (see KvPoolDesc; 0 = 256, or less if the capacity is).
+  // the cache's own, of page_tokens tokens (see KvPoolDesc; 0 = 512, or less if the capacity is).
   const KvPool* pool = nullptr;
   int64_t page_tokens = 0;
 };
