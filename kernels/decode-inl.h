@@ -56,8 +56,9 @@ template <class Values>
 constexpr size_t kChunkKeys = Values::kQuantized ? kMaxChunkKeys : kMaxChunkKeys / 2;
 
 // How far ahead of the products K and V are fetched: what is under way between memory and a core,
-// 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next.
-constexpr size_t kFetchAheadBytes = 6144;
+// 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next. In pages the tile that
+// comes next is fetched instead, wherever it is.
+constexpr ptrdiff_t kFetchAheadBytes = 6144;
 
 // Keys whose bytes of P fill a vector.
 constexpr size_t kSoftmaxKeys = 4 * kLanes;
@@ -130,15 +131,16 @@ HWY_INLINE VI32 LoadPacked(const uint8_t* p) {
 // acc[r][v] += B[v] * A[r]: a row of kVectors vectors of packed K or V times one broadcast lane of
 // each row of Q or P, or two where bf16 has to be widened.
 template <class Product, typename Stored, size_t kVectors, size_t kRows>
-HWY_INLINE void VectorStep(const uint8_t* HWY_RESTRICT b, const uint8_t* const (&a_rows)[kRows],
-                           size_t step, typename Product::Acc (&acc)[kRows][kVectors]) {
+HWY_INLINE void VectorStep(const uint8_t* HWY_RESTRICT b, ptrdiff_t ahead,
+                           const uint8_t* const (&a_rows)[kRows], size_t step,
+                           typename Product::Acc (&acc)[kRows][kVectors]) {
   constexpr size_t kBytes = kLanes * kStoredLaneBytes<Stored>;
   constexpr size_t kParts = kLaneParts<Product, Stored>;
   VI32 bv[kVectors];
   HWY_UNROLL(4)
   for (size_t v = 0; v < kVectors; ++v) {
     if (v * kBytes % kPackedAlignBytes == 0) {  // a cache line
-      __builtin_prefetch(b + v * kBytes + kFetchAheadBytes);
+      __builtin_prefetch(b + static_cast<ptrdiff_t>(v * kBytes) + ahead);
     }
     bv[v] = LoadPacked<Stored>(b + v * kBytes);
   }
@@ -171,9 +173,10 @@ HWY_INLINE Acc InitialSum([[maybe_unused]] int32_t init) {
   }
 }
 
-// The same for num_steps steps, b_stride_bytes apart. a_rows[r] points to row r's lanes.
+// The same for num_steps steps, b_stride_bytes apart. a_rows[r] points to row r's lanes; `ahead` of
+// B is what comes next.
 template <class Product, typename Stored, size_t kVectors, size_t kRows>
-HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes, ptrdiff_t ahead,
                               const uint8_t* const (&a_rows)[kRows], size_t num_steps,
                               typename Product::Acc (&acc)[kRows][kVectors]) {
 #if HWY_COMPILER_GCC_ACTUAL
@@ -189,8 +192,8 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
       for (size_t v = 0; v < kVectors; ++v) odd[r][v] = InitialSum<Acc>(0);
     }
     for (; step + 2 <= num_steps; step += 2) {
-      VectorStep<Product, Stored>(b, a_rows, step, acc);
-      VectorStep<Product, Stored>(b + b_stride_bytes, a_rows, step + 1, odd);
+      VectorStep<Product, Stored>(b, ahead, a_rows, step, acc);
+      VectorStep<Product, Stored>(b + b_stride_bytes, ahead, a_rows, step + 1, odd);
       b += 2 * b_stride_bytes;
     }
     HWY_UNROLL(8)
@@ -200,7 +203,7 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
     }
   }
   for (; step < num_steps; ++step) {
-    VectorStep<Product, Stored>(b, a_rows, step, acc);
+    VectorStep<Product, Stored>(b, ahead, a_rows, step, acc);
     b += b_stride_bytes;
   }
 }
@@ -224,8 +227,8 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
     for (size_t v = 0; v < kVectors; ++v) acc[r][v] = InitialSum<Acc>(rows[r].acc_init);
   }
   VectorProduct<typename Keys::Product, typename Keys::Stored, kVectors, kRows>(
-      KeyColumns<Keys>(kv, key), kKeyBlock * kStoredLaneBytes<typename Keys::Stored>, q, num_steps,
-      acc);
+      KeyColumns<Keys>(kv, key), kKeyBlock * kStoredLaneBytes<typename Keys::Stored>, kv.ahead, q,
+      num_steps, acc);
 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
@@ -427,16 +430,21 @@ HWY_INLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, siz
   using Softmax = SoftmaxOf<typename AnyForm::Values>;
   const size_t channels = PaddedVHeadDim(task.head.shape);
   size_t num_scores = 0;
-  KvTile kv = {};
-  size_t page_end = 0;
+  const bool is_paged = task.pages.data != nullptr;
+  KvTile next = KTileAt(task, key);
+  size_t page_end = KeysInPage(task, key);
   for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
     const size_t n = MinOf(kKvTile, num_keys - begin);
-    if (begin < page_end) {
-      NextKTile(kv);
-    } else {
-      kv = KTileAt(task, key + begin);
-      page_end = begin + KeysInPage(task, key + begin);
+    KvTile kv = next;
+    if (begin + kKvTile < page_end) {
+      NextKTile(next);
+    } else if (begin + kKvTile < num_keys) {
+      next = KTileAt(task, key + begin + kKvTile);
+      page_end = begin + kKvTile + KeysInPage(task, key + begin + kKvTile);
     }
+    const bool is_last = begin + kKvTile >= num_keys;
+    kv.ahead = kFetchAheadBytes;
+    if (is_paged) kv.ahead = DistanceOf(kv.k, is_last ? KvTileAt(task, key).v : next.k);
     num_scores = ScoreRows<typename AnyForm::Keys>(task, rows, num_rows, kv, t, n, biases);
     for (size_t r = 0; r < num_rows; ++r) {
       const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
@@ -455,13 +463,16 @@ struct VCursor {
   const uint8_t* data;
   size_t stride_bytes;
   const float* v_scale;
+  ptrdiff_t ahead;      // of data is what is to be fetched
+  const uint8_t* next;  // in pages: where the next one begins
 };
 
 template <class Values>
 HWY_NOINLINE VCursor VCursorAt(const AttendTask& task, size_t key, size_t channel) {
   const KvTile kv = KvTileAt(task, key);
   const VColumns columns = VColumnsAt<Values>(kv, PaddedVHeadDim(task.head.shape), channel);
-  return {columns.data, columns.stride_bytes, Values::kQuantized ? kv.v_scale + channel : nullptr};
+  return {columns.data, columns.stride_bytes, Values::kQuantized ? kv.v_scale + channel : nullptr,
+          kFetchAheadBytes, nullptr};
 }
 
 // O of channels [channel, channel + kVectors * kLanes), by tile t.
@@ -481,8 +492,8 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
     }
   }
   VectorProduct<typename Values::Product, typename Values::Stored, kVectors, kRows>(
-      v.data, v.stride_bytes, p, RoundUp(num_keys, kLaneDepthOf<Values>) / kLaneDepthOf<Values>,
-      acc);
+      v.data, v.stride_bytes, v.ahead, p,
+      RoundUp(num_keys, kLaneDepthOf<Values>) / kLaneDepthOf<Values>, acc);
 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
@@ -535,7 +546,12 @@ HWY_NOINLINE void DecodeVisible(const AttendTask& task, const DecodeRow* rows, s
 template <class Values, size_t kVectors, size_t kRows>
 HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, VCursor v,
                                 size_t key_begin, size_t key, size_t key_end, size_t channel) {
+  const size_t tile_bytes = kKvTile / kLaneDepthOf<Values> * v.stride_bytes;
   for (; key < key_end; key += kKvTile) {
+    if (v.next != nullptr) {
+      const bool is_last = key + kKvTile >= key_end;
+      v.ahead = is_last ? DistanceOf(v.data, v.next) : static_cast<ptrdiff_t>(tile_bytes);
+    }
     const size_t t = key / kKvTile;
     const size_t num_keys = MinOf(kKvTile, key_end - key);
     bool is_special = false;
@@ -549,7 +565,7 @@ HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, V
     if (HWY_LIKELY(!is_special)) {
       DecodeOutput<Values, kVectors, kRows>(rows, v, t, channel, num_keys);
     }
-    v.data += kKvTile / kLaneDepthOf<Values> * v.stride_bytes;
+    v.data += tile_bytes;
     if (Values::kQuantized) v.v_scale += PaddedVHeadDim(task.head.shape);
   }
 }
@@ -560,12 +576,20 @@ HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows
                                    size_t key_begin, size_t num_keys) {
   const size_t channels = PaddedVHeadDim(task.head.shape);
   const size_t block_channels = VectorsPerBlock(num_rows) * kLanes;
+  VCursor next = VCursorAt<Values>(task, key_begin, 0);
   for (size_t key = 0, end = 0; key < num_keys; key = end) {
     end = MinOf(key + KeysInVTile(task, key_begin + key), num_keys);
-    for (size_t channel = 0; channel < channels;) {
+    for (size_t channel = 0, channel_end = 0; channel < channels; channel = channel_end) {
       const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
       const bool is_block = channel + block_channels <= panel_end;
-      const VCursor v = VCursorAt<Values>(task, key_begin + key, channel);
+      channel_end = channel + (is_block ? block_channels : kLanes);
+      VCursor v = next;
+      if (channel_end < channels) {
+        next = VCursorAt<Values>(task, key_begin + key, channel_end);
+      } else if (end < num_keys) {
+        next = VCursorAt<Values>(task, key_begin + end, 0);
+      }
+      if (task.pages.data != nullptr) v.next = next.data;
       WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
         constexpr size_t kRows = decltype(count)::value;
         if (is_block) {
@@ -575,12 +599,12 @@ HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows
           DecodeOutputs<Values, 1, kRows>(task, rows, v, key_begin, key, end, channel);
         }
       });
-      channel += is_block ? block_channels : kLanes;
     }
   }
 }
 
-// What rows see of keys, in runs: whole tiles, at most max_keys and none beyond what anybody sees.
+// What rows see of keys, in runs: whole tiles, at most max_keys and none beyond what anybody
+// sees.
 class SeenRuns {
  public:
   SeenRuns(const AttendTask& task, const DecodeRow* rows, size_t num_rows)
@@ -625,7 +649,8 @@ class SeenRuns {
   size_t end_;
 };
 
-// A row's Q and ranges; of one that continues, whose Q is there already, what depends on the keys.
+// A row's Q and ranges; of one that continues, whose Q is there already, what depends on the
+// keys.
 template <class Keys>
 HWY_NOINLINE void LoadDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
                                 DecodeRow& row) {

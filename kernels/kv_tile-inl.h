@@ -21,7 +21,14 @@ struct KvTile {
   const float* v_scale;  // quantised V: [tiles][PaddedVHeadDim]
   bool v_special;        // a NaN or an infinity is among V of the first tile
   size_t key_begin;
+  ptrdiff_t ahead;  // decode: of K is what it reads next
 };
+
+// In bytes, of any memory.
+HWY_INLINE ptrdiff_t DistanceOf(const uint8_t* from, const uint8_t* to) {
+  return static_cast<ptrdiff_t>(reinterpret_cast<uintptr_t>(to) -
+                                reinterpret_cast<uintptr_t>(from));
+}
 
 // K of `key` onwards, counted from the tile's beginning; a step along head_dim is a row of the
 // block.
