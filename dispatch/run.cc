@@ -169,7 +169,8 @@ class Parts {
  public:
   // all: also those of which it sees nothing.
   Parts(const Call& call, size_t sequence, size_t kv_head, bool all = false)
-      : call_(call),
+      : num_keys_(call.keys.count(sequence)),
+        call_(call),
         sequence_(sequence),
         head_(kv_head * call.group),
         all_(all),
@@ -187,8 +188,10 @@ class Parts {
 
   const KeyPart& operator*() const { return part_; }
   const KeyPart* operator->() const { return &part_; }
+  size_t num_keys() const { return num_keys_; }  // of all parts
   // Whether another one follows, and if the same kernels read it.
   bool has_next() const { return has_next_; }
+  const KeyPart& next() const { return following_; }
   bool continues() const { return has_next_ && following_.kernels == part_.kernels; }
   void Next() {
     part_ = following_;
@@ -211,6 +214,7 @@ class Parts {
     }
   }
 
+  size_t num_keys_;
   const Call& call_;
   size_t sequence_;
   size_t head_;
@@ -223,8 +227,16 @@ class Parts {
   bool has_next_ = false;
 };
 
+// Where K of a part begins.
+const unsigned char* FirstKeys(const KeyPart& part, size_t kv_head) {
+  const unsigned char* heads =
+      part.keys.pages.data != nullptr ? part.keys.pages.data[0] : part.keys.heads;
+  return heads == nullptr ? nullptr : heads + kv_head * part.offsets->bytes + part.offsets->k;
+}
+
 // Keys count from the part's first one on: what goes by position moves by as much.
-AttendTask TaskOf(const Call& call, const Selection& rows, const KeyPart& part) {
+AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
+  const KeyPart& part = *parts;
   const AttentionDesc& desc = call.plan.desc;
   const AttentionArgs& args = call.args;
   const TokenSpan queries = call.queries.at(rows.sequence);
@@ -245,8 +257,8 @@ AttendTask TaskOf(const Call& call, const Selection& rows, const KeyPart& part) 
   task.scale_log2e = call.plan.scale_log2e;
 
   const int64_t begin = static_cast<int64_t>(part.begin);
-  const int64_t num_keys = static_cast<int64_t>(call.keys.count(rows.sequence));
-  const int64_t bottom_right = num_keys - static_cast<int64_t>(task.q_len);
+  const int64_t bottom_right =
+      static_cast<int64_t>(parts.num_keys()) - static_cast<int64_t>(task.q_len);
   task.q_start =
       (args.q_start == AttentionArgs::kBottomRight ? bottom_right : args.q_start) - begin;
   task.window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
@@ -304,11 +316,12 @@ void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_
   bool continues = false;
   bool is_merged = false;
   for (Parts parts(call, rows.sequence, kv_head);; parts.Next()) {
-    AttendTask task = TaskOf(call, rows, *parts);
+    AttendTask task = TaskOf(call, rows, parts);
     task.row_begin = row_begin;
     task.row_end = row_end;
     task.continues = continues;
     task.pauses = continues = parts.continues();
+    if (task.pauses) task.next_keys = FirstKeys(parts.next(), kv_head);
     const bool is_last = !parts.has_next();
     if (WeighsOnTheWay(call, rows.sequence)) {
       const size_t listed = FindListed(call.args.weights, kv_head);
@@ -471,7 +484,7 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
                   all.adds = i > 0;
                   all.factor = weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;
                   for (Parts parts(call, sequence, head / call.group, true);; parts.Next()) {
-                    AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1}, *parts);
+                    AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1}, parts);
                     task.weights = WeightsOf(all, *parts, !parts.has_next());
                     WeighQueries(call, *parts, task, begin, end,
                                  scratch + worker * call.plan.scratch_bytes);
@@ -502,7 +515,7 @@ void SumWeights(const Call& call, unsigned char* scratch, const ParallelFor& par
       memset(all.mass.data + static_cast<int64_t>(key) * all.mass.dim_stride, 0, sizeof(float));
     }
     for (Parts parts(call, rows.sequence, rows.head / call.group);; parts.Next()) {
-      AttendTask task = TaskOf(call, rows, *parts);
+      AttendTask task = TaskOf(call, rows, parts);
       task.weights = WeightsOf(all, *parts, !parts.has_next());
       RunSecondPass(*parts, task, 0, NumRowsOf(call, rows),
                     scratch + worker * call.plan.scratch_bytes);

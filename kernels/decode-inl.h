@@ -430,7 +430,7 @@ HWY_INLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, siz
   using Softmax = SoftmaxOf<typename AnyForm::Values>;
   const size_t channels = PaddedVHeadDim(task.head.shape);
   size_t num_scores = 0;
-  const bool is_paged = task.pages.data != nullptr;
+  const bool is_scattered = task.pages.data != nullptr || IsPart(task);
   KvTile next = KTileAt(task, key);
   size_t page_end = KeysInPage(task, key);
   for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
@@ -444,7 +444,7 @@ HWY_INLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, siz
     }
     const bool is_last = begin + kKvTile >= num_keys;
     kv.ahead = kFetchAheadBytes;
-    if (is_paged) kv.ahead = DistanceOf(kv.k, is_last ? KvTileAt(task, key).v : next.k);
+    if (is_scattered) kv.ahead = DistanceOf(kv.k, is_last ? KvTileAt(task, key).v : next.k);
     num_scores = ScoreRows<typename AnyForm::Keys>(task, rows, num_rows, kv, t, n, biases);
     for (size_t r = 0; r < num_rows; ++r) {
       const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
@@ -576,6 +576,7 @@ HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows
                                    size_t key_begin, size_t num_keys) {
   const size_t channels = PaddedVHeadDim(task.head.shape);
   const size_t block_channels = VectorsPerBlock(num_rows) * kLanes;
+  const bool is_scattered = task.pages.data != nullptr || IsPart(task);
   VCursor next = VCursorAt<Values>(task, key_begin, 0);
   for (size_t key = 0, end = 0; key < num_keys; key = end) {
     end = MinOf(key + KeysInVTile(task, key_begin + key), num_keys);
@@ -588,8 +589,10 @@ HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows
         next = VCursorAt<Values>(task, key_begin + key, channel_end);
       } else if (end < num_keys) {
         next = VCursorAt<Values>(task, key_begin + end, 0);
+      } else {
+        next.data = task.next_keys;
       }
-      if (task.pages.data != nullptr) v.next = next.data;
+      if (is_scattered) v.next = next.data;
       WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
         constexpr size_t kRows = decltype(count)::value;
         if (is_block) {
