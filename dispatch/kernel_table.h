@@ -185,8 +185,8 @@ struct AttendTask {
   size_t kv_len;   // keys in use, <= head.shape.capacity where there are no pages
   bool continues;  // rows have seen other keys in the task before, and
   bool pauses;     // see more in the next one. Q and the modifications are the same in all of them.
-  const float* score_offset;       // [group], finite: added to all scores; null: 0
-  const unsigned char* next_keys;  // of one that pauses: K that comes next, to be fetched; or null
+  const float* score_offset;  // [group], finite: added to all scores; null: 0
+  const AttendTask* next;  // of one that pauses: its head and pages, to fetch them ahead, or null
   Rows q;
   Rows out;
   Rows lse;      // f32; optional

@@ -227,11 +227,13 @@ class Parts {
   bool has_next_ = false;
 };
 
-// Where K of a part begins.
-const unsigned char* FirstKeys(const KeyPart& part, size_t kv_head) {
-  const unsigned char* heads =
-      part.keys.pages.data != nullptr ? part.keys.pages.data[0] : part.keys.heads;
-  return heads == nullptr ? nullptr : heads + kv_head * part.offsets->bytes + part.offsets->k;
+// Where a task finds the keys of a part.
+void SetKeys(const KeyPart& part, size_t kv_head, AttendTask* task) {
+  const size_t head_offset = kv_head * part.offsets->bytes;
+  task->head = {part.keys.heads + head_offset, *part.shape, *part.offsets};
+  task->pages = part.keys.pages;
+  task->pages.head_offset += head_offset;
+  task->kv_len = part.count;
 }
 
 // Keys count from the part's first one on: what goes by position moves by as much.
@@ -242,12 +244,8 @@ AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
   const TokenSpan queries = call.queries.at(rows.sequence);
   const RowSet set = {queries.batch * call.beams + rows.beam, queries.begin, rows.head, rows.beams,
                       rows.group};
-  const size_t head_offset = rows.head / call.group * part.offsets->bytes;
   AttendTask task = {};
-  task.head = {part.keys.heads + head_offset, *part.shape, *part.offsets};
-  task.pages = part.keys.pages;
-  task.pages.head_offset += head_offset;
-  task.kv_len = part.count;
+  SetKeys(part, rows.head / call.group, &task);
   if (part.bias != nullptr) task.score_offset = part.bias + rows.head;
   task.q = RowsOf(args.q, set);
   task.out = RowsOf(args.out, set);
@@ -313,6 +311,7 @@ void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_
   const size_t num_rows = NumRowsOf(call, rows);
   PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
   unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
+  AttendTask next = {};
   bool continues = false;
   bool is_merged = false;
   for (Parts parts(call, rows.sequence, kv_head);; parts.Next()) {
@@ -321,7 +320,10 @@ void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_
     task.row_end = row_end;
     task.continues = continues;
     task.pauses = continues = parts.continues();
-    if (task.pauses) task.next_keys = FirstKeys(parts.next(), kv_head);
+    if (task.pauses) {
+      SetKeys(parts.next(), kv_head, &next);
+      if (KeysOfTile(next, 0) != TileKeys::kNone) task.next = &next;
+    }
     const bool is_last = !parts.has_next();
     if (WeighsOnTheWay(call, rows.sequence)) {
       const size_t listed = FindListed(call.args.weights, kv_head);

@@ -590,7 +590,7 @@ HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows
       } else if (end < num_keys) {
         next = VCursorAt<Values>(task, key_begin + end, 0);
       } else {
-        next.data = task.next_keys;
+        next.data = task.next == nullptr ? nullptr : KTileAt(*task.next, 0).k;
       }
       if (is_scattered) v.next = next.data;
       WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {

@@ -249,6 +249,17 @@ HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
   return RangeOf(task, task.row_begin - 1).limit;
 }
 
+// Whether the tile after that of `key`, or the first one of the part that comes next, is to be
+// fetched ahead, of `visible` keys.
+HWY_INLINE bool HasNextTile(const AttendTask& task, size_t key, size_t visible, size_t warm) {
+  const size_t next_end = key + 2 * kKvTile;
+  if (key + kKvTile >= visible) {
+    return task.next != nullptr && task.next->kv_len >= kKvTile && warm == 0;
+  }
+  return next_end <= visible && next_end > warm &&
+         KeysOfTile(task, key + kKvTile) != TileKeys::kNone;
+}
+
 template <class AnyScheme>
 void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   using Keys = typename AnyScheme::Keys;
@@ -285,11 +296,12 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
     if (!is_seen) continue;
     const KvTile kv = LoadKvTile<AnyScheme>(task, key, tile_keys, scratch.wide);
     if constexpr (Values::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
-    const size_t next_end = key + 2 * kKvTile;
-    const bool has_next = !widens && next_end <= visible && next_end > warm &&
-                          KeysOfTile(task, key + kKvTile) != TileKeys::kNone;
+    const bool has_next = !widens && HasNextTile(task, key, visible, warm);
     KvTile next = {};
-    if (has_next) next = KvTileAt(task, key + kKvTile);
+    if (has_next) {
+      const bool is_last = key + kKvTile >= visible;
+      next = is_last ? KvTileAt(*task.next, 0) : KvTileAt(task, key + kKvTile);
+    }
     for (size_t t = 0; t < queries.count; ++t) {
       if (has_next) PrefetchKvTile<Values>(shape, next, t, queries.count);
       if (queries.masks[t].any.end == 0) continue;
