@@ -660,7 +660,7 @@ HWY_NOINLINE void LoadDecodeRow(const AttendTask& task, size_t r, float* HWY_RES
   row.index = r;
   row.range = RangeOf(task, r);
   if (task.continues && !IsRotated(task.head.shape.layout)) {
-    if (Keys::kQuantized) row.lack = LackOfRow(task, r, scratch_row);
+    if (Keys::kQuantized) row.lack = hn::GetLane(LacksOfRows(task, r, 1, scratch_row));
     return;
   }
   const QueryScale scale = LoadQuery<Keys>(task, r, scratch_row);

@@ -9,6 +9,7 @@
 #include "kernels/fixed_point-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
+#include "kernels/transpose-inl.h"
 #include "quant/quantize-inl.h"
 #include "quant/rotate-inl.h"
 
@@ -29,26 +30,41 @@ struct QueryScale {
   float lack;
 };
 
-// What the scores of a row of Q lack, in octaves: its product with the mean that K has lost.
-HWY_NOINLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT row) {
-  if (!HasQuantizedK(task.head.shape.layout) || task.kv_len == 0 || !NeedsScores(task)) return 0.0f;
+// What the scores of rows of Q lack, in octaves: their products with the mean that K has lost.
+// rows: count <= kLanes of them, RowBufferElements(head_dim) apart; lacks are side by side, 0 where
+// there is no row.
+HWY_NOINLINE VF ScoreLacks(const AttendTask& task, const float* HWY_RESTRICT rows, size_t count) {
+  if (!HasQuantizedK(task.head.shape.layout) || task.kv_len == 0 || !NeedsScores(task)) {
+    return hn::Zero(df);
+  }
   const float* HWY_RESTRICT center =
       reinterpret_cast<const float*>(task.head.base + task.head.offsets.k_center);
   const size_t head_dim = task.head.shape.head_dim;
-  VF sum = hn::Zero(df);
-  for (size_t d = 0; d < head_dim; d += kLanes) {  // a center ends where it ends
-    const VF c =
-        d + kLanes <= head_dim ? hn::Load(df, center + d) : hn::LoadN(df, center + d, head_dim - d);
-    sum = hn::MulAdd(c, hn::Load(df, row + d), sum);
+  const size_t elements = RowBufferElements(head_dim);
+  VI32 sums[kLanes];
+  for (size_t r = 0; r < kLanes; ++r) {
+    VF sum = hn::Zero(df);
+    for (size_t d = 0; r < count && d < head_dim; d += kLanes) {  // a center ends where it ends
+      const VF c = d + kLanes <= head_dim ? hn::Load(df, center + d)
+                                          : hn::LoadN(df, center + d, head_dim - d);
+      sum = hn::MulAdd(c, hn::Load(df, rows + r * elements + d), sum);
+    }
+    if (count == 1) return hn::Set(df, hn::ReduceSum(df, sum) * task.scale_log2e);
+    sums[r] = hn::BitCast(di32, sum);
   }
-  return hn::ReduceSum(df, sum) * task.scale_log2e;
+  TransposeSquare(sums);
+  VF lacks = hn::BitCast(df, sums[0]);
+  HWY_UNROLL(16)
+  for (size_t i = 1; i < kLanes; ++i) lacks = hn::Add(lacks, hn::BitCast(df, sums[i]));
+  return hn::Mul(lacks, hn::Set(df, task.scale_log2e));
 }
 
-// The same of row r of Q; row: scratch.
-HWY_NOINLINE float LackOfRow(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
-  VI32 maxima;
-  LoadFinite(task.q, r, 1, task.head.shape.head_dim, NoCenter(), row, &maxima);
-  return ScoreLack(task, row);
+// The same of rows [r, r + count) of Q; rows: scratch.
+HWY_NOINLINE VF LacksOfRows(const AttendTask& task, size_t r, size_t count,
+                            float* HWY_RESTRICT rows) {
+  VI32 maxima[kLanes];
+  LoadFinite(task.q, r, count, task.head.shape.head_dim, NoCenter(), rows, maxima);
+  return ScoreLacks(task, rows, count);
 }
 
 // True if rows of Q are int8 with one scale each, and quanta that K's can be multiplied by.
@@ -67,7 +83,7 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   if constexpr (Keys::kQuantized) {
     VI32 maxima;
     LoadFinite(task.q, r, 1, head_dim, NoCenter(), row, &maxima);
-    const float lack = ScoreLack(task, row);
+    const float lack = hn::GetLane(ScoreLacks(task, row, 1));
     RotateQueries(task, row, 1);
     // In place: vector after vector is read before fewer bytes are written.
     auto* quanta = reinterpret_cast<typename Keys::Stored*>(row);
@@ -112,7 +128,7 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     VI32 maxima[kLanes];
     for (size_t i = count; i < kLanes; ++i) maxima[i] = hn::Zero(di32);
     LoadFinite(task.q, first, count, head_dim, NoCenter(), rows, maxima);
-    for (size_t i = 0; i < count; ++i) q.lack[r + i] = ScoreLack(task, rows + i * elements);
+    hn::Store(ScoreLacks(task, rows, count), df, q.lack + r);
     if (IsRotated(task.head.shape.layout)) {
       RotateQueries(task, rows, count);
       MaximaOfRows(rows, elements, maxima);
@@ -178,7 +194,10 @@ HWY_NOINLINE void ReloadQueries(const AttendTask& task, float* HWY_RESTRICT rows
     if (IsRotated(task.head.shape.layout)) return LoadQueries<Keys>(task, rows, q);
     const size_t head_dim = task.head.shape.head_dim;
     SetSumShift<Keys>(head_dim, q);
-    for (size_t r = 0; r < q.num_rows; ++r) q.lack[r] = LackOfRow(task, q.first_row + r, rows);
+    for (size_t r = 0; r < q.num_rows; r += kLanes) {
+      const size_t count = MinOf(kLanes, q.num_rows - r);
+      hn::Store(LacksOfRows(task, q.first_row + r, count, rows), df, q.lack + r);
+    }
   }
 }
 

@@ -24,10 +24,28 @@ size_t TailHeadBytes(const PackedShape& shape, const PackedOffsets& offsets) {
 }
 
 void CopyRowsToF32(const SourceRows& rows, size_t num_rows, size_t dim, float* out) {
-  for (size_t i = 0; i < num_rows; ++i) {
+  const Row& first = rows.first;
+  const bool is_dense = first.dtype == DType::kF32 && first.dim_stride == int64_t{sizeof(float)};
+  for (size_t i = 0; i < num_rows; ++i, out += dim) {
     const Row row = RowAt(rows, i);
-    for (size_t d = 0; d < dim; ++d) *out++ = LoadElement(row, d);
+    if (is_dense) {
+      memcpy(out, row.data, dim * sizeof(float));
+    } else {
+      for (size_t d = 0; d < dim; ++d) out[d] = LoadElement(row, d);
+    }
   }
+}
+
+// Rows of which row `count` is the first of these; what is before is not to be read.
+SourceRows Behind(const SourceRows& rows, size_t count) {
+  const auto back = [count](const void* data, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(data) - count * static_cast<uintptr_t>(stride);
+  };
+  SourceRows behind = rows;
+  behind.first.data = reinterpret_cast<unsigned char*>(back(rows.first.data, rows.length_stride));
+  behind.first.scale =
+      reinterpret_cast<const float*>(back(rows.first.scale, rows.scale_length_stride));
+  return behind;
 }
 
 SourceRows DenseRows(float* data, size_t dim) {
@@ -273,14 +291,15 @@ void PagedKv::AppendToHead(const Sequence& sequence, size_t kv_head, const Sourc
       task.key_begin += in_tile;  // nothing of the tile depends on what comes
     } else {
       const Tail tail = TailOf(sequence, kv_head);
-      CopyRowsToF32(task.k, count, shape_.head_dim, tail.k + in_tile * shape_.head_dim);
       CopyRowsToF32(task.v, count, shape_.v_head_dim, tail.v + in_tile * shape_.v_head_dim);
-      task.k = DenseRows(tail.k, shape_.head_dim);
       task.v = DenseRows(tail.v, shape_.v_head_dim);
       task.num_keys = in_tile + count;
       if (is_settled) {
+        task.k = Behind(task.k, in_tile);
         task.num_keys_done = in_tile;
       } else {
+        CopyRowsToF32(task.k, count, shape_.head_dim, tail.k + in_tile * shape_.head_dim);
+        task.k = DenseRows(tail.k, shape_.head_dim);
         pool_->kernels.center(task, scratch.bytes);
         memcpy(tail.centers, task.head.base + offsets_.k_center, CenterBytes(offsets_));
         is_settled = task.num_keys == kKvTile;
