@@ -68,6 +68,8 @@ const char* Name(Op op) {
       return "fork";
     case Op::kReorder:
       return "reorder";
+    case Op::kMap:
+      return "map";
   }
   return "?";
 }
@@ -84,7 +86,7 @@ bool Parse(const std::string& name, Op* op) {
 
 bool IsDecode(Op op) { return op == Op::kDecodeSelf || op == Op::kDecodeCross; }
 bool IsStore(Op op) { return op == Op::kPrepare || op == Op::kAppend; }
-bool IsShare(Op op) { return op == Op::kFork || op == Op::kReorder; }
+bool IsShare(Op op) { return op == Op::kFork || op == Op::kReorder || op == Op::kMap; }
 bool IsAttention(Op op) { return !IsStore(op) && !IsShare(op); }
 
 std::vector<int64_t> Spread(int64_t n, int64_t count) {

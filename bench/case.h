@@ -5,7 +5,7 @@
 //   ^op                ^model          ^precision
 //                                         ^shape
 //
-// An op is which calls are timed (enum Op: nine). What masks, score modifications, further outputs
+// An op is which calls are timed (enum Op: ten). What masks, score modifications, further outputs
 // and other places of K and V add goes with most of them and with each other, so that it is a set
 // beside it (Features) and no op of its own: the row's op is both, `self_causal` and `_window`,
 // numbers stand at the end of the shape. Plain rows are called what they always were, and the row
@@ -21,6 +21,13 @@
 
 #include "sightline/attention.h"
 
+// Whether the library has files of K and V, and so rows that map them.
+#if __has_include("sightline/kv_file.h")
+#define SIGHTLINE_BENCH_MAPS 1
+#else
+#define SIGHTLINE_BENCH_MAPS 0
+#endif
+
 namespace sightline {
 namespace bench {
 
@@ -35,10 +42,15 @@ enum class Op {
   kAppend,       // adding q_len tokens to a cache that holds kv_len
   kFork,         // a second cache with the same kv_len tokens
   kReorder,      // beam search: `batch` sequences of a cache become what others of them were
+  kMap,          // opening a file that holds a memory
 };
-constexpr Op kAllOps[] = {Op::kSelf,       Op::kSelfCausal,  Op::kCross,
-                          Op::kDecodeSelf, Op::kDecodeCross, Op::kPrepare,
-                          Op::kAppend,     Op::kFork,        Op::kReorder};
+constexpr Op kAllOps[] = {
+    Op::kSelf,    Op::kSelfCausal, Op::kCross, Op::kDecodeSelf, Op::kDecodeCross,
+    Op::kPrepare, Op::kAppend,     Op::kFork,  Op::kReorder,
+#if SIGHTLINE_BENCH_MAPS
+    Op::kMap,
+#endif
+};
 
 const char* Name(Op op);
 bool Parse(const std::string& name, Op* op);
@@ -85,6 +97,7 @@ struct Features {
 
   // Of shares.
   int64_t append = 0;  // and then a token more, so that what is written to is copied
+  int64_t full = 0;    // all checksums of the file are verified
 };
 
 // How a feature is written in a row's name and in a model file.
@@ -113,6 +126,7 @@ constexpr FeatureWord kFeatureWords[] = {
     {"pages", "page", &Features::pages},
     {"continuous", nullptr, &Features::continuous},
     {"append", nullptr, &Features::append},
+    {"full", nullptr, &Features::full},
 };
 
 // `count` numbers of 0 ... n - 1, evenly spread, both ends included (of one, the last); all if

@@ -54,7 +54,8 @@ bool HasQueries(Op op) { return IsAttention(op) && !IsDecode(op); }
 bool Knows(Op op, int64_t Features::* feature) {
   using F = Features;
   const bool is_self = op == Op::kSelf || op == Op::kSelfCausal;
-  if (feature == &F::append) return IsShare(op);
+  if (feature == &F::append) return op == Op::kFork || op == Op::kReorder;
+  if (feature == &F::full) return op == Op::kMap;
   if (feature == &F::ragged || feature == &F::parts) return is_self;
   if (feature == &F::window || feature == &F::prefix) return is_self || op == Op::kDecodeSelf;
   if (feature == &F::segments) return op == Op::kCross || op == Op::kDecodeCross;
@@ -157,6 +158,7 @@ class Reader {
     std::string key;
     if (!(words >> key)) return "";
     if (Op op; Parse(key, &op)) return ReadRow(op, words);
+    if (!SIGHTLINE_BENCH_MAPS && key == Name(Op::kMap)) return "";
     std::string value;
     std::string rest;
     if (!(words >> value) || words >> rest) return "'" + key + "' takes one value";
@@ -193,7 +195,7 @@ class Reader {
     if (count == counts.end()) {
       return "unknown word '" + key +
              "'; known are model, heads, kv_heads, head_dim, v_head_dim, scale and the ops self, "
-             "self_causal, cross, decode_self, decode_cross, prepare, append, fork, reorder";
+             "self_causal, cross, decode_self, decode_cross, prepare, append, fork, reorder, map";
     }
     const std::vector<int64_t> values = ParseCounts(value);
     if (values.size() != 1) return key + " '" + value + "' is no count from 1 to 1048576";

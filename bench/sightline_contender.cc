@@ -7,6 +7,7 @@
 //   append               KvCache::Append of q_len tokens
 //   fork                 KvCache::Fork, and the end of the fork before
 //   reorder              KvCache::Reorder: the best beam goes on twice, the last one ends
+//   map                  Map, and the end of the mapping before
 //
 // Features are arguments of these Runs. Of `parts`, each sequence has a Run of its own. `segments`
 // and `continuous` are AttentionArgs::segments, of memories and of caches of one pool; `append`
@@ -17,12 +18,19 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "kv/layout.h"
 #include "quant/elements.h"
 #include "sightline/attention.h"
+#if SIGHTLINE_BENCH_MAPS
+#include "sightline/kv_file.h"
+#endif
 
 namespace sightline {
 namespace bench {
@@ -681,6 +689,44 @@ class ReorderEntry : public ShareEntry {
   std::vector<int32_t> parents_, reversal_;
 };
 
+#if SIGHTLINE_BENCH_MAPS
+// The file is in a temporary directory, and in the system's page cache if that holds it.
+class MapEntry : public MemoryEntry {
+ public:
+  MapEntry(const Problem& problem, const KvFormat& format, int threads)
+      : MemoryEntry(problem, format, threads) {
+    namespace fs = std::filesystem;
+    std::error_code code;
+    const fs::path folder = fs::temp_directory_path(code);
+    if (!code) path_ = folder / ("sightline_bench_" + std::to_string(std::random_device()()));
+    Note(Save(memory_, path_.c_str()));
+    const auto bytes = fs::file_size(path_, code);
+    if (!code) bytes_ = static_cast<size_t>(bytes);
+    memory_ = CrossMemory();
+    if (c_.features.full != 0) options_.check = KvCheck::kFull;
+  }
+  ~MapEntry() override {
+    std::error_code code;
+    std::filesystem::remove(path_, code);
+  }
+  MapEntry(const MapEntry&) = delete;
+  MapEntry& operator=(const MapEntry&) = delete;
+
+  void Run() override { Note(Map(path_.c_str(), &memory_, options_)); }
+  double kv_bytes() const override { return static_cast<double>(bytes_); }
+  double token_bytes() const override { return TokenBytes(bytes_, c_.batch * c_.kv_len); }
+  std::vector<float> Output() override {
+    Attend();
+    return out_.Get();
+  }
+
+ private:
+  std::filesystem::path path_;
+  size_t bytes_ = 0;
+  KvMapOptions options_;
+};
+#endif
+
 class SightlineContender : public Contender {
  public:
   explicit SightlineContender(std::string tier) : tier_(std::move(tier)) {
@@ -770,6 +816,12 @@ class SightlineContender : public Contender {
         return std::make_unique<ForkEntry>(problem, format, threads);
       case Op::kReorder:
         return std::make_unique<ReorderEntry>(problem, format, threads);
+      case Op::kMap:
+#if SIGHTLINE_BENCH_MAPS
+        return std::make_unique<MapEntry>(problem, format, threads);
+#else
+        break;
+#endif
     }
     return std::make_unique<MemoryEntry>(problem, format, threads);
   }

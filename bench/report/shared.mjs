@@ -9,7 +9,7 @@ export const PREFILL = ['self', 'self_causal', 'cross'];
 export const DECODE = ['decode_self', 'decode_cross'];
 export const STORE = ['prepare', 'append'];
 // Pass K and V on without a copy: shown with stores, but nothing is written, and there is no roof.
-export const SHARE = ['fork', 'reorder'];
+export const SHARE = ['fork', 'reorder', 'map'];
 // What may stand behind an op, as in "self_causal_window_softcap": masks, score modifications,
 // further outputs and places of K and V (kFeatureWords in bench/case.h), and what a number of
 // theirs is called in shapes.
@@ -33,6 +33,7 @@ export const FEATURES = [
   'pages',
   'continuous',
   'append',
+  'full',
 ];
 export const FEATURE_NUMBERS = {
   w: (n) => `window ${n}`,

@@ -1,5 +1,5 @@
-# Fails unless the file is what ./run bench --json promises: context and rows with every counter (forks and reorders have
-# no roof).
+# Fails unless the file is what ./run bench --json promises: context and rows with every counter (forks, reorders
+# and maps have no roof).
 #
 #   cmake -DJSON=file [-DROWS_WITH_FEATURES=ON] -P check_json.cmake
 #
@@ -31,7 +31,7 @@ foreach(i RANGE ${last})
     string(JSON value ERROR_VARIABLE error GET "${json}" benchmarks ${i} ${counter})
     if(error OR NOT value GREATER 0)
       set(may_be_none spread)
-      if(name MATCHES "^(fork|reorder)")
+      if(name MATCHES "^(fork|reorder|map)")
         list(APPEND may_be_none roof)
       endif()
       if(NOT counter IN_LIST may_be_none OR NOT value EQUAL 0)
@@ -45,7 +45,7 @@ foreach(i RANGE ${last})
       message(FATAL_ERROR "${name}: token_bytes is '${value}' ${error}")
     endif()
   endif()
-  set(plain "^(self|self_causal|cross|decode_self|decode_cross|self_parts|append|fork|reorder)/")
+  set(plain "^(self|self_causal|cross|decode_self|decode_cross|self_parts|append|fork|reorder|map)/")
   if(ROWS_WITH_FEATURES AND NOT name MATCHES "${plain}")
     foreach(counter IN ITEMS time_ratio pair_ratio)
       string(JSON value ERROR_VARIABLE error GET "${json}" benchmarks ${i} ${counter})

@@ -6,6 +6,7 @@
 #include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <filesystem>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -530,6 +531,37 @@ TEST_CASE("Forks and beams hold what they should", "[tiers]") {
     }
   }
 }
+
+#if SIGHTLINE_BENCH_MAPS
+TEST_CASE("Mapped files are verified or not, and gone afterwards", "[counters]") {
+  namespace fs = std::filesystem;
+  const auto num_files = [] {
+    int num = 0;
+    for (const fs::directory_entry& entry : fs::directory_iterator(fs::temp_directory_path())) {
+      const std::string name = entry.path().filename().string();
+      if (name.rfind("sightline_bench_", 0) == 0 && entry.is_regular_file()) ++num;
+    }
+    return num;
+  };
+  const int before = num_files();
+  const std::unique_ptr<Contender> sightline = MakeSightline(Tiers().back());
+  for (const int64_t full : {0, 1}) {
+    Case c = SmallCase(Op::kMap);
+    c.features.full = full;
+    const Problem problem(c);
+    std::string why_not;
+    const std::unique_ptr<Entry> entry = sightline->Enter(problem, "f32", 1, &why_not);
+    INFO(why_not);
+    REQUIRE(entry != nullptr);
+    CHECK(num_files() == before + 1);
+    for (int i = 0; i < 3; ++i) entry->Run();
+    CHECK(entry->error().empty());
+    CHECK(RelativeL2(problem, entry->Output()) < 1e-5);
+    CHECK(entry->kv_bytes() >= 160.0 * 2 * 128 * 4);
+  }
+  CHECK(num_files() == before);
+}
+#endif
 
 TEST_CASE("A token takes what docs/benchmarking.md says", "[counters]") {
   const std::unique_ptr<Contender> sightline = MakeSightline(Tiers().back());

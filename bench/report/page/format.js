@@ -72,6 +72,7 @@ const OP_NAMES = {
   append: 'append',
   fork: 'fork',
   reorder: 'reorder',
+  map: 'map',
 };
 const OP_SHORT = {
   self: 'self',
@@ -83,6 +84,7 @@ const OP_SHORT = {
   append: 'append',
   fork: 'fork',
   reorder: 'reorder',
+  map: 'map',
 };
 
 const UNIT_NAMES = {

@@ -621,8 +621,9 @@ function storeSection(view) {
     'stores',
     'Preparing, appending and sharing',
     'What comes before attention: packing (and quantising) an encoder’s K and V once, adding q ' +
-      'tokens to a cache that holds k, and passing a cache on: forks and beam search copy ' +
-      'nothing but what is written to afterwards.',
+      'tokens to a cache that holds k, and passing K and V on: forks and beam search copy ' +
+      'nothing but what is written to afterwards, and mapping a file reads nothing of K and V ' +
+      'unless it is verified (full).',
     storeTable(view) ?? el('p.empty', {}, 'There are no such rows here.'),
   );
 }

@@ -76,7 +76,11 @@ describe('names', () => {
     assert.deepEqual(parseOp(op), { base: 'self_causal', features: ['block_mask', 'softcap'] });
     assert.deepEqual(parseOp('self'), { base: 'self', features: [] });
     assert.deepEqual(parseOp('fork_append'), { base: 'fork', features: ['append'] });
-    assert.deepEqual(['reorder_append', 'append'].map(isShare), [true, false]);
+    assert.deepEqual(['reorder_append', 'map_full', 'append'].map(isShare), [
+      true,
+      true,
+      false,
+    ]);
     assert.deepEqual(['self_t5', 'decode_self_pages', 'append', 'fork'].map(kindOf), [
       'prefill',
       'decode',
