@@ -9,8 +9,10 @@ namespace sightline {
 namespace bench {
 namespace {
 
-// The shortest of ragged sequences is the longest's sixteenth.
+// The shortest of ragged sequences is the longest's sixteenth, of continuous batches its 32nd:
+// caches of answers that have just begun stand beside those of long ones.
 constexpr double kRaggedRange = 16.0;
+constexpr double kContinuousRange = 32.0;
 
 // Scrambles a place, so that what lies there looks random (the finaliser of SplitMix64).
 uint64_t Hash(int64_t a, int64_t b, int64_t c) {
@@ -19,6 +21,15 @@ uint64_t Hash(int64_t a, int64_t b, int64_t c) {
   x = (x + 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
   return x ^ (x >> 31);
+}
+
+// Of sequence s of `batch`: from `longest` down to its `range`th, long and short ones in turn.
+int64_t MixedLength(int64_t s, int64_t batch, int64_t longest, double range) {
+  if (batch == 1) return longest;
+  const int64_t step = s % 2 == 0 ? s / 2 : batch - 1 - s / 2;
+  const double exponent = static_cast<double>(step) / static_cast<double>(batch - 1);
+  const double length = static_cast<double>(longest) * pow(range, -exponent);
+  return std::max<int64_t>(1, llround(length));
 }
 
 // Keys [begin, end).
@@ -53,6 +64,12 @@ const char* Name(Op op) {
       return "prepare";
     case Op::kAppend:
       return "append";
+    case Op::kFork:
+      return "fork";
+    case Op::kReorder:
+      return "reorder";
+    case Op::kMap:
+      return "map";
   }
   return "?";
 }
@@ -69,6 +86,8 @@ bool Parse(const std::string& name, Op* op) {
 
 bool IsDecode(Op op) { return op == Op::kDecodeSelf || op == Op::kDecodeCross; }
 bool IsStore(Op op) { return op == Op::kPrepare || op == Op::kAppend; }
+bool IsShare(Op op) { return op == Op::kFork || op == Op::kReorder || op == Op::kMap; }
+bool IsAttention(Op op) { return !IsStore(op) && !IsShare(op); }
 
 std::vector<int64_t> Spread(int64_t n, int64_t count) {
   std::set<int64_t> result;
@@ -90,16 +109,12 @@ std::vector<int32_t> Case::Indptr() const {
 }
 
 int64_t Case::QLen(int64_t s) const {
-  if (!ragged() || batch == 1) return q_len;
-  // Long and short ones in turn.
-  const int64_t step = s % 2 == 0 ? s / 2 : batch - 1 - s / 2;
-  const double exponent = static_cast<double>(step) / static_cast<double>(batch - 1);
-  const double length = static_cast<double>(q_len) * pow(kRaggedRange, -exponent);
-  return std::max<int64_t>(1, llround(length));
+  return ragged() ? MixedLength(s, batch, q_len, kRaggedRange) : q_len;
 }
 
 int64_t Case::KvLen(int64_t s) const {
   if (ragged()) return QLen(s);
+  if (features.continuous != 0) return MixedLength(s, batch, kv_len, kContinuousRange);
   const int64_t percent = batch == 1 ? features.padding : 2 * features.padding * s / (batch - 1);
   return kv_len - kv_len * percent / 100;
 }
@@ -164,8 +179,9 @@ double Case::Pairs() const {
 
 double Case::Operations() const {
   if (op == Op::kAppend) {
-    return static_cast<double>(batch * kv_heads * (head_dim + v_head_dim));
+    return static_cast<double>(batch * q_len * kv_heads * (head_dim + v_head_dim));
   }
+  if (IsShare(op)) return 1.0;
   if (op == Op::kPrepare) return static_cast<double>(KvElements());
   return 2.0 * Pairs() * static_cast<double>(head_dim + v_head_dim);
 }

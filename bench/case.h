@@ -5,11 +5,11 @@
 //   ^op                ^model          ^precision
 //                                         ^shape
 //
-// An op is which calls are timed (enum Op: seven). What masks, score modifications and further
-// outputs add goes with most of them and with each other, so that it is a set beside it (Features)
-// and no op of its own: the row's op is both, `self_causal` and `_window`, numbers stand at the end
-// of the shape. Plain rows are called what they always were, and the row that a feature is compared
-// with has the same name without it (Case::Plain).
+// An op is which calls are timed (enum Op: ten). What masks, score modifications, further outputs
+// and other places of K and V add goes with most of them and with each other, so that it is a set
+// beside it (Features) and no op of its own: the row's op is both, `self_causal` and `_window`,
+// numbers stand at the end of the shape. Plain rows are called what they always were, and the row
+// that a feature is compared with has the same name without it (Case::Plain).
 #ifndef SIGHTLINE_BENCH_CASE_H_
 #define SIGHTLINE_BENCH_CASE_H_
 
@@ -20,6 +20,13 @@
 #include <vector>
 
 #include "sightline/attention.h"
+
+// Whether the library has files of K and V, and so rows that map them.
+#if __has_include("sightline/kv_file.h")
+#define SIGHTLINE_BENCH_MAPS 1
+#else
+#define SIGHTLINE_BENCH_MAPS 0
+#endif
 
 namespace sightline {
 namespace bench {
@@ -32,10 +39,18 @@ enum class Op {
   kDecodeSelf,   // one query over the cache of the tokens so far
   kDecodeCross,  // one query for each beam over one memory that all beams share
   kPrepare,      // packing (and quantising) K and V into a memory
-  kAppend,       // adding one token to a cache that holds kv_len
+  kAppend,       // adding q_len tokens to a cache that holds kv_len
+  kFork,         // a second cache with the same kv_len tokens
+  kReorder,      // beam search: `batch` sequences of a cache become what others of them were
+  kMap,          // opening a file that holds a memory
 };
-constexpr Op kAllOps[] = {Op::kSelf,        Op::kSelfCausal, Op::kCross, Op::kDecodeSelf,
-                          Op::kDecodeCross, Op::kPrepare,    Op::kAppend};
+constexpr Op kAllOps[] = {
+    Op::kSelf,    Op::kSelfCausal, Op::kCross, Op::kDecodeSelf, Op::kDecodeCross,
+    Op::kPrepare, Op::kAppend,     Op::kFork,  Op::kReorder,
+#if SIGHTLINE_BENCH_MAPS
+    Op::kMap,
+#endif
+};
 
 const char* Name(Op op);
 bool Parse(const std::string& name, Op* op);
@@ -43,6 +58,10 @@ bool Parse(const std::string& name, Op* op);
 bool IsDecode(Op op);
 // Makes K and V rather than attending to them.
 bool IsStore(Op op);
+// Passes K and V on without a copy: neither arithmetic nor bandwidth says how fast that should be.
+bool IsShare(Op op);
+// Has queries of its own, and not just to look at what was stored.
+bool IsAttention(Op op);
 
 // What a case adds to plain attention; 0 = it does not. Those that are no count are 0 or 1.
 struct Features {
@@ -68,6 +87,17 @@ struct Features {
   int64_t lse = 0;
   int64_t weights = 0;  // of so many heads, f32
   int64_t mass = 0;
+
+  // Where K and V are. Such rows are measured in turns with the same attention over one memory or,
+  // of `continuous`, with a call for each sequence.
+  int64_t segments = 0;    // so many memories, of equal length
+  int64_t pages = 0;       // a cache with pages of so many tokens
+  int64_t continuous = 0;  // caches of kv_len / 32 to kv_len tokens, in geometric steps and mixed
+                           // order, in one call
+
+  // Of shares.
+  int64_t append = 0;  // and then a token more, so that what is written to is copied
+  int64_t full = 0;    // all checksums of the file are verified
 };
 
 // How a feature is written in a row's name and in a model file.
@@ -92,6 +122,11 @@ constexpr FeatureWord kFeatureWords[] = {
     {"lse", nullptr, &Features::lse},
     {"weights", "of", &Features::weights},
     {"mass", nullptr, &Features::mass},
+    {"segments", "seg", &Features::segments},
+    {"pages", "page", &Features::pages},
+    {"continuous", nullptr, &Features::continuous},
+    {"append", nullptr, &Features::append},
+    {"full", nullptr, &Features::full},
 };
 
 // `count` numbers of 0 ... n - 1, evenly spread, both ends included (of one, the last); all if
@@ -108,7 +143,7 @@ struct Case {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
-  int64_t q_len = 1;  // ragged: the longest, which have as many keys as queries
+  int64_t q_len = 1;  // ragged: the longest, which have as many keys as queries; append: tokens
   int64_t kv_len = 0;
   float scale = 0.0f;  // 0 = 1 / sqrt(head_dim)
   bool quick = false;  // part of `./run bench --quick`
@@ -123,6 +158,9 @@ struct Case {
   int64_t q_length() const { return ragged() ? Indptr().back() : q_len; }
   int64_t kv_length() const { return ragged() ? Indptr().back() : kv_len; }
   std::vector<int32_t> Indptr() const;  // where ragged sequences begin, and the last one ends
+
+  // Sequences of several lengths.
+  bool is_mixed() const { return ragged() || features.continuous != 0; }
 
   // Of sequence s of K and V.
   int64_t QLen(int64_t s) const;
@@ -144,12 +182,13 @@ struct Case {
   double Pairs() const;
   // Two operations, a multiplication and an addition, for each pair and channel of K and of V. For
   // a store, the elements of K and V that are stored. Features add none: what they cost shows in
-  // the speed.
+  // the speed. A share is one.
   double Operations() const;
   // Elements of K and of V.
   int64_t KvElements() const;
 
-  // What this case is compared with: the same without features, ragged sequences with their parts.
+  // What this case is compared with, unless it is measured in turns with something else: the same
+  // without features, ragged sequences with their parts.
   Case Plain() const;
 
   std::string OpName() const;  // "self_causal_window"

@@ -38,14 +38,22 @@ class Entry {
   virtual bool needs_reset() const { return false; }
   virtual void Reset() {}
 
-  // The output of the last Run as f32 [q_batch, q_length, heads, v_head_dim], dense. For a store,
-  // of an untimed attention over what was stored.
+  // Another way to the same output, which is measured in turns with Run, for machines change their
+  // speed: what it is, "one memory"; empty if there is none.
+  virtual std::string beside() const { return ""; }
+  virtual void RunBeside() {}
+
+  // The output of the last Run or RunBeside as f32 [q_batch, q_length, heads, v_head_dim], dense.
+  // For a store or a share, of an untimed attention over what was stored.
   virtual std::vector<float> Output() = 0;
   // What it gave beside it, of what the case asks for.
   virtual FurtherOutputs Further() { return {}; }
 
-  // Bytes of K and V, as stored, that one step reads (a store: writes).
+  // Bytes of K and V, as stored, that one step reads (a store: writes; a share: passes on).
   virtual double kv_bytes() const = 0;
+  // Bytes that K and V of one token and kv head take where they are stored, with all that goes with
+  // them: of a memory or cache as a whole, by its tokens and kv heads. 0 = they are not stored.
+  virtual double token_bytes() const { return 0.0; }
   // What the bandwidth roof of a decode or a store counts: a store also reads its input.
   virtual double traffic_bytes() const { return kv_bytes(); }
 
@@ -63,7 +71,7 @@ class Contender {
   virtual const std::vector<Offer>& offers() const = 0;
 
   // Whether Enter looks at Case::features. A contender that does not is not asked about cases that
-  // have some.
+  // have some, nor about shares.
   virtual bool knows_features() const { return false; }
 
   // Null, with the reason in *why_not, if the contender cannot compute the case. The problem

@@ -68,33 +68,45 @@ Timing Measure(Entry* entry, int threads, const Effort& effort) {
       static_cast<int64_t>(effort.repetition_seconds / std::max(run_seconds, 1e-9)), 1,
       kMaxIterations);
   const int repetitions = run_seconds > kLongSeconds ? kFewRepetitions : kRepetitions;
+  const bool has_beside = !entry->beside().empty();
   benchmark::ClearRegisteredBenchmarks();
-  benchmark::RegisterBenchmark("step",
-                               [entry](benchmark::State& state) {
-                                 for (auto _ : state) {
-                                   if (entry->needs_reset()) {
-                                     state.PauseTiming();
-                                     entry->Reset();
-                                     state.ResumeTiming();
-                                   }
-                                   entry->Run();
-                                 }
-                               })
-      ->Iterations(runs)
-      ->Repetitions(repetitions)
-      ->MeasureProcessCPUTime();  // whatever thread a contender computes on
+  const auto add = [&](const char* name, auto run) {
+    benchmark::RegisterBenchmark(name, run)
+        ->Iterations(runs)
+        ->Repetitions(has_beside ? 1 : repetitions)
+        ->MeasureProcessCPUTime();  // whatever thread a contender computes on
+  };
+  add("step", [entry](benchmark::State& state) {
+    for (auto _ : state) {
+      if (entry->needs_reset()) {
+        state.PauseTiming();
+        entry->Reset();
+        state.ResumeTiming();
+      }
+      entry->Run();
+    }
+  });
+  add("beside", [entry](benchmark::State& state) {
+    for (auto _ : state) entry->RunBeside();
+  });
 
   Collector collector;
+  Collector beside;
   Timing timing;
   do {
-    benchmark::RunSpecifiedBenchmarks(&collector, "step");
+    for (int i = 0; i < (has_beside ? repetitions : 1); ++i) {
+      benchmark::RunSpecifiedBenchmarks(&collector, "step");
+      if (has_beside) benchmark::RunSpecifiedBenchmarks(&beside, "beside");
+    }
     const Estimate cpu = EstimateMedian(collector.cpu_seconds);
     const Estimate real = EstimateMedian(collector.real_seconds);
+    const Estimate other = EstimateMedian(threads == 1 ? beside.cpu_seconds : beside.real_seconds);
     const double steps = static_cast<double>(entry->steps());
     timing.cpu_seconds = cpu.median / steps;
     timing.real_seconds = real.median / steps;
     timing.seconds = threads == 1 ? timing.cpu_seconds : timing.real_seconds;
-    timing.spread = threads == 1 ? cpu.spread : real.spread;
+    timing.beside_seconds = other.median / steps;
+    timing.spread = std::max(threads == 1 ? cpu.spread : real.spread, other.spread);
   } while (timing.spread > kMaxSpread && SecondsSince(begin) < effort.budget_seconds);
   timing.iterations = runs * entry->steps();
   timing.repetitions = static_cast<int64_t>(collector.cpu_seconds.size());

@@ -36,9 +36,11 @@ struct Timing {
   double spread = 0.0;        // of `seconds`
   int64_t iterations = 0;     // steps in a repetition
   int64_t repetitions = 0;
+  double beside_seconds = 0.0;  // of RunBeside, as `seconds`; 0 = there is none
 };
 
-// Runs the entry on Google Benchmark; it must have run once before, so that it is warm.
+// Runs the entry on Google Benchmark; it must have run once before, so that it is warm. What is
+// beside it has a repetition after each of its own.
 Timing Measure(Entry* entry, int threads, const Effort& effort);
 
 }  // namespace bench

@@ -48,6 +48,21 @@ std::vector<int64_t> ParseCounts(const std::string& text) {
   return counts;
 }
 
+bool HasQueries(Op op) { return IsAttention(op) && !IsDecode(op); }
+
+// Whether an op has rows with a feature.
+bool Knows(Op op, int64_t Features::* feature) {
+  using F = Features;
+  const bool is_self = op == Op::kSelf || op == Op::kSelfCausal;
+  if (feature == &F::append) return op == Op::kFork || op == Op::kReorder;
+  if (feature == &F::full) return op == Op::kMap;
+  if (feature == &F::ragged || feature == &F::parts) return is_self;
+  if (feature == &F::window || feature == &F::prefix) return is_self || op == Op::kDecodeSelf;
+  if (feature == &F::segments) return op == Op::kCross || op == Op::kDecodeCross;
+  if (feature == &F::pages || feature == &F::continuous) return op == Op::kDecodeSelf;
+  return IsAttention(op);
+}
+
 // What a row of an op may say beside `quick`: a word with counts, "k=5,6", or a word alone.
 struct RowWord {
   std::string word;
@@ -58,15 +73,11 @@ struct RowWord {
 std::vector<RowWord> RowWords(Case* c) {
   std::vector<RowWord> words = {{"k", true, &c->kv_len}, {"batch", true, &c->batch}};
   // Decoding and storing have no q: one query per step, and one to look at what was stored.
-  if (!IsDecode(c->op) && !IsStore(c->op)) words.push_back({"q", true, &c->q_len});
+  if (HasQueries(c->op) || c->op == Op::kAppend) words.push_back({"q", true, &c->q_len});
   if (c->op == Op::kDecodeCross) words.push_back({"beams", true, &c->beams});
-  if (IsStore(c->op)) return words;
-  const bool is_self = c->op == Op::kSelf || c->op == Op::kSelfCausal;
   for (const FeatureWord& feature : kFeatureWords) {
-    const std::string word = feature.word;
-    if ((word == "ragged" || word == "parts") && !is_self) continue;
-    if ((word == "window" || word == "prefix") && !is_self && c->op != Op::kDecodeSelf) continue;
-    words.push_back({word, feature.label != nullptr, &(c->features.*feature.value)});
+    if (!Knows(c->op, feature.value)) continue;
+    words.push_back({feature.word, feature.label != nullptr, &(c->features.*feature.value)});
   }
   return words;
 }
@@ -75,7 +86,25 @@ std::vector<RowWord> RowWords(Case* c) {
 std::string WrongFeatures(const Case& c) {
   constexpr int64_t kMaxPadding = 49;  // percent, so that the emptiest sequence has a key
   constexpr int64_t kMaxBuckets = 128;
+  constexpr int64_t kPageStep = 128;
   const Features& f = c.features;
+  const auto text = [](const char* word, int64_t value) {
+    return word + ("=" + std::to_string(value));
+  };
+  if (c.op == Op::kAppend && c.q_len > c.kv_len) {
+    return text("q", c.q_len) + ": tokens are taken from those that are there, " +
+           std::to_string(c.kv_len);
+  }
+  if (f.segments > c.kv_len) {
+    return text("segments", f.segments) + ": there are " + std::to_string(c.kv_len) + " keys";
+  }
+  if (f.pages % kPageStep != 0) return text("pages", f.pages) + ": a multiple of 128 tokens";
+  if (f.continuous != 0 && c.batch == 1) return "'continuous' needs a batch";
+  int with = 0;
+  for (const FeatureWord& feature : kFeatureWords) with += f.*feature.value != 0 ? 1 : 0;
+  if (f.segments + f.pages + f.continuous != 0 && with > 1) {
+    return "'segments', 'pages' and 'continuous' stand alone";
+  }
   if (f.prefix != 0 && f.window == 0 && !c.causal()) {
     return "'prefix' without a causal mask or a window shows nothing new";
   }
@@ -129,6 +158,7 @@ class Reader {
     std::string key;
     if (!(words >> key)) return "";
     if (Op op; Parse(key, &op)) return ReadRow(op, words);
+    if (!SIGHTLINE_BENCH_MAPS && key == Name(Op::kMap)) return "";
     std::string value;
     std::string rest;
     if (!(words >> value) || words >> rest) return "'" + key + "' takes one value";
@@ -165,7 +195,7 @@ class Reader {
     if (count == counts.end()) {
       return "unknown word '" + key +
              "'; known are model, heads, kv_heads, head_dim, v_head_dim, scale and the ops self, "
-             "self_causal, cross, decode_self, decode_cross, prepare, append";
+             "self_causal, cross, decode_self, decode_cross, prepare, append, fork, reorder, map";
     }
     const std::vector<int64_t> values = ParseCounts(value);
     if (values.size() != 1) return key + " '" + value + "' is no count from 1 to 1048576";
@@ -219,8 +249,7 @@ class Reader {
         return "'" + text + "': expected counts from 1 to 1048576, separated by commas";
       }
     }
-    const bool has_q = !IsDecode(op) && !IsStore(op);
-    const std::string needed = has_q ? "q" : "k";
+    const std::string needed = HasQueries(op) ? "q" : "k";
     if (given.count(needed) == 0) return std::string(Name(op)) + " needs " + needed + "=";
     return AddCases(axes, 0, &c);
   }

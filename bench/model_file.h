@@ -9,8 +9,9 @@
 //   scale 1              # default: 1 / sqrt(head_dim)
 //   self q=1500          # a row: an op of bench/case.h, then q, k (default: q, where there are queries), batch, beams
 //   decode_cross k=1500 beams=1,5 quick
-//   self q=512 t5=32     # and the Features of bench/case.h: window, prefix, padding, block_mask, softcap, t5 and weights
-//   self q=512 mask lse  # with a number, the others alone
+//   self q=512 t5=32     # and the Features of bench/case.h: window, prefix, padding, block_mask, softcap, t5, weights,
+//   self q=512 mask lse  # segments and pages with a number, the others alone
+//   append k=64 q=1,128  # q: tokens of one call; default 1
 // clang-format on
 //
 // A list makes a row of each value. `quick` puts a row into `./run bench --quick`. The report draws

@@ -36,6 +36,7 @@ Run RunOf(const Row& row) {
   run.counters["kv_bytes"] = row.kv_bytes;
   run.counters["rel_l2"] = row.rel_l2;
   run.counters["spread"] = row.timing.spread;
+  if (row.token_bytes > 0.0) run.counters["token_bytes"] = row.token_bytes;
   if (!row.plain.empty()) {
     run.counters["time_ratio"] = row.time_ratio;
     run.counters["pair_ratio"] = row.pair_ratio;
@@ -58,11 +59,16 @@ void PrintRow(const Row& row, std::ostream& out) {
     out << line << row.name << "\n" << line << "  " << row.error << "\n" << std::flush;
     return;
   }
-  // What a decode or a store is judged by is how fast it goes through K and V.
+  // What a decode or a store is judged by is how fast it goes through K and V, a share by its time.
   const bool in_bytes = IsDecode(row.op) || IsStore(row.op);
   const double speed = in_bytes ? row.kv_bytes / row.timing.seconds : row.ops;
-  snprintf(line, sizeof(line), "%10.1f us %7.1f %-5s %6.1f %% %9.1e  ", row.timing.seconds * 1e6,
-           speed * 1e-9, in_bytes ? "GB/s" : "GOP/s", row.roof * 100, row.rel_l2);
+  if (IsShare(row.op)) {
+    snprintf(line, sizeof(line), "%10.3f us %22s %9.1e  ", row.timing.seconds * 1e6, "",
+             row.rel_l2);
+  } else {
+    snprintf(line, sizeof(line), "%10.1f us %7.1f %-5s %6.1f %% %9.1e  ", row.timing.seconds * 1e6,
+             speed * 1e-9, in_bytes ? "GB/s" : "GOP/s", row.roof * 100, row.rel_l2);
+  }
   out << line << row.name;
   if (!row.plain.empty()) {
     snprintf(line, sizeof(line), "  (%.3f of the time of %s", row.time_ratio, row.plain.c_str());

@@ -240,7 +240,7 @@ Problem::Problem(const Case& description)
 
   if (c.q_len == 0 || c.kv_len == 0) return;
   const int64_t entries = c.batch * c.beams;
-  const std::vector<int64_t> batches = Spread(entries, c.ragged() ? entries : kMaxSequences);
+  const std::vector<int64_t> batches = Spread(entries, c.is_mixed() ? entries : kMaxSequences);
   const std::vector<int64_t> heads = Spread(c.heads, kMaxHeads);
   const double work_per_query = static_cast<double>(c.kv_len * (c.head_dim + c.v_head_dim)) *
                                 static_cast<double>(batches.size() * heads.size());

@@ -39,8 +39,8 @@ struct Problem {
   std::vector<float> sinks;          // [heads]
 
   // The exact result of some rows of the output, spread over it: of at most two sequences (of
-  // ragged ones, all), four heads and 64 queries, the first and the last of each among them; fewer
-  // queries in large cases.
+  // different lengths, all), four heads and 64 queries, the first and the last of each among them;
+  // fewer queries in large cases.
   struct Row {
     int64_t batch, query, head;  // query: along q_length
     std::vector<double> value;   // [v_head_dim]

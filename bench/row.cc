@@ -35,6 +35,7 @@ std::string RowName(const Contender& contender, const Case& c, const std::string
 }
 
 double FractionOfRoof(const Row& row, Roofs* roofs) {
+  if (IsShare(row.op)) return 0.0;
   if (!row.unit.empty()) return row.ops / roofs->Arithmetic(row.unit);
   return row.traffic_bytes / row.timing.seconds / roofs->ReadBandwidth(row.traffic_bytes);
 }
@@ -43,7 +44,7 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
                 const Effort& effort, Row* row, std::string* why_not) {
   const Case& c = problem.c;
   const int threads = roofs->threads();
-  if (c.has_features() && !contender->knows_features()) {
+  if ((c.has_features() || IsShare(c.op)) && !contender->knows_features()) {
     *why_not = kNoFeatures;
     return false;
   }
@@ -55,8 +56,9 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
   row->op = c.op;
   row->op_name = c.OpName();
   row->kv_bytes = entry->kv_bytes();
-  row->traffic_bytes = entry->traffic_bytes();
-  if (!IsDecode(c.op) && !IsStore(c.op)) row->unit = roofs->UnitOf(offer.precision);
+  row->token_bytes = entry->token_bytes();
+  row->traffic_bytes = IsShare(c.op) ? 0.0 : entry->traffic_bytes();
+  if (IsAttention(c.op) && !IsDecode(c.op)) row->unit = roofs->UnitOf(offer.precision);
 
   // Before and after it is timed: what goes wrong on the way would be fast.
   const auto check = [&] {
@@ -74,6 +76,11 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
     }
     return row->error.empty();
   };
+  const bool has_beside = !entry->beside().empty();
+  if (has_beside) {
+    entry->RunBeside();
+    if (!check()) return true;
+  }
   entry->Run();
   if (!check()) return true;
   const Timing timing = Measure(entry.get(), threads, effort);
@@ -82,6 +89,10 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
   row->timing = timing;
   row->ops = c.Operations() / timing.seconds;
   row->roof = FractionOfRoof(*row, roofs);
+  if (has_beside) {
+    row->time_ratio = row->pair_ratio = timing.seconds / timing.beside_seconds;
+    row->plain = entry->beside();
+  }
   // So close to the roof it is worth a second look whether the roof was disturbed.
   if (row->roof > kNearRoof) {
     roofs->Remeasure();

@@ -16,24 +16,25 @@ struct Row {
   Op op = Op::kSelf;
   std::string op_name;  // with features
   Timing timing;
-  double ops = 0.0;       // Case::Operations per second
-  double roof = 0.0;      // see FractionOfRoof
-  double kv_bytes = 0.0;  // Entry::kv_bytes
-  double rel_l2 = 0.0;    // of the output, the larger one if there are further outputs
-  // Beside the row of Case::Plain of the same run: times as much time, and times as much time for
-  // each operation, and so for each visible pair. 0 = there is no such row.
+  double ops = 0.0;          // Case::Operations per second
+  double roof = 0.0;         // see FractionOfRoof
+  double kv_bytes = 0.0;     // Entry::kv_bytes
+  double rel_l2 = 0.0;       // of the output, the larger one if there are further outputs
+  double token_bytes = 0.0;  // Entry::token_bytes
+  // Beside what Entry::beside says, or the row of Case::Plain of the same run: times as much time,
+  // and times as much time for each operation, and so for each visible pair. 0 = there is neither.
   double time_ratio = 0.0;
   double pair_ratio = 0.0;
-  std::string plain;  // its op
+  std::string plain;  // what, or its op
   std::string label;  // remarks: a large spread
   std::string error;  // the row does not count, because
 
-  std::string unit;            // of Roofs::Arithmetic; "" for decodes and stores
-  double traffic_bytes = 0.0;  // Entry::traffic_bytes
+  std::string unit;            // of Roofs::Arithmetic; "" for decodes, stores and shares
+  double traffic_bytes = 0.0;  // Entry::traffic_bytes; 0 for shares
 };
 
 // Speed as a fraction of what the CPU can do: of the unit's operations for prefill, of the
-// bandwidth of reading that many bytes for decodes and stores.
+// bandwidth of reading that many bytes for decodes and stores; 0 for shares, which have no roof.
 double FractionOfRoof(const Row& row, Roofs* roofs);
 
 // "[peer:NAME/]op/model/precision/shape/tier:T/threads:N"

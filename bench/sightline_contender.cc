@@ -4,21 +4,33 @@
 //   cross, decode_cross  Run on a CrossMemory that was prepared before
 //   decode_self          Run on a KvCache that holds kv_len tokens
 //   prepare              CrossMemory::Create, its allocation included
-//   append               KvCache::Append of one token
+//   append               KvCache::Append of q_len tokens
+//   fork                 KvCache::Fork, and the end of the fork before
+//   reorder              KvCache::Reorder: the best beam goes on twice, the last one ends
+//   map                  Map, and the end of the mapping before
 //
-// Features are arguments of these Runs. Of `parts`, each sequence has a Run of its own.
+// Features are arguments of these Runs. Of `parts`, each sequence has a Run of its own. `segments`
+// and `continuous` are AttentionArgs::segments, of memories and of caches of one pool; `append`
+// is a KvCache::Append of one token to the fork or to all beams.
 #include "bench/sightline_contender.h"
 
 #include <pthreadpool.h>
 #include <stdint.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "kv/layout.h"
 #include "quant/elements.h"
 #include "sightline/attention.h"
+#if SIGHTLINE_BENCH_MAPS
+#include "sightline/kv_file.h"
+#endif
 
 namespace sightline {
 namespace bench {
@@ -29,9 +41,11 @@ namespace {
 constexpr char kVersion[] = SIGHTLINE_TEXT(SIGHTLINE_VERSION_MAJOR) "." SIGHTLINE_TEXT(
     SIGHTLINE_VERSION_MINOR) "." SIGHTLINE_TEXT(SIGHTLINE_VERSION_PATCH);
 
-// Tokens that one Run of `append` adds, one call each: with fewer, resetting would take longer than
-// what is measured.
+// Tokens that one Run of `append` adds, call by call, but no fewer than kMinCalls: with less,
+// resetting would take longer than what is measured. A tile's, so that it is open by every length
+// once.
 constexpr int64_t kAppends = 128;
+constexpr int64_t kMinCalls = 8;
 
 // What a row calls a precision: its name, "_rotated" behind it where K is rotated.
 bool ParseFormat(std::string name, KvFormat* format) {
@@ -112,6 +126,20 @@ class Tensor {
 TensorView Slice(TensorView view, int64_t begin, int64_t end) {
   view.data = static_cast<unsigned char*>(view.data) + begin * view.length_stride;
   view.length = end - begin;
+  return view;
+}
+
+// Entry b of its batch alone.
+TensorView BatchEntry(TensorView view, int64_t b) {
+  view.data = static_cast<unsigned char*>(view.data) + b * view.batch_stride;
+  view.batch = 1;
+  return view;
+}
+
+// The last sequence first.
+TensorView Reversed(TensorView view) {
+  view.data = static_cast<unsigned char*>(view.data) + (view.batch - 1) * view.batch_stride;
+  view.batch_stride = -view.batch_stride;
   return view;
 }
 
@@ -281,6 +309,10 @@ class SightlineEntry : public Entry {
   ParallelFor parallel() const { return pool_.parallel(); }
 
   double raw_kv_bytes() const { return k_.bytes() + v_.bytes(); }
+  // See Entry::token_bytes.
+  double TokenBytes(size_t bytes, int64_t tokens) const {
+    return static_cast<double>(bytes) / static_cast<double>(tokens * c_.kv_heads);
+  }
   // What so many tokens of one sequence take in a cache: the elements, and the scales of quantised
   // K (per token) and V (per channel and tile). Not the room that a cache keeps beside them.
   double cached_bytes(int64_t tokens) const {
@@ -362,9 +394,49 @@ class MemoryEntry : public SightlineEntry {
     return static_cast<double>(memory_.bytes()) * static_cast<double>(used) /
            static_cast<double>(c_.batch * c_.kv_len);
   }
+  double token_bytes() const override { return TokenBytes(memory_.bytes(), c_.batch * c_.kv_len); }
 
  protected:
   CrossMemory memory_;
+};
+
+// The keys cut into several memories, beside one.
+class SegmentsEntry : public MemoryEntry {
+ public:
+  SegmentsEntry(const Problem& problem, const KvFormat& format, int threads)
+      : MemoryEntry(problem, format, threads), one_memory_(args_) {
+    const int64_t count = c_.features.segments;
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t begin = s * c_.kv_len / count;
+      const int64_t end = (s + 1) * c_.kv_len / count;
+      CrossMemory part;
+      Note(CrossMemory::Create(Slice(k_.view(), begin, end), Slice(v_.view(), begin, end), format_,
+                               &part, parallel()));
+      parts_.push_back(part);
+    }
+    for (const CrossMemory& part : parts_) {
+      segments_.emplace_back();
+      segments_.back().memory = &part;
+    }
+    args_.memory = nullptr;
+    args_.segments = segments_.data();
+    args_.num_segments = count;
+  }
+  std::string beside() const override { return "one memory"; }
+  void RunBeside() override { Attend(one_memory_); }
+  double kv_bytes() const override { return static_cast<double>(PartsBytes()); }
+  double token_bytes() const override { return TokenBytes(PartsBytes(), c_.batch * c_.kv_len); }
+
+ private:
+  size_t PartsBytes() const {
+    size_t bytes = 0;
+    for (const CrossMemory& part : parts_) bytes += part.bytes();
+    return bytes;
+  }
+
+  AttentionArgs one_memory_;
+  std::vector<CrossMemory> parts_;
+  std::vector<KvSegment> segments_;
 };
 
 class PrepareEntry : public MemoryEntry {
@@ -391,12 +463,26 @@ class CacheEntry : public SightlineEntry {
     desc.v_head_dim = c_.v_head_dim;
     desc.capacity = c_.kv_len + room;
     desc.format = format;
+    desc.page_tokens = c_.features.pages;
     Note(KvCache::Create(desc, &cache_));
-    Note(cache_.Append(k_.view(), v_.view(), parallel()));
+    Fill();
     args_.cache = &cache_;
+  }
+  double token_bytes() const override {
+    return TokenBytes(cache_.bytes(), cache_.batch() * cache_.length());
   }
 
  protected:
+  // With the problem's tokens and nothing else.
+  void Fill() {
+    cache_.Clear();
+    Append(&cache_, 0, c_.kv_len);
+  }
+  // Tokens begin ... end - 1 of the problem.
+  void Append(KvCache* cache, int64_t begin, int64_t end) {
+    Note(cache->Append(Slice(k_.view(), begin, end), Slice(v_.view(), begin, end), parallel()));
+  }
+
   KvCache cache_;
 };
 
@@ -413,37 +499,233 @@ class DecodeSelfEntry : public CacheEntry {
   }
 };
 
+// A cache of pages beside one memory.
+class PagesEntry : public DecodeSelfEntry {
+ public:
+  PagesEntry(const Problem& problem, const KvFormat& format, int threads)
+      : DecodeSelfEntry(problem, format, threads), one_memory_(args_) {
+    Note(CrossMemory::Create(k_.view(), v_.view(), format_, &memory_, parallel()));
+    one_memory_.cache = nullptr;
+    one_memory_.memory = &memory_;
+  }
+  std::string beside() const override { return "one memory"; }
+  void RunBeside() override { Attend(one_memory_); }
+
+ private:
+  CrossMemory memory_;
+  AttentionArgs one_memory_;
+};
+
+// Caches of several lengths in one call, beside a call for each.
+class ContinuousEntry : public SightlineEntry {
+ public:
+  ContinuousEntry(const Problem& problem, const KvFormat& format, int threads)
+      : SightlineEntry(problem, format, threads), caches_(static_cast<size_t>(c_.batch)) {
+    KvPoolDesc pool_desc;
+    pool_desc.num_kv_heads = c_.kv_heads;
+    pool_desc.head_dim = c_.head_dim;
+    pool_desc.v_head_dim = c_.v_head_dim;
+    pool_desc.format = format;
+    pool_desc.max_pages = c_.batch * (c_.kv_len / pool_desc.page_tokens + 1);
+    KvPool pool;
+    Note(KvPool::Create(pool_desc, &pool));
+    KvCacheDesc desc;
+    desc.pool = &pool;
+    desc.capacity = c_.kv_len;
+    for (int64_t s = 0; s < c_.batch; ++s) {
+      KvCache& cache = caches_[static_cast<size_t>(s)];
+      Note(KvCache::Create(desc, &cache));
+      Note(cache.Append(Slice(BatchEntry(k_.view(), s), 0, c_.KvLen(s)),
+                        Slice(BatchEntry(v_.view(), s), 0, c_.KvLen(s)), parallel()));
+      segments_.emplace_back();
+      segments_.back().cache = &cache;
+      indptr_.push_back(static_cast<int32_t>(s));
+      AttentionArgs alone = args_;
+      alone.q = BatchEntry(q_.view(), s);
+      alone.out = BatchEntry(out_.view(), s);
+      alone.cache = &cache;
+      alone_.push_back(alone);
+    }
+    indptr_.push_back(static_cast<int32_t>(c_.batch));
+    args_.segments = segments_.data();
+    args_.num_segments = args_.num_segment_lists = c_.batch;
+    args_.segment_indptr = indptr_.data();
+  }
+  void Run() override { Attend(); }
+  std::string beside() const override { return "a call for each"; }
+  void RunBeside() override {
+    for (const AttentionArgs& alone : alone_) Attend(alone);
+  }
+  double kv_bytes() const override {
+    double bytes = 0.0;
+    for (int64_t s = 0; s < c_.batch; ++s) bytes += cached_bytes(c_.KvLen(s));
+    return bytes;
+  }
+  double token_bytes() const override {
+    size_t bytes = 0;
+    int64_t tokens = 0;
+    for (const KvCache& cache : caches_) {
+      bytes += cache.bytes();
+      tokens += cache.length();
+    }
+    return TokenBytes(bytes, tokens);
+  }
+
+ private:
+  std::vector<KvCache> caches_;
+  std::vector<KvSegment> segments_;
+  std::vector<int32_t> indptr_;
+  std::vector<AttentionArgs> alone_;
+};
+
 class AppendEntry : public CacheEntry {
  public:
   AppendEntry(const Problem& problem, const KvFormat& format, int threads)
-      : CacheEntry(problem, format, threads, kAppends) {}
+      : CacheEntry(problem, format, threads, Calls(problem.c) * problem.c.q_len) {}
 
   void Run() override {
-    for (int64_t i = 0; i < kAppends; ++i) AppendToken(i % c_.kv_len);
+    for (int64_t i = 0; i < Calls(c_); ++i) {
+      const int64_t begin = i * c_.q_len % (c_.kv_len - c_.q_len + 1);
+      Append(&cache_, begin, begin + c_.q_len);
+    }
   }
-  int64_t steps() const override { return kAppends; }
+  int64_t steps() const override { return Calls(c_); }
   bool needs_reset() const override { return cache_.length() > c_.kv_len; }
-  void Reset() override {
-    cache_.Clear();
-    Note(cache_.Append(k_.view(), v_.view(), parallel()));
+  void Reset() override { Fill(); }
+  double kv_bytes() const override {
+    return static_cast<double>(c_.batch) * cached_bytes(c_.q_len);
   }
-  double kv_bytes() const override { return static_cast<double>(c_.batch) * cached_bytes(1); }
   double traffic_bytes() const override {
-    return kv_bytes() + raw_kv_bytes() / static_cast<double>(c_.kv_len);
+    return kv_bytes() +
+           raw_kv_bytes() * static_cast<double>(c_.q_len) / static_cast<double>(c_.kv_len);
   }
-  // Of a cache to which the problem's tokens were appended one by one.
+  // Of a cache to which the problem's tokens were appended one by one, or as many as in a step.
   std::vector<float> Output() override {
     cache_.Clear();
-    for (int64_t i = 0; i < c_.kv_len; ++i) AppendToken(i);
+    for (int64_t i = 0; i < c_.kv_len; i += c_.q_len) {
+      Append(&cache_, i, std::min(i + c_.q_len, c_.kv_len));
+    }
     Attend();
     return out_.Get();
   }
 
  private:
-  void AppendToken(int64_t i) {
-    Note(cache_.Append(Slice(k_.view(), i, i + 1), Slice(v_.view(), i, i + 1), parallel()));
+  static int64_t Calls(const Case& c) { return std::max(kMinCalls, kAppends / c.q_len); }
+};
+
+class ShareEntry : public CacheEntry {
+ public:
+  using CacheEntry::CacheEntry;
+  double kv_bytes() const override {
+    return static_cast<double>(c_.batch) * cached_bytes(c_.kv_len);
   }
 };
+
+class ForkEntry : public ShareEntry {
+ public:
+  ForkEntry(const Problem& problem, const KvFormat& format, int threads)
+      : ShareEntry(problem, format, threads, 1) {}
+
+  void Run() override {
+    Note(cache_.Fork(&fork_));
+    if (c_.features.append != 0) Append(&fork_, 0, 1);
+  }
+  // Of a fork that got the last token, while the cache it comes from got another one.
+  std::vector<float> Output() override {
+    const int64_t last = c_.kv_len - 1;
+    cache_.Clear();
+    Append(&cache_, 0, last);
+    Note(cache_.Fork(&fork_));
+    Append(&fork_, last, c_.kv_len);
+    Append(&cache_, 0, 1);
+    AttentionArgs args = args_;
+    args.cache = &fork_;
+    Attend(args);
+    Fill();
+    return out_.Get();
+  }
+
+ private:
+  KvCache fork_;
+};
+
+class ReorderEntry : public ShareEntry {
+ public:
+  ReorderEntry(const Problem& problem, const KvFormat& format, int threads)
+      : ShareEntry(problem, format, threads, kAppends) {
+    for (int64_t s = 0; s < c_.batch; ++s) {
+      parents_.push_back(static_cast<int32_t>(std::max<int64_t>(0, s - 1)));
+      reversal_.push_back(static_cast<int32_t>(c_.batch - 1 - s));
+    }
+  }
+
+  void Run() override {
+    for (int64_t i = 0; i < steps(); ++i) {
+      Note(cache_.Reorder(parents_.data(), c_.batch));
+      if (c_.features.append != 0) Append(&cache_, i % c_.kv_len, i % c_.kv_len + 1);
+    }
+  }
+  int64_t steps() const override { return kAppends; }
+  bool needs_reset() const override { return cache_.length() > c_.kv_len; }
+  void Reset() override { Fill(); }
+  // Of beams that changed places halfway, while a fork of them went on from there.
+  std::vector<float> Output() override {
+    const int64_t half = c_.kv_len / 2;
+    cache_.Clear();
+    Note(cache_.Append(Slice(Reversed(k_.view()), 0, half), Slice(Reversed(v_.view()), 0, half),
+                       parallel()));
+    Note(cache_.Reorder(reversal_.data(), c_.batch));
+    KvCache fork;
+    Note(cache_.Fork(&fork));
+    Note(fork.Reorder(parents_.data(), c_.batch));
+    Append(&fork, 0, 1);
+    Append(&cache_, half, c_.kv_len);
+    Attend();
+    Fill();
+    return out_.Get();
+  }
+
+ private:
+  std::vector<int32_t> parents_, reversal_;
+};
+
+#if SIGHTLINE_BENCH_MAPS
+// The file is in a temporary directory, and in the system's page cache if that holds it.
+class MapEntry : public MemoryEntry {
+ public:
+  MapEntry(const Problem& problem, const KvFormat& format, int threads)
+      : MemoryEntry(problem, format, threads) {
+    namespace fs = std::filesystem;
+    std::error_code code;
+    const fs::path folder = fs::temp_directory_path(code);
+    if (!code) path_ = folder / ("sightline_bench_" + std::to_string(std::random_device()()));
+    Note(Save(memory_, path_.c_str()));
+    const auto bytes = fs::file_size(path_, code);
+    if (!code) bytes_ = static_cast<size_t>(bytes);
+    memory_ = CrossMemory();
+    if (c_.features.full != 0) options_.check = KvCheck::kFull;
+  }
+  ~MapEntry() override {
+    std::error_code code;
+    std::filesystem::remove(path_, code);
+  }
+  MapEntry(const MapEntry&) = delete;
+  MapEntry& operator=(const MapEntry&) = delete;
+
+  void Run() override { Note(Map(path_.c_str(), &memory_, options_)); }
+  double kv_bytes() const override { return static_cast<double>(bytes_); }
+  double token_bytes() const override { return TokenBytes(bytes_, c_.batch * c_.kv_len); }
+  std::vector<float> Output() override {
+    Attend();
+    return out_.Get();
+  }
+
+ private:
+  std::filesystem::path path_;
+  size_t bytes_ = 0;
+  KvMapOptions options_;
+};
+#endif
 
 class SightlineContender : public Contender {
  public:
@@ -514,13 +796,32 @@ class SightlineContender : public Contender {
         return std::make_unique<SelfEntry>(problem, format, threads);
       case Op::kCross:
       case Op::kDecodeCross:
+        if (problem.c.features.segments != 0) {
+          return std::make_unique<SegmentsEntry>(problem, format, threads);
+        }
         break;
       case Op::kDecodeSelf:
+        if (problem.c.features.pages != 0) {
+          return std::make_unique<PagesEntry>(problem, format, threads);
+        }
+        if (problem.c.features.continuous != 0) {
+          return std::make_unique<ContinuousEntry>(problem, format, threads);
+        }
         return std::make_unique<DecodeSelfEntry>(problem, format, threads);
       case Op::kPrepare:
         return std::make_unique<PrepareEntry>(problem, format, threads);
       case Op::kAppend:
         return std::make_unique<AppendEntry>(problem, format, threads);
+      case Op::kFork:
+        return std::make_unique<ForkEntry>(problem, format, threads);
+      case Op::kReorder:
+        return std::make_unique<ReorderEntry>(problem, format, threads);
+      case Op::kMap:
+#if SIGHTLINE_BENCH_MAPS
+        return std::make_unique<MapEntry>(problem, format, threads);
+#else
+        break;
+#endif
     }
     return std::make_unique<MemoryEntry>(problem, format, threads);
   }

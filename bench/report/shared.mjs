@@ -8,8 +8,11 @@ export const isNoisy = (run) => run.spread > MAX_SPREAD;
 export const PREFILL = ['self', 'self_causal', 'cross'];
 export const DECODE = ['decode_self', 'decode_cross'];
 export const STORE = ['prepare', 'append'];
-// What may stand behind an op, as in "self_causal_window_softcap": masks, score modifications and
-// further outputs (kFeatureWords in bench/case.h), and what a number of theirs is called in shapes.
+// Pass K and V on without a copy: shown with stores, but nothing is written, and there is no roof.
+export const SHARE = ['fork', 'reorder', 'map'];
+// What may stand behind an op, as in "self_causal_window_softcap": masks, score modifications,
+// further outputs and places of K and V (kFeatureWords in bench/case.h), and what a number of
+// theirs is called in shapes.
 export const FEATURES = [
   'window',
   'prefix',
@@ -26,6 +29,11 @@ export const FEATURES = [
   'lse',
   'weights',
   'mass',
+  'segments',
+  'pages',
+  'continuous',
+  'append',
+  'full',
 ];
 export const FEATURE_NUMBERS = {
   w: (n) => `window ${n}`,
@@ -35,10 +43,12 @@ export const FEATURE_NUMBERS = {
   cap: (n) => `softcap ${n}`,
   buckets: (n) => `${n} buckets`,
   of: (n) => `weights of ${n} heads`,
+  seg: (n) => `${n} ${n === 1 ? 'segment' : 'segments'}`,
+  page: (n) => `pages of ${n}`,
 };
 
 const OP = new RegExp(
-  `^(${[...PREFILL, ...DECODE, ...STORE].sort((a, b) => b.length - a.length).join('|')})` +
+  `^(${[...PREFILL, ...DECODE, ...STORE, ...SHARE].sort((a, b) => b.length - a.length).join('|')})` +
     `((?:_(?:${FEATURES.join('|')}))*)$`,
 );
 
@@ -53,6 +63,7 @@ export function kindOf(op) {
   const base = parseOp(op)?.base;
   return PREFILL.includes(base) ? 'prefill' : DECODE.includes(base) ? 'decode' : 'store';
 }
+export const isShare = (op) => SHARE.includes(parseOp(op)?.base);
 
 // "q8_0" -> 8, or null.
 export function bitsOf(precision) {

@@ -6,6 +6,7 @@
 #include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <filesystem>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -37,9 +38,10 @@ Case SmallCase(Op op) {
   c.heads = 4;
   c.kv_heads = 2;
   c.head_dim = c.v_head_dim = 64;
-  c.q_len = IsDecode(op) || IsStore(op) ? 1 : 96;
+  c.q_len = IsAttention(op) && !IsDecode(op) ? 96 : 1;
   c.kv_len = 160;
   c.beams = op == Op::kDecodeCross ? 5 : 1;
+  if (op == Op::kReorder) c.batch = 3;
   return c;
 }
 
@@ -145,6 +147,14 @@ std::vector<Features> FeatureSets(Op op) {
     add({{&F::window, 1000}});
     add({{&F::window, 20}, {&F::prefix, 7}, {&F::padding, 30}, {&F::mask, 1}});
   }
+  for (const int64_t segments : {1, 3, 16}) {
+    if (op == Op::kCross || op == Op::kDecodeCross) add({{&F::segments, segments}});
+  }
+  if (op == Op::kDecodeSelf) {
+    add({{&F::pages, 128}});
+    add({{&F::pages, 256}});
+    add({{&F::continuous, 1}});
+  }
   for (const auto ragged : {&F::ragged, &F::parts}) {
     if (!is_self) break;
     add({{ragged, 1}});
@@ -187,7 +197,7 @@ TEST_CASE("Pairs are what masks show", "[counters]") {
           testing::Sequence sequence;
           sequence.q_len = c.QLen(s);
           // Of 101 keys, none, once and twice the padding.
-          sequence.kv_len = c.ragged() ? c.QLen(s) : 101 - 101 * features.padding * s / 100;
+          sequence.kv_len = c.is_mixed() ? c.KvLen(s) : 101 - 101 * features.padding * s / 100;
           sequence.prefix_len = std::min(features.prefix, sequence.kv_len);
           for (int64_t i = 0; i < sequence.q_len; ++i) {
             int64_t in_reach = 0;
@@ -237,6 +247,28 @@ TEST_CASE("Ragged sequences have lengths from a sixteenth to all", "[counters]")
   CHECK(c.Plain().Pairs() == c.Pairs());
 }
 
+TEST_CASE("A continuous batch has caches from a 32nd to all", "[counters]") {
+  Case c = SmallCase(Op::kDecodeSelf);
+  c.features.continuous = 1;
+  c.batch = 32;
+  c.kv_len = 2048;
+  std::vector<int64_t> lengths;
+  int64_t total = 0;
+  for (int64_t s = 0; s < 32; ++s) {
+    lengths.push_back(c.KvLen(s));
+    total += c.KvLen(s);
+    CHECK(c.QLen(s) == 1);
+  }
+  CHECK(c.q_batch() == 32);
+  CHECK(c.kv_length() == 2048);
+  CHECK(c.Pairs() == static_cast<double>(total * c.heads));
+  CHECK_FALSE(std::is_sorted(lengths.begin(), lengths.end()));
+  std::sort(lengths.begin(), lengths.end());
+  CHECK(lengths.front() == 64);
+  CHECK(lengths.back() == 2048);
+  CHECK(std::adjacent_find(lengths.begin(), lengths.end()) == lengths.end());
+}
+
 TEST_CASE("A mask hides an eighth, a block mask three quarters", "[counters]") {
   Case c = SmallCase(Op::kSelf);
   c.q_len = c.kv_len = 1024;
@@ -264,6 +296,10 @@ TEST_CASE("Causal operations are half of the square plus half of the diagonal", 
   CHECK(beams.Operations() == 5.0 * 4 * 4 * 64 * 160);
   CHECK(SmallCase(Op::kPrepare).Operations() == 160.0 * 2 * (64 + 64));
   CHECK(SmallCase(Op::kAppend).Operations() == 1.0 * 2 * (64 + 64));
+  Case chunk = SmallCase(Op::kAppend);
+  chunk.q_len = 128;
+  CHECK(chunk.Operations() == 128.0 * 2 * (64 + 64));
+  CHECK(SmallCase(Op::kReorder).Operations() == 1.0);
 }
 
 TEST_CASE("Row names keep to the grammar", "[counters]") {
@@ -278,6 +314,18 @@ TEST_CASE("Row names keep to the grammar", "[counters]") {
   CHECK(c.Shape() == "b1.h4.kv2.d64.q1.k160.dv32.beams5");
   CHECK(RowName(*MakeSightline("scalar"), c, "i8", 2) ==
         "decode_cross/small/i8/b1.h4.kv2.d64.q1.k160.dv32.beams5/tier:scalar/threads:2");
+  Case segments = SmallCase(Op::kCross);
+  segments.features.segments = 16;
+  CHECK(RowName(*MakeSightline("scalar"), segments, "i8", 1) ==
+        "cross_segments/small/i8/b1.h4.kv2.d64.q96.k160.seg16/tier:scalar/threads:1");
+  Case pages = SmallCase(Op::kDecodeSelf);
+  pages.features.pages = 256;
+  CHECK(RowName(*MakeSightline("scalar"), pages, "f32", 1) ==
+        "decode_self_pages/small/f32/b1.h4.kv2.d64.q1.k160.page256/tier:scalar/threads:1");
+  Case reorder = SmallCase(Op::kReorder);
+  reorder.features.append = 1;
+  CHECK(RowName(*MakeSightline("scalar"), reorder, "f32", 1) ==
+        "reorder_append/small/f32/b3.h4.kv2.d64.q1.k160/tier:scalar/threads:1");
   CHECK(RowName(Falsified(1, 0), SmallCase(Op::kSelf), "f32", 1) ==
         "peer:falsified/self/small/f32/b1.h4.kv2.d64.q96.k160/tier:own/threads:1");
 }
@@ -383,8 +431,9 @@ TEST_CASE("Every op runs in every precision on every tier, exactly, and below th
         CHECK(row.kv_bytes > 0.0);
         CHECK(row.timing.repetitions >= 3);
         CHECK(row.ops * row.timing.seconds == Approx(problem.c.Operations()));
+        CHECK((row.token_bytes > 0.0) == (op != Op::kSelf && op != Op::kSelfCausal));
 #if !defined(SIGHTLINE_TESTS_EMULATED)
-        CHECK(row.roof > 0.0);
+        CHECK((row.roof > 0.0) == !IsShare(op));
         CHECK(row.roof < 1.0);
 #endif
       }
@@ -416,6 +465,10 @@ TEST_CASE("Every feature is computed in every precision on every tier", "[tiers]
           CHECK(RelativeL2(problem, out) <= offer.max_rel_l2);
           CHECK(FurtherRelativeL2(problem, out, entry->Further()) <= offer.max_rel_l2);
           CHECK(entry->kv_bytes() > 0.0);
+          if (entry->beside().empty()) continue;
+          entry->RunBeside();
+          CHECK(entry->error().empty());
+          CHECK(RelativeL2(problem, entry->Output()) <= offer.max_rel_l2);
         }
       }
     }
@@ -440,8 +493,126 @@ TEST_CASE("Every feature has rows", "[counters]") {
       CHECK(row.rel_l2 > 0.0);
       CHECK(row.roof > 0.0);
       CHECK(row.ops * row.timing.seconds == Approx(c.Operations()));
+      const bool in_turns = features.segments + features.pages + features.continuous != 0;
+      CHECK(row.plain == (features.continuous != 0 ? "a call for each"
+                          : in_turns               ? "one memory"
+                                                   : ""));
+      CHECK((row.time_ratio > 0.0) == in_turns);
+      CHECK(row.pair_ratio == row.time_ratio);
     }
   }
+}
+
+TEST_CASE("Forks and beams hold what they should", "[tiers]") {
+  // Lengths at and around the ends of tiles and pages, and a copy of an open page.
+  for (const std::string& tier : Tiers()) {
+    const std::unique_ptr<Contender> sightline = MakeSightline(tier);
+    for (const Op op : {Op::kAppend, Op::kFork, Op::kReorder}) {
+      for (const int64_t kv_len : {1, 127, 128, 129, 256, 257, 300}) {
+        Case c = SmallCase(op);
+        c.kv_len = kv_len;
+        c.features.append = op == Op::kAppend ? 0 : 1;
+        if (op == Op::kAppend) c.q_len = std::min<int64_t>(kv_len, 100);
+        const Problem problem(c);
+        for (const Offer& offer : sightline->offers()) {
+          INFO(RowName(*sightline, c, offer.precision, 1));
+          std::string why_not;
+          const std::unique_ptr<Entry> entry =
+              sightline->Enter(problem, offer.precision, 1, &why_not);
+          REQUIRE(entry != nullptr);
+          for (int i = 0; i < 2; ++i) {
+            if (entry->needs_reset()) entry->Reset();
+            entry->Run();
+            CHECK(entry->error().empty());
+            CHECK(RelativeL2(problem, entry->Output()) <= offer.max_rel_l2);
+          }
+        }
+      }
+    }
+  }
+}
+
+#if SIGHTLINE_BENCH_MAPS
+TEST_CASE("Mapped files are verified or not, and gone afterwards", "[counters]") {
+  namespace fs = std::filesystem;
+  const auto num_files = [] {
+    int num = 0;
+    for (const fs::directory_entry& entry : fs::directory_iterator(fs::temp_directory_path())) {
+      const std::string name = entry.path().filename().string();
+      if (name.rfind("sightline_bench_", 0) == 0 && entry.is_regular_file()) ++num;
+    }
+    return num;
+  };
+  const int before = num_files();
+  const std::unique_ptr<Contender> sightline = MakeSightline(Tiers().back());
+  for (const int64_t full : {0, 1}) {
+    Case c = SmallCase(Op::kMap);
+    c.features.full = full;
+    const Problem problem(c);
+    std::string why_not;
+    const std::unique_ptr<Entry> entry = sightline->Enter(problem, "f32", 1, &why_not);
+    INFO(why_not);
+    REQUIRE(entry != nullptr);
+    CHECK(num_files() == before + 1);
+    for (int i = 0; i < 3; ++i) entry->Run();
+    CHECK(entry->error().empty());
+    CHECK(RelativeL2(problem, entry->Output()) < 1e-5);
+    CHECK(entry->kv_bytes() >= 160.0 * 2 * 128 * 4);
+  }
+  CHECK(num_files() == before);
+}
+#endif
+
+TEST_CASE("A token takes what docs/benchmarking.md says", "[counters]") {
+  const std::unique_ptr<Contender> sightline = MakeSightline(Tiers().back());
+  const struct {
+    const char* precision;
+    double d64, d128;
+  } table[] = {{"f32", 512, 1024},    {"f16", 256, 512}, {"bf16", 256, 512},
+               {"mixed16", 260, 516}, {"i8", 134, 264},  {"i8_rotated", 134, 264},
+               {"i8_fine", 198, 392}};
+  for (const auto& line : table) {
+    for (const int64_t dim : {64, 128}) {
+      for (const Op op : {Op::kPrepare, Op::kDecodeSelf}) {
+        Case c = SmallCase(op);
+        c.heads = c.kv_heads = 1;
+        c.head_dim = c.v_head_dim = dim;
+        c.kv_len = 4096;
+        std::string why_not;
+        const std::unique_ptr<Entry> entry =
+            sightline->Enter(Problem(c), line.precision, 1, &why_not);
+        if (entry == nullptr) continue;  // a precision that this tier does not have
+        INFO(line.precision << " " << Name(op) << " " << c.Shape());
+        const double bytes = dim == 64 ? line.d64 : line.d128;
+        CHECK(entry->token_bytes() >= bytes);
+        // The rest: what all keys of a memory or of a page have in common, a cache's tile in f32.
+        const double tile = op == Op::kPrepare ? 0.0 : 128.0 * 2 * 4 / 4096;
+        const double centers = op == Op::kPrepare ? 0.0 : 3.5 * 4 / 256;
+        CHECK(entry->token_bytes() < bytes * 1.02 + static_cast<double>(dim) * (tile + centers));
+      }
+    }
+  }
+}
+
+TEST_CASE("What is beside a row is measured in turns with it", "[counters]") {
+  struct Halves : Entry {
+    std::string order;
+    static void Work(int units) {
+      volatile double x = 1.0;
+      for (int i = 0; i < units * 100000; ++i) x = x * 1.0000001;
+    }
+    void Run() override { order += "r", Work(3); }
+    std::string beside() const override { return "a third"; }
+    void RunBeside() override { order += "b", Work(1); }
+    std::vector<float> Output() override { return {}; }
+    double kv_bytes() const override { return 1.0; }
+  };
+  Halves entry;
+  const Timing timing = Measure(&entry, 1, {1e-9, 1e-9});
+  CHECK(entry.order == "rrbrbrbrbrbrb");  // the first one says how many fill a repetition
+  CHECK(timing.beside_seconds > 0.0);
+  CHECK(timing.seconds / timing.beside_seconds > 1.5);
+  CHECK(timing.seconds / timing.beside_seconds < 6.0);
 }
 
 TEST_CASE("Without a feature, the output is another one", "[counters]") {
@@ -452,10 +623,10 @@ TEST_CASE("Without a feature, the output is another one", "[counters]") {
       Case c = SmallCase(op);
       c.features = features;
       c.batch = 2;
-      // Further outputs and how sequences lie do not change it, a window of all keys hides none,
-      // and a softcap far above the scores hardly matters.
+      // Further outputs and how keys and sequences lie do not change it, a window of all keys hides
+      // none, and a softcap far above the scores hardly matters.
       const Features& f = features;
-      if (f.lse + f.weights + f.mass != 0 || c.ragged()) continue;
+      if (f.lse + f.weights + f.mass + f.segments + f.pages != 0 || c.ragged()) continue;
       if (f.window == 1000 || f.softcap == 50) continue;
       INFO(c.OpName() << " " << c.Shape());
       std::string why_not;
@@ -522,6 +693,8 @@ TEST_CASE("Who knows no features is not asked for them", "[counters]") {
   CHECK_FALSE(
       MeasureRow(&plain_only, Problem(c), plain_only.offers()[0], &roofs, kShort, &row, &why_not));
   CHECK_THAT(why_not, ContainsSubstring("plain and causal attention only"));
+  CHECK_FALSE(MeasureRow(&plain_only, Problem(SmallCase(Op::kFork)), plain_only.offers()[0], &roofs,
+                         kShort, &row, &why_not));
 }
 
 TEST_CASE("A decode with a window reads the window", "[counters]") {

@@ -99,6 +99,7 @@ TEST_CASE("Features read as written", "[input]") {
       {"self q=100 lse", "self_lse", ""},
       {"cross q=100 k=100 weights=6", "cross_weights", ".of6"},
       {"self q=100 mass", "self_mass", ""},
+      {"cross q=100 k=100 segments=4", "cross_segments", ".seg4"},
       // Names do not depend on the order in the file.
       {"self_causal mass softcap=3 window=20 q=100", "self_causal_window_softcap_mass",
        ".w20.cap3"},
@@ -119,7 +120,30 @@ TEST_CASE("Features read as written", "[input]") {
     CHECK(cases[0].Plain().OpName() == (is_ragged ? "self_parts" : Name(cases[0].op)));
     CHECK(cases[0].Plain().Shape() == "b1.h8.kv8.d64.q100.k100");
   }
-  CHECK(words.size() == std::size(kFeatureWords));
+  // Of ops without q.
+  const struct {
+    const char* row;
+    const char* name;
+  } others[] = {
+      {"decode_self k=100 pages=256", "decode_self_pages/m/b1.h8.kv8.d64.q1.k100.page256"},
+      {"decode_self k=100 batch=3 continuous", "decode_self_continuous/m/b3.h8.kv8.d64.q1.k100"},
+      {"fork k=100 append", "fork_append/m/b1.h8.kv8.d64.q1.k100"},
+      {"reorder k=100 batch=4", "reorder/m/b4.h8.kv8.d64.q1.k100"},
+#if SIGHTLINE_BENCH_MAPS
+      {"map k=100 full", "map_full/m/b1.h8.kv8.d64.q1.k100"},
+#endif
+      {"append k=100 q=64", "append/m/b1.h8.kv8.d64.q64.k100"},
+  };
+  for (const auto& other : others) {
+    const std::vector<Case> cases = Read(head + other.row + "\n");
+    REQUIRE(cases.size() == 1);
+    CHECK(RowOf(cases[0]) == other.name);
+    for (const FeatureWord& feature : kFeatureWords) {
+      if (cases[0].features.*feature.value != 0) words.insert(feature.word);
+    }
+  }
+  constexpr size_t kOfMaps = SIGHTLINE_BENCH_MAPS ? 0 : 1;  // `full`
+  CHECK(words.size() + kOfMaps == std::size(kFeatureWords));
 
   const std::vector<Case> lists = Read(head + "decode_self window=64,128 k=512,1024 softcap=50\n");
   REQUIRE(lists.size() == 4);
@@ -170,7 +194,23 @@ TEST_CASE("Mistakes in features are named with their line", "[input]") {
              ContainsSubstring("'softcap=0.5': expected counts"));
   // Stores know none, and windows are not for keys of another text.
   CHECK_THAT(ErrorOf(head + "append k=4 lse\n"),
-             ContainsSubstring("append has no 'lse'; it takes k=, batch=, quick"));
+             ContainsSubstring("append has no 'lse'; it takes k=, batch=, q=, quick"));
+  CHECK_THAT(ErrorOf(head + "fork k=4 lse\n"),
+             ContainsSubstring("fork has no 'lse'; it takes k=, batch=, append, quick"));
+  CHECK_THAT(ErrorOf(head + "append k=4 q=5\n"),
+             ContainsSubstring("q=5: tokens are taken from those that are there, 4"));
+  // Where K and V are.
+  CHECK_THAT(ErrorOf(head + "self q=4 segments=2\n"),
+             ContainsSubstring("self has no 'segments=2'"));
+  CHECK_THAT(ErrorOf(head + "decode_cross k=4 pages=128\n"),
+             ContainsSubstring("decode_cross has no 'pages=128'"));
+  CHECK_THAT(ErrorOf(head + "cross q=4 segments=5\n"),
+             ContainsSubstring("segments=5: there are 4 keys"));
+  CHECK_THAT(ErrorOf(head + "decode_self k=4 pages=100\n"),
+             ContainsSubstring("pages=100: a multiple of 128 tokens"));
+  CHECK_THAT(ErrorOf(head + "decode_self k=4 continuous\n"),
+             ContainsSubstring("'continuous' needs a batch"));
+  CHECK_THAT(ErrorOf(head + "cross q=4 segments=2 lse\n"), ContainsSubstring("stand alone"));
   CHECK_THAT(ErrorOf(head + "cross q=4 window=2\n"), ContainsSubstring("cross has no 'window=2'"));
   CHECK_THAT(ErrorOf(head + "decode_self k=4 ragged\n"),
              ContainsSubstring("decode_self has no 'ragged'"));
@@ -214,9 +254,9 @@ TEST_CASE("The models are there", "[input]") {
       if (c.features.*feature.value == 0) continue;
       features.insert(feature.word);
     }
-    if (c.quick) ++quick[c.op];
+    if (c.quick && !c.has_features()) ++quick[c.op];
     // A row of the same run is compared with those before it.
-    if (c.model == "features" && c.has_features()) {
+    if ((c.model == "features" || IsShare(c.op)) && c.has_features()) {
       INFO(RowOf(c) << " is compared with " << RowOf(c.Plain()));
       CHECK((c.features.parts != 0 || names.count(RowOf(c.Plain())) == 1));
     }
@@ -227,21 +267,32 @@ TEST_CASE("The models are there", "[input]") {
                            "bert_base",        "minilm_l6",    "gpt2",         "llama32_1b",
                            "qwen25_05b",       "gemma3_1b",    "blip_base",    "llama32_11b_vision",
                            "fid_t5_base",      "sweep_d64",    "sweep_d128",   "gemma2_2b",
-                           "features"}) {
+                           "features",         "kv",           "kv_continuous"}) {
     CAPTURE(name);
     CHECK(models.count(name) == 1);
   }
-  CHECK(features.size() == std::size(kFeatureWords));
-  for (const char* row : {"self_t5/t5_base/b1.h12.kv12.d64.q512.k512.buckets32",
-                          "self_causal_window/gemma3_1b_local/b1.h4.kv1.d256.q2048.k2048.w512",
-                          "self_causal_softcap/gemma2_2b/b1.h8.kv4.d256.q512.k512.cap50",
-                          "self_causal_window/features/b1.h1.kv1.d64.q8192.k8192.w256",
-                          "cross_weights/features/b1.h8.kv8.d64.q448.k1500.of6",
-                          "decode_cross_weights/features/b1.h8.kv8.d64.q1.k1500.of6",
-                          "self_ragged/features/b16.h8.kv8.d64.q512.k512"}) {
+  constexpr size_t kOfMaps = SIGHTLINE_BENCH_MAPS ? 0 : 1;
+  CHECK(features.size() + kOfMaps == std::size(kFeatureWords));
+  for (const char* row :
+       {"self_t5/t5_base/b1.h12.kv12.d64.q512.k512.buckets32",
+        "self_causal_window/gemma3_1b_local/b1.h4.kv1.d256.q2048.k2048.w512",
+        "self_causal_softcap/gemma2_2b/b1.h8.kv4.d256.q512.k512.cap50",
+        "self_causal_window/features/b1.h1.kv1.d64.q8192.k8192.w256",
+        "cross_weights/features/b1.h8.kv8.d64.q448.k1500.of6",
+        "decode_cross_weights/features/b1.h8.kv8.d64.q1.k1500.of6",
+        "self_ragged/features/b16.h8.kv8.d64.q512.k512", "append/kv/b1.h8.kv8.d64.q128.k4096",
+        "fork_append/kv/b1.h8.kv8.d64.q1.k32768", "reorder_append/kv/b5.h8.kv8.d64.q1.k1500",
+        "cross_segments/kv/b1.h8.kv8.d64.q512.k4096.seg16",
+        "decode_cross_segments/kv/b1.h8.kv8.d64.q1.k16384.beams5.seg4",
+        "decode_self_pages/kv/b1.h8.kv8.d64.q1.k32768.page1024",
+        "decode_self_continuous/kv_continuous/b32.h14.kv2.d64.q1.k2048"}) {
     CAPTURE(row);
     CHECK(names.count(row) == 1);
   }
+#if SIGHTLINE_BENCH_MAPS
+  CHECK(names.count("map/kv_file/b1.h8.kv8.d128.q1.k131072") == 1);
+  CHECK(names.count("map_full/kv_file/b1.h8.kv8.d128.q1.k131072") == 1);
+#endif
   for (const Op op : kAllOps) {
     CAPTURE(Name(op));
     CHECK(all[op] > 0);

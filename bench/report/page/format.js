@@ -70,6 +70,9 @@ const OP_NAMES = {
   decode_cross: 'decode, cross-attention',
   prepare: 'prepare',
   append: 'append',
+  fork: 'fork',
+  reorder: 'reorder',
+  map: 'map',
 };
 const OP_SHORT = {
   self: 'self',
@@ -79,6 +82,9 @@ const OP_SHORT = {
   decode_cross: 'decode cross',
   prepare: 'prepare',
   append: 'append',
+  fork: 'fork',
+  reorder: 'reorder',
+  map: 'map',
 };
 
 const UNIT_NAMES = {
@@ -113,7 +119,8 @@ function sweepText({ op, kind, over, shape }) {
 }
 
 function lengthText(op, shape) {
-  const parts = kindOf(op) === 'store' ? [`k ${shape.k}`] : [`q ${shape.q}`, `k ${shape.k}`];
+  const isOne = kindOf(op) === 'store' && shape.q === 1;
+  const parts = isOne ? [`k ${shape.k}`] : [`q ${shape.q}`, `k ${shape.k}`];
   if (shape.beams > 1) parts.push(`${shape.beams} beams`);
   if (shape.b > 1) parts.push(`batch ${shape.b}`);
   for (const [key, text] of Object.entries(FEATURE_NUMBERS))

@@ -619,9 +619,11 @@ function modelsSection(view) {
 function storeSection(view) {
   return section(
     'stores',
-    'Preparing and appending',
-    'What comes before attention: packing (and quantising) an encoder’s K and V once, and ' +
-      'adding one token to a cache that holds k.',
+    'Preparing, appending and sharing',
+    'What comes before attention: packing (and quantising) an encoder’s K and V once, adding q ' +
+      'tokens to a cache that holds k, and passing K and V on: forks and beam search copy ' +
+      'nothing but what is written to afterwards, and mapping a file reads nothing of K and V ' +
+      'unless it is verified (full).',
     storeTable(view) ?? el('p.empty', {}, 'There are no such rows here.'),
   );
 }

@@ -263,11 +263,19 @@ function storeTable(view) {
     several && { title: 'By', text: true, cell: ({ run }) => contenderName(run.contender) },
     { title: 'Precision', text: true, cell: ({ run }) => run.precision },
     TIME_COLUMN,
-    { title: 'Elements', unit: '10⁹/s', cell: ({ run }) => numeric(run.rate, giga) },
+    {
+      title: 'Elements',
+      unit: '10⁹/s',
+      cell: ({ item, run }) => numeric(isShare(item.op) ? null : run.rate, giga),
+    },
     {
       title: 'Written',
       unit: 'GB/s',
-      cell: ({ run }) => numeric(run.kvBytes && run.time ? run.kvBytes / run.time : null, giga),
+      cell: ({ item, run }) =>
+        numeric(
+          run.kvBytes && run.time && !isShare(item.op) ? run.kvBytes / run.time : null,
+          giga,
+        ),
     },
     {
       title: 'Of roof',

@@ -17,6 +17,7 @@ import {
   MAX_SPREAD,
   bitsOf,
   isNoisy,
+  isShare,
   kindOf,
   parseOp,
 } from '../shared.mjs';
@@ -74,9 +75,16 @@ describe('names', () => {
     assert.deepEqual([shape.block, shape.cap], [64, 50]);
     assert.deepEqual(parseOp(op), { base: 'self_causal', features: ['block_mask', 'softcap'] });
     assert.deepEqual(parseOp('self'), { base: 'self', features: [] });
-    assert.deepEqual(['self_t5', 'decode_self_window', 'append'].map(kindOf), [
+    assert.deepEqual(parseOp('fork_append'), { base: 'fork', features: ['append'] });
+    assert.deepEqual(['reorder_append', 'map_full', 'append'].map(isShare), [
+      true,
+      true,
+      false,
+    ]);
+    assert.deepEqual(['self_t5', 'decode_self_pages', 'append', 'fork'].map(kindOf), [
       'prefill',
       'decode',
+      'store',
       'store',
     ]);
   });
