@@ -311,7 +311,7 @@ void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_
   const size_t num_rows = NumRowsOf(call, rows);
   PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
   unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
-  AttendTask next = {};
+  AttendTask next;  // its head and pages
   bool continues = false;
   bool is_merged = false;
   for (Parts parts(call, rows.sequence, kv_head);; parts.Next()) {

@@ -63,7 +63,6 @@ Ref<Block> BlockPool::Take() {
   }
   if (block == nullptr) return {};
   new (&block->owners) Owners();
-  memset(block->data(), 0, block_bytes_);
   return Ref<Block>(block);
 }
 

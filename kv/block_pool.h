@@ -81,7 +81,7 @@ class BlockPool {
   // Allocates so many that `count` are there. False if memory is short.
   bool Reserve(size_t count);
 
-  // A block of zeros; null if there are max_blocks, or no memory.
+  // A block, whatever is in it; null if there are max_blocks, or no memory.
   Ref<Block> Take();
 
   size_t block_bytes() const { return block_bytes_; }

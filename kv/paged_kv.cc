@@ -213,6 +213,7 @@ Status PagedKv::OwnTail(Sequence& sequence) const {
   }
   const Sequence old = sequence;
   sequence.tail = std::move(own);
+  memset(sequence.tail->data(), 0, pool_->tails.block_bytes());
   if (!old.tail) return Status();
   const size_t num_rows = static_cast<size_t>(length_) % kKvTile;
   for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
@@ -232,6 +233,13 @@ void PagedKv::CopyCenters(const Sequence& sequence, size_t kv_head, size_t key) 
          CenterBytes(offsets_));
 }
 
+// Zeroes what holding `used` tokens may leave as it was of a new page.
+void PagedKv::ClearPage(Block* page, size_t used) const {
+  for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+    ClearHead({page->data() + h * offsets_.bytes, shape_, offsets_}, used);
+  }
+}
+
 // And the page that the next token goes to, if there is one: its table is.
 Status PagedKv::OwnOpenPage(Sequence& sequence) const {
   const size_t length = static_cast<size_t>(length_);
@@ -241,6 +249,7 @@ Status PagedKv::OwnOpenPage(Sequence& sequence) const {
   if (old != nullptr && old->owners.IsOne()) return Status();
   const Ref<Block> own = pool_->pages.Take();
   if (!own) return OutOfPages();
+  ClearPage(own.get(), used);
   for (size_t h = 0; old != nullptr && h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
     const size_t at = h * offsets_.bytes;
     CopyHead({old->data() + at, shape_, offsets_}, used, {own->data() + at, shape_, offsets_});
@@ -261,6 +270,7 @@ Status PagedKv::MakeRoom(Sequence& sequence, size_t num_tokens) const {
   while (status.ok() && sequence.table->num_pages() < num_pages) {
     Ref<Block> page = pool_->pages.Take();
     if (page) {
+      ClearPage(page.get(), 0);
       sequence.table->Push(std::move(page));
     } else {
       status = OutOfPages();

@@ -92,6 +92,7 @@ class PagedKv final : public PackedKv {
   Status OutOfPages() const;
   Status OwnTable(Sequence& sequence, size_t num_pages) const;
   Status OwnTail(Sequence& sequence) const;
+  void ClearPage(Block* page, size_t used) const;
   Status OwnOpenPage(Sequence& sequence) const;
   Status MakeRoom(Sequence& sequence, size_t num_tokens) const;
   void CopyCenters(const Sequence& sequence, size_t kv_head, size_t key) const;
