@@ -86,6 +86,7 @@ class Demo {
 
   void TranslateSentences(const std::vector<Sentence>& sentences) {
     std::vector<std::string> texts;
+    texts.reserve(sentences.size());
     for (const Sentence& sentence : sentences) texts.push_back(sentence.text);
     std::vector<std::vector<Translator::Result>> results(translators_.size());
     for (size_t i = 0; i < translators_.size(); ++i) {

@@ -51,6 +51,7 @@ Status Evaluate(const Model& model, Precision precision, const Decoding& decodin
   if (!status.ok()) return status;
   *tier = translator.tier();
   std::vector<std::string> english;
+  english.reserve(pairs.size());
   for (const Pair& pair : pairs) english.push_back(pair.english);
   const bool fills = baseline->empty();
   const auto start = std::chrono::steady_clock::now();
