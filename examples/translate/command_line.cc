@@ -14,6 +14,10 @@ using sightline::StatusCode;
 
 namespace {
 
+// Beyond them nothing becomes better or faster, and decoders allocate for as many.
+constexpr long long kMaxBeams = 16;
+constexpr long long kMaxBatch = 256;
+
 constexpr char kHelp[] =
     R"(Translates English to French with a small transformer whose attention is Sightline's.
 
@@ -24,6 +28,9 @@ constexpr char kHelp[] =
 
   --precision P          f32, f16, bf16, mixed16, i8 or i8_fine; by default f32, f16 and i8, which are
                          compared
+  --beam N               hypotheses that compete, 1 to 16; by default 1, which is greedy decoding
+  --batch N              sentences decoded together, 1 to 256, when there are many: lines of
+                         standard input are then read before the first is translated; by default 1
   --quiet                translations only, one a line, without pictures
   --model FOLDER         of weights.safetensors, vocab.en.txt and vocab.fr.txt
   --evaluate FILE        count exact translations of a file of "english<TAB>french" lines
@@ -57,15 +64,15 @@ Status ParsePercent(const char* option, const std::string& text, double* percent
                        text.c_str());
 }
 
-Status ParseCount(const char* option, const std::string& text, size_t* count) {
+Status ParseCount(const char* option, const std::string& text, long long most, size_t* count) {
   char* end = nullptr;
   const long long value = strtoll(text.c_str(), &end, 10);
-  if (!text.empty() && *end == '\0' && value >= 1 && value <= INT32_MAX) {
+  if (!text.empty() && *end == '\0' && value >= 1 && value <= most) {
     *count = static_cast<size_t>(value);
     return Status();
   }
-  return Status::Error(StatusCode::kInvalidArgument, "%s is %.40s, must be a number from 1", option,
-                       text.c_str());
+  return Status::Error(StatusCode::kInvalidArgument, "%s is %.40s, must be 1 to %lld", option,
+                       text.c_str(), most);
 }
 
 // One that takes a value; false if there is no such option.
@@ -78,7 +85,11 @@ bool ParseOption(const std::string& name, const std::string& value, Options* opt
   } else if (name == "--evaluate") {
     options->evaluate = value;
   } else if (name == "--limit") {
-    *status = ParseCount("--limit", value, &options->limit);
+    *status = ParseCount("--limit", value, INT32_MAX, &options->limit);
+  } else if (name == "--beam") {
+    *status = ParseCount("--beam", value, kMaxBeams, &options->decoding.beams);
+  } else if (name == "--batch") {
+    *status = ParseCount("--batch", value, kMaxBatch, &options->decoding.batch);
   } else if (name == "--min-exact") {
     *status = ParsePercent("--min-exact", value, &options->thresholds.exact);
   } else if (name == "--min-agree-f16") {

@@ -11,6 +11,7 @@
 
 #include "sightline/status.h"
 #include "sightline/tensor.h"
+#include "translator.h"
 
 namespace translate {
 
@@ -42,6 +43,7 @@ struct Options {
   std::string folder;  // of the model
   std::vector<sightline::Precision> precisions = {
       sightline::Precision::kF32, sightline::Precision::kF16, sightline::Precision::kI8};
+  Decoding decoding;
   bool quiet = false;
   bool help = false;
   bool read_in = false;  // sentences are on standard input, however long they take to come

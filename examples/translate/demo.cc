@@ -26,10 +26,10 @@ constexpr const char* kSentences[] = {
     "i think that the small girl is sleeping .",
 };
 
-// One sentence in every precision.
-struct Result {
-  std::vector<Translation> translations;  // one for each translator
-  DecoderTrace trace;                     // of the first
+// One sentence, and where it is from.
+struct Sentence {
+  std::string where;
+  std::string text;
 };
 
 class Demo {
@@ -40,19 +40,18 @@ class Demo {
   int Run() {
     for (const sightline::Precision precision : options_.precisions) {
       Translator translator;
-      if (Status status = Translator::Create(model_, precision, &translator); !status.ok()) {
-        return Fail("", status);
-      }
+      Status status = Translator::Create(model_, precision, &translator, options_.decoding);
+      if (!status.ok()) return Fail("", status);
       translators_.push_back(std::move(translator));
     }
     if (!options_.quiet) PrintTitle();
 
     if (options_.has_words) {
-      TranslateSentence("", options_.sentence);
+      TranslateSentences({{"", options_.sentence}});
     } else if (!TranslateInput()) {
-      for (const char* sentence : kSentences) TranslateSentence("", sentence);
+      for (const char* sentence : kSentences) TranslateSentences({{"", sentence}});
     }
-    if (!options_.quiet && !drawn_.translations.empty()) {
+    if (!options_.quiet && !drawn_.empty()) {
       if (Status status = DrawAttention(); !status.ok()) Fail("", status);
       PrintReuse();
     }
@@ -71,32 +70,45 @@ class Demo {
     const bool reads = options_.read_in || (console_.in_has_text && console_.in_has_text());
     if (!reads) return false;
     bool any = false;
+    std::vector<Sentence> sentences;
     std::string line;
     for (size_t number = 1; std::getline(*console_.in, line); ++number) {
       if (SplitWords(line).empty()) continue;
       any = true;
-      TranslateSentence("line " + std::to_string(number) + ": ", line);
+      sentences.push_back({"line " + std::to_string(number) + ": ", line});
+      if (options_.decoding.batch > 1) continue;
+      TranslateSentences(sentences);
+      sentences.clear();
     }
+    TranslateSentences(sentences);
     return any || options_.read_in;
   }
 
-  void TranslateSentence(const std::string& where, const std::string& sentence) {
-    Result result;
-    for (Translator& translator : translators_) {
-      DecoderTrace* trace = result.translations.empty() ? &result.trace : nullptr;
-      Translation translation;
-      if (Status status = translator.Translate(sentence, &translation, trace); !status.ok()) {
-        Fail(where, status);
-        return;
+  void TranslateSentences(const std::vector<Sentence>& sentences) {
+    std::vector<std::string> texts;
+    texts.reserve(sentences.size());
+    for (const Sentence& sentence : sentences) texts.push_back(sentence.text);
+    std::vector<std::vector<Translator::Result>> results(translators_.size());
+    for (size_t i = 0; i < translators_.size(); ++i) {
+      translators_[i].TranslateAll(texts, &results[i]);
+    }
+    for (size_t s = 0; s < sentences.size(); ++s) {
+      std::vector<Translation> translations;
+      for (std::vector<Translator::Result>& of_precision : results) {
+        if (!of_precision[s].status.ok()) {
+          Fail(sentences[s].where, of_precision[s].status);
+          break;
+        }
+        translations.push_back(std::move(of_precision[s].translation));
       }
-      result.translations.push_back(std::move(translation));
+      if (translations.size() < translators_.size()) continue;
+      if (options_.quiet) {
+        out_ << translations[0].text << '\n' << std::flush;
+      } else {
+        PrintTranslations(translations);
+      }
+      if (drawn_.empty()) drawn_ = std::move(translations);
     }
-    if (options_.quiet) {
-      out_ << result.translations[0].text << '\n' << std::flush;
-    } else {
-      PrintTranslations(result.translations);
-    }
-    if (drawn_.translations.empty()) drawn_ = std::move(result);
   }
 
   void PrintTitle() {
@@ -140,9 +152,10 @@ class Demo {
   }
 
   Status DrawAttention() {
-    const DecoderTrace& trace = drawn_.trace;
+    DecoderTrace trace;
     AttentionWeightsReader reader;
-    Status status = AttentionWeightsReader::Create(model_.config, &reader);
+    Status status = translators_[0].Trace(drawn_[0], &trace);
+    if (status.ok()) status = AttentionWeightsReader::Create(model_.config, &reader);
     if (!status.ok()) return status;
     std::vector<WeightMap> self_maps(trace.layers.size()), cross_maps(trace.layers.size());
     for (size_t layer = 0; layer < trace.layers.size(); ++layer) {
@@ -153,12 +166,12 @@ class Demo {
 
     // The decoder reads <bos> and its own words, and writes the words and <eos>.
     std::vector<std::string> written, read = {"<bos>"}, source;
-    for (const Token token : drawn_.translations[0].target) {
+    for (const Token token : drawn_[0].target) {
       written.push_back(model_.french.word(token));
       read.push_back(written.back());
     }
     written.push_back("<eos>");
-    for (const Token token : drawn_.translations[0].source) {
+    for (const Token token : drawn_[0].source) {
       source.push_back(model_.english.word(token));
     }
 
@@ -175,7 +188,7 @@ class Demo {
   }
 
   void PrintReuse() {
-    const std::vector<Translation>& translations = drawn_.translations;
+    const std::vector<Translation>& translations = drawn_;
     PrintHeading("Reuse", "encoder K and V, packed once for the sentence, serve all " +
                               std::to_string(translations[0].decode_steps) + " decode steps");
     for (size_t i = 0; i < translations.size(); ++i) {
@@ -202,7 +215,7 @@ class Demo {
   const Console& console_;
   std::ostream& out_;
   std::vector<Translator> translators_;
-  Result drawn_;
+  std::vector<Translation> drawn_;  // the first sentence, by each translator
   int exit_ = kSuccess;
 };
 

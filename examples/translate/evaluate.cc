@@ -43,27 +43,32 @@ struct Score {
 };
 
 // Fills *texts, which are then the baseline, if it is empty; else compares with it.
-Status Evaluate(const Model& model, Precision precision, const std::vector<Pair>& pairs,
-                std::vector<std::string>* baseline, Score* score, std::string* tier) {
+Status Evaluate(const Model& model, Precision precision, const Decoding& decoding,
+                const std::vector<Pair>& pairs, std::vector<std::string>* baseline, Score* score,
+                std::string* tier) {
   Translator translator;
-  if (Status status = Translator::Create(model, precision, &translator); !status.ok()) {
-    return status;
-  }
+  Status status = Translator::Create(model, precision, &translator, decoding);
+  if (!status.ok()) return status;
   *tier = translator.tier();
+  std::vector<std::string> english;
+  english.reserve(pairs.size());
+  for (const Pair& pair : pairs) english.push_back(pair.english);
   const bool fills = baseline->empty();
   const auto start = std::chrono::steady_clock::now();
+  std::vector<Translator::Result> results;
+  translator.TranslateAll(english, &results);
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  score->seconds = elapsed.count();
   for (size_t i = 0; i < pairs.size(); ++i) {
-    Translation translation;
-    Status status = translator.Translate(pairs[i].english, &translation);
+    status = results[i].status;
     if (!status.ok()) {
       return Status::Error(status.code(), "line %zu: %s", i + 1, status.message());
     }
-    if (translation.text == pairs[i].french) ++score->exact;
-    if (fills) baseline->push_back(translation.text);
-    if (translation.text == (*baseline)[i]) ++score->agrees;
+    const std::string& text = results[i].translation.text;
+    if (text == pairs[i].french) ++score->exact;
+    if (fills) baseline->push_back(text);
+    if (text == (*baseline)[i]) ++score->agrees;
   }
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  score->seconds = elapsed.count();
   return Status();
 }
 
@@ -99,18 +104,21 @@ int RunEvaluation(const Options& options, const Model& model, const Console& con
   for (const Precision precision : precisions) {
     Score score;
     std::string tier;
-    if (Status status = Evaluate(model, precision, pairs, &baseline, &score, &tier); !status.ok()) {
+    Status status = Evaluate(model, precision, options.decoding, pairs, &baseline, &score, &tier);
+    if (!status.ok()) {
       *console.err << "sightline_translate: " << options.evaluate << ": " << status.message()
                    << '\n';
       return kFailure;
     }
     const double exact = Percent(score.exact, pairs.size());
     const double agrees = Percent(score.agrees, pairs.size());
-    char line[160];
+    const double speed = static_cast<double>(pairs.size()) / score.seconds;
+    char line[192];
     snprintf(line, sizeof(line),
-             "%-4s %zu sentences: %zu exact (%.1f %%), %zu as f32 (%.1f %%), %.1f s, tier %s\n",
+             "%-4s %zu sentences: %zu exact (%.1f %%), %zu as f32 (%.1f %%), %.2f s, "
+             "%.0f sentences/s, tier %s\n",
              Name(precision), pairs.size(), score.exact, exact, score.agrees, agrees, score.seconds,
-             tier.c_str());
+             speed, tier.c_str());
     *console.out << line << std::flush;
     if (precision == Precision::kF32) require(precision, "exact", exact, options.thresholds.exact);
     require(precision, "as f32", agrees, MinAgree(options.thresholds, precision));

@@ -5,15 +5,47 @@
 
 namespace translate {
 
-void Linear::Apply(const float* x, size_t rows, float* y) const {
-  for (size_t row = 0; row < rows; ++row, x += in, y += out) {
-    std::copy(bias.begin(), bias.end(), y);
-    const float* w = weight.data();
-    for (size_t i = 0; i < in; ++i, w += out) {
-      const float x_i = x[i];
-      for (size_t o = 0; o < out; ++o) y[o] += x_i * w[o];
+namespace {
+
+// Rows that share each load of a weight, and sums of a block, which 8 of the 16 registers of the
+// plainest x86-64 hold. A row alone takes as many outputs instead.
+constexpr size_t kBlockRows = 4;
+constexpr size_t kBlockSums = 32;
+
+// Outputs [begin, begin + kOutputs) of kRows rows. Each is summed in the order of its inputs,
+// however many there are of either: a row does not notice which others there are.
+template <size_t kRows, size_t kOutputs>
+void ApplyBlock(const Linear& linear, const float* x, size_t begin, float* y) {
+  float sums[kRows][kOutputs];
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t o = 0; o < kOutputs; ++o) sums[r][o] = linear.bias[begin + o];
+  }
+  const float* w = linear.weight.data() + begin;
+  for (size_t i = 0; i < linear.in; ++i, w += linear.out) {
+    for (size_t r = 0; r < kRows; ++r) {
+      for (size_t o = 0; o < kOutputs; ++o) sums[r][o] += x[r * linear.in + i] * w[o];
     }
   }
+  for (size_t r = 0; r < kRows; ++r) {
+    std::copy(sums[r], sums[r] + kOutputs, y + r * linear.out + begin);
+  }
+}
+
+template <size_t kRows>
+void ApplyRows(const Linear& linear, const float* x, float* y) {
+  constexpr size_t kOutputs = kBlockSums / kRows;
+  size_t o = 0;
+  for (; o + kOutputs <= linear.out; o += kOutputs) ApplyBlock<kRows, kOutputs>(linear, x, o, y);
+  for (; o < linear.out; ++o) ApplyBlock<kRows, 1>(linear, x, o, y);
+}
+
+}  // namespace
+
+void Linear::Apply(const float* x, size_t rows, float* y) const {
+  for (; rows >= kBlockRows; rows -= kBlockRows, x += kBlockRows * in, y += kBlockRows * out) {
+    ApplyRows<kBlockRows>(*this, x, y);
+  }
+  for (; rows > 0; --rows, x += in, y += out) ApplyRows<1>(*this, x, y);
 }
 
 std::vector<float> Transposed(const std::vector<float>& matrix, size_t rows, size_t columns) {

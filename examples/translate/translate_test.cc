@@ -9,11 +9,13 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "attention_weights.h"
+#include "beam_search.h"
 #include "command_line.h"
 #include "model.h"
 #include "safetensors.h"
@@ -284,6 +286,127 @@ TEST_CASE("Model: another model is refused", "[model]") {
   }
 }
 
+// ---- Beam search ------------------------------------------------------------------------------
+
+// A made-up model: logits that depend on all tokens so far.
+constexpr size_t kSmallVocabulary = 5;  // <eos> is one of them
+std::vector<float> SmallLogits(const std::vector<Token>& tokens, uint32_t seed) {
+  uint32_t state = seed * 2654435761u + 12345u;
+  for (const Token token : tokens) state = (state ^ (token + 1)) * 16777619u;
+  std::vector<float> logits;
+  for (size_t i = 0; i < kSmallVocabulary; ++i) {
+    state = state * 1664525u + 1013904223u;
+    logits.push_back(static_cast<float>(state >> 16) / 16384.0f);
+  }
+  return logits;
+}
+
+double LogProbability(const std::vector<float>& logits, Token token) {
+  double sum = 0.0;
+  for (const float logit : logits) sum += std::exp(double{logit});
+  return double{logits[token]} - std::log(sum);
+}
+
+// Advances until done, with the logits of each hypothesis; also checks what parents say.
+Hypothesis Search(size_t width, size_t max_len, uint32_t seed) {
+  BeamSearch search(width, max_len);
+  std::vector<std::vector<Token>> live(1);
+  while (!search.done()) {
+    REQUIRE(search.num_live() == live.size());
+    std::vector<float> logits;
+    for (const std::vector<Token>& tokens : live) {
+      const std::vector<float> row = SmallLogits(tokens, seed);
+      logits.insert(logits.end(), row.begin(), row.end());
+    }
+    std::vector<size_t> parents;
+    search.Advance(logits.data(), kSmallVocabulary, &parents);
+    std::vector<std::vector<Token>> next;
+    for (size_t i = 0; i < parents.size(); ++i) {
+      REQUIRE(parents[i] < live.size());
+      next.push_back(live[parents[i]]);
+      next.back().push_back(search.last(i));
+    }
+    live = next;
+  }
+  return search.best();
+}
+
+// Every hypothesis there is.
+void SearchAll(const Hypothesis& from, size_t max_len, uint32_t seed, Hypothesis* best) {
+  const std::vector<float> logits = SmallLogits(from.tokens, seed);
+  for (Token token = 0; token < kSmallVocabulary; ++token) {
+    Hypothesis next = from;
+    next.log_probability += LogProbability(logits, token);
+    next.complete = token == kEos;
+    if (next.complete) {
+      if (!best->complete || next.score() > best->score()) *best = next;
+    } else if (next.tokens.size() + 1 < max_len) {
+      next.tokens.push_back(token);
+      SearchAll(next, max_len, seed, best);
+    }
+  }
+}
+
+TEST_CASE("Beam search: a wide one finds the best there is", "[beam_search]") {
+  constexpr size_t kMaxLen = 5;
+  size_t narrow_found = 0;
+  for (uint32_t seed = 0; seed < 50; ++seed) {
+    Hypothesis best;
+    SearchAll({}, kMaxLen, seed, &best);
+    const Hypothesis found = Search(2000, kMaxLen, seed);
+    INFO("seed " << seed);
+    CHECK(found.complete);
+    CHECK(found.tokens == best.tokens);
+    CHECK(std::fabs(found.log_probability - best.log_probability) < 1e-5);
+    if (Search(4, kMaxLen, seed).tokens == best.tokens) ++narrow_found;
+  }
+  CHECK(narrow_found >= 25);
+  CHECK(narrow_found < 50);
+}
+
+TEST_CASE("Beam search: a width of 1 takes the largest logit", "[beam_search]") {
+  constexpr size_t kMaxLen = 7;
+  for (uint32_t seed = 0; seed < 50; ++seed) {
+    Hypothesis greedy;
+    while (greedy.tokens.size() < kMaxLen) {
+      const std::vector<float> logits = SmallLogits(greedy.tokens, seed);
+      const Token token =
+          static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+      greedy.log_probability += LogProbability(logits, token);
+      greedy.complete = token == kEos;
+      if (greedy.complete) break;
+      greedy.tokens.push_back(token);
+    }
+    const Hypothesis found = Search(1, kMaxLen, seed);
+    INFO("seed " << seed);
+    CHECK(found.tokens == greedy.tokens);
+    CHECK(found.complete == greedy.complete);
+    CHECK(std::fabs(found.score() - greedy.score()) < 1e-5);
+  }
+}
+
+TEST_CASE("Beam search: equals, and logits that are no numbers", "[beam_search]") {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<size_t> parents;
+
+  BeamSearch equals(2, 8);
+  const std::vector<float> zeros(2 * kSmallVocabulary, 0.0f);
+  equals.Advance(zeros.data(), kSmallVocabulary, &parents);
+  CHECK(parents == std::vector<size_t>{0, 0});
+  CHECK(equals.last(0) == 0);
+  CHECK(equals.last(1) == 1);
+  equals.Advance(zeros.data(), kSmallVocabulary, &parents);
+  CHECK(parents == std::vector<size_t>{0, 0});
+
+  for (const float x : {nan, infinity, -infinity}) {
+    BeamSearch search(3, 4);
+    const std::vector<float> logits(3 * kSmallVocabulary, x);
+    while (!search.done()) search.Advance(logits.data(), kSmallVocabulary, &parents);
+    CHECK(search.best().tokens.size() <= 4);
+  }
+}
+
 // ---- Translator -------------------------------------------------------------------------------
 
 const Model& TrainedModel() {
@@ -354,14 +477,167 @@ TEST_CASE("Translator: sentences that do not fit", "[translator]") {
 TEST_CASE("Translator: a decoder takes max_len tokens", "[translator]") {
   Decoder decoder;
   const Config& config = TrainedModel().config;
-  REQUIRE(Decoder::Create(TrainedModel(), Precision::kI8, &decoder).ok());
+  REQUIRE(Decoder::Create(TrainedModel(), Precision::kI8, 1, 1, &decoder).ok());
   const std::vector<float> memory(config.d_model, 0.5f);
-  REQUIRE(decoder.Start(memory, 1).ok());
-  Token token = kBos;
-  for (size_t i = 0; i < config.max_len; ++i) REQUIRE(decoder.Step(token, &token).ok());
-  CHECK(decoder.Step(token, &token).code() == StatusCode::kCapacityExceeded);
-  REQUIRE(decoder.Start(memory, 1).ok());
-  CHECK(decoder.Step(kBos, &token).ok());
+  Source source;
+  History history;
+  std::vector<float> logits;
+  REQUIRE(decoder.Prepare(memory, 1, &source).ok());
+  REQUIRE(decoder.Begin(&history).ok());
+  const std::vector<Decoder::Row> rows = {{&source, &history, kBos}};
+  for (size_t i = 0; i < config.max_len; ++i) REQUIRE(decoder.Step(rows, &logits).ok());
+  CHECK(logits.size() == config.target_vocabulary);
+  CHECK(decoder.Step(rows, &logits).code() == StatusCode::kCapacityExceeded);
+  CHECK(decoder.Step({rows[0], rows[0]}, &logits).code() == StatusCode::kCapacityExceeded);
+  CHECK(decoder.pages_in_use() == config.decoder_layers);
+  REQUIRE(decoder.Begin(&history).ok());
+  CHECK(decoder.pages_in_use() == 0);
+  CHECK(decoder.Step(rows, &logits).ok());
+}
+
+// Held-out sentences from all over the file.
+std::vector<std::string> HeldOut(size_t every) {
+  std::ifstream file(kFolder + "/heldout.tsv");
+  std::vector<std::string> sentences;
+  std::string line;
+  for (size_t i = 0; std::getline(file, line); ++i) {
+    if (i % every == 0) sentences.push_back(line.substr(0, line.find('\t')));
+  }
+  REQUIRE(sentences.size() > 1);
+  return sentences;
+}
+
+// One hypothesis of one sentence by the decoder alone: `given`, or else the largest logits.
+Hypothesis DecodePlainly(const std::string& english, const std::vector<Token>* given) {
+  const Config& config = TrainedModel().config;
+  Encoder encoder;
+  Decoder decoder;
+  REQUIRE(Encoder::Create(TrainedModel(), Precision::kF32, &encoder).ok());
+  REQUIRE(Decoder::Create(TrainedModel(), Precision::kF32, 1, 1, &decoder).ok());
+  std::vector<Token> tokens;
+  std::vector<float> memory, logits;
+  Source source;
+  History history;
+  REQUIRE(Tokenize(TrainedModel().english, english, &tokens).ok());
+  REQUIRE(encoder.Encode(tokens, &memory).ok());
+  REQUIRE(decoder.Prepare(memory, tokens.size(), &source).ok());
+  REQUIRE(decoder.Begin(&history).ok());
+  Hypothesis result;
+  for (Token last = kBos; result.tokens.size() < config.max_len; last = result.tokens.back()) {
+    REQUIRE(decoder.Step({{&source, &history, last}}, &logits).ok());
+    const size_t length = result.tokens.size();
+    Token token =
+        static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    if (given != nullptr) token = length < given->size() ? (*given)[length] : Token{kEos};
+    result.log_probability += LogProbability(logits, token);
+    result.complete = token == kEos;
+    if (result.complete) break;
+    result.tokens.push_back(token);
+  }
+  return result;
+}
+
+TEST_CASE("Translator: one beam is greedy, more are no worse", "[translator]") {
+  Translator greedy, beams;
+  REQUIRE(Translator::Create(TrainedModel(), Precision::kF32, &greedy, {1, 1}).ok());
+  REQUIRE(Translator::Create(TrainedModel(), Precision::kF32, &beams, {4, 1}).ok());
+  std::vector<std::string> sentences = HeldOut(50);
+  sentences.push_back(Words(9));  // of which the model is not sure
+  sentences.push_back(Words(31));
+  size_t differ = 0;
+  for (const std::string& sentence : sentences) {
+    INFO(sentence);
+    Translation one, four;
+    REQUIRE(greedy.Translate(sentence, &one).ok());
+    const Hypothesis expected = DecodePlainly(sentence, nullptr);
+    CHECK(one.target == expected.tokens);
+    CHECK(one.complete == expected.complete);
+    CHECK(std::fabs(one.score - expected.score()) < 1e-4);
+
+    REQUIRE(beams.Translate(sentence, &four).ok());
+    if (one.complete) CHECK(four.score > one.score - 1e-4);
+    differ += four.target != one.target ? 1 : 0;
+    // Caches that were forked and reordered held what they should.
+    const Hypothesis again = DecodePlainly(sentence, &four.target);
+    CHECK(four.complete == again.complete);
+    CHECK(std::fabs(four.score - again.score()) < 1e-4);
+  }
+  CHECK(differ > 0);
+  Translator none;
+  CHECK_FALSE(Translator::Create(TrainedModel(), Precision::kF32, &none, {0, 1}).ok());
+  CHECK_FALSE(Translator::Create(TrainedModel(), Precision::kF32, &none, {1, 0}).ok());
+}
+
+// Translates all at once and compares with `expected`, one by one; one that is not there fails.
+void CheckBatch(Translator* translator, const std::vector<std::string>& sentences,
+                const std::map<std::string, Translation>& expected) {
+  std::vector<Translator::Result> results;
+  translator->TranslateAll(sentences, &results);
+  REQUIRE(results.size() == sentences.size());
+  for (size_t i = 0; i < sentences.size(); ++i) {
+    INFO(sentences[i]);
+    const auto found = expected.find(sentences[i]);
+    REQUIRE(results[i].status.ok() == (found != expected.end()));
+    if (found == expected.end()) continue;
+    const Translation& translation = results[i].translation;
+    CHECK(translation.text == found->second.text);
+    CHECK(translation.target == found->second.target);
+    CHECK(translation.complete == found->second.complete);
+    CHECK(translation.score == found->second.score);
+    CHECK(translation.decode_steps == found->second.decode_steps);
+  }
+  CHECK(translator->pages_in_use() == 0);
+}
+
+std::map<std::string, Translation> OneByOne(Translator* translator,
+                                            const std::vector<std::string>& sentences) {
+  std::map<std::string, Translation> expected;
+  for (const std::string& sentence : sentences) {
+    Translation translation;
+    if (translator->Translate(sentence, &translation).ok()) expected[sentence] = translation;
+    CHECK(translator->pages_in_use() == 0);
+  }
+  return expected;
+}
+
+TEST_CASE("Translator: a batch is what its sentences are one by one", "[translator]") {
+  std::vector<std::string> sentences = HeldOut(40);
+  sentences.insert(sentences.begin() + 3, "the zyzzyva");
+  sentences.insert(sentences.begin() + 7, {"", Words(40), Words(31)});
+  const std::vector<std::string> reversed(sentences.rbegin(), sentences.rend());
+  for (const size_t beams : {size_t{1}, size_t{4}}) {
+    Translator single;
+    REQUIRE(Translator::Create(TrainedModel(), Precision::kF32, &single, {beams, 1}).ok());
+    const std::map<std::string, Translation> expected = OneByOne(&single, sentences);
+    CHECK(expected.size() == sentences.size() - 3);
+    for (const size_t batch : {size_t{1}, size_t{2}, size_t{7}, size_t{32}, size_t{100}}) {
+      INFO(beams << " beams, batch " << batch);
+      Translator translator;
+      REQUIRE(
+          Translator::Create(TrainedModel(), Precision::kF32, &translator, {beams, batch}).ok());
+      CheckBatch(&translator, sentences, expected);
+      CheckBatch(&translator, reversed, expected);
+      CheckBatch(&translator, {}, expected);
+    }
+  }
+}
+
+TEST_CASE("Translator: batches on every tier and in every precision", "[translator]") {
+  const std::vector<std::string> sentences = HeldOut(125);
+  for (size_t tier = 0; tier < sightline::NumTiers(); ++tier) {
+    const sightline::TierInfo info = sightline::GetTier(tier);
+    if (!info.supported) continue;
+    REQUIRE(sightline::SetActiveTier(info.name).ok());
+    for (const Precision precision : kPrecisions) {
+      INFO(info.name << ", " << Name(precision));
+      Translator single, translator;
+      REQUIRE(Translator::Create(TrainedModel(), precision, &single, {3, 1}).ok());
+      REQUIRE(Translator::Create(TrainedModel(), precision, &translator, {3, 5}).ok());
+      CHECK(std::string(translator.tier()) == info.name);
+      CheckBatch(&translator, sentences, OneByOne(&single, sentences));
+    }
+  }
+  REQUIRE(sightline::SetActiveTier(nullptr).ok());
 }
 
 // ---- Attention weights ------------------------------------------------------------------------
@@ -396,7 +672,8 @@ TEST_CASE("Weights: V = identity gives them exactly", "[weights]") {
   REQUIRE(Translator::Create(TrainedModel(), Precision::kF32, &translator).ok());
   Translation translation;
   DecoderTrace trace;
-  REQUIRE(translator.Translate("the red car is fast", &translation, &trace).ok());
+  REQUIRE(translator.Translate("the red car is fast", &translation).ok());
+  REQUIRE(translator.Trace(translation, &trace).ok());
   REQUIRE(trace.steps == 6);
   REQUIRE(trace.source_len == 6);
   AttentionWeightsReader reader;
@@ -522,6 +799,13 @@ TEST_CASE("Command line: words, lines, and neither", "[command_line]") {
   CHECK(outcome.status == kSuccess);
   CHECK(outcome.out == "bonjour le monde !\nla voiture rouge est rapide\n");
 
+  for (const char* batch : {"--batch=1", "--batch=2"}) {
+    outcome = RunWith({"--quiet", "--beam", "4", batch}, "Hello world!\n\nthe zyzzyva\nhello .");
+    CHECK(outcome.status == kFailure);
+    CHECK(outcome.out == "bonjour le monde !\nbonjour .\n");
+    CHECK(Contains(outcome.err, "line 3: unknown word"));
+  }
+
   for (const char* nothing : {"", "\n\n"}) {
     outcome = RunWith({}, nothing);
     CHECK(outcome.status == kSuccess);
@@ -551,6 +835,8 @@ TEST_CASE("Command line: what goes wrong is said", "[command_line]") {
       {{"--evaluate"}, kUsage, "--evaluate needs a value"},
       {{"--precision", "f64"}, kUsage, "must be f32, f16, bf16, mixed16"},
       {{"--limit", "0"}, kUsage, "--limit is 0"},
+      {{"--beam=0"}, kUsage, "--beam is 0, must be 1 to 16"},
+      {{"--batch", "257"}, kUsage, "--batch is 257, must be 1 to 256"},
       {{"--min-exact=101"}, kUsage, "--min-exact is 101"},
       {{"--frobnicate"}, kUsage, "no option --frobnicate"},
   };
@@ -575,6 +861,9 @@ TEST_CASE("Command line: evaluation", "[command_line]") {
   CHECK(outcome.status == kSuccess);
   CHECK(Contains(outcome.out, "f32  10 sentences"));
   CHECK(Contains(outcome.out, "i8   10 sentences"));
+  CHECK(RunWith({"--evaluate", file, "--limit=40", "--beam=4", "--batch=16", "--min-exact=98",
+                 "--min-agree-i8=98"})
+            .status == kSuccess);
 
   // One of two is expected to be something else.
   const std::string half = "translate_test_half.tsv";
