@@ -249,7 +249,7 @@ Status PagedKv::OwnOpenPage(Sequence& sequence) const {
   if (old != nullptr && old->owners.IsOne()) return Status();
   const Ref<Block> own = pool_->pages.Take();
   if (!own) return OutOfPages();
-  ClearPage(own.get(), used);
+  ClearPage(own.get(), old != nullptr ? used : 0);
   for (size_t h = 0; old != nullptr && h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
     const size_t at = h * offsets_.bytes;
     CopyHead({old->data() + at, shape_, offsets_}, used, {own->data() + at, shape_, offsets_});
