@@ -165,6 +165,89 @@ TEST_CASE("int8 tensors with fitting scales are quantised once", "[accuracy]") {
   }
 }
 
+// How a cache came by its tokens.
+enum class Filled { kAtOnce, kByStep, kRolledBack };
+
+// With kRolledBack every tile has closed with 40 tokens that were taken back, which the last tokens
+// of the tile are: what is left is rounded twice.
+KvCache FillCache(const Problem& problem, const KvFormat& format, Filled filled) {
+  const Case& c = problem.c;
+  KvCacheDesc desc;
+  desc.num_kv_heads = c.kv_heads;
+  desc.head_dim = c.head_dim;
+  desc.capacity = c.kv_len;
+  desc.format = format;
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+  const auto append = [&](int64_t begin, int64_t end) {
+    REQUIRE_THAT(cache.Append(problem.k.Slice(begin, end), problem.v.Slice(begin, end)), IsOk());
+  };
+  if (filled == Filled::kAtOnce) append(0, c.kv_len);
+  for (int64_t key = 0; filled == Filled::kByStep && key < c.kv_len; ++key) append(key, key + 1);
+  for (int64_t key = 0; filled == Filled::kRolledBack && key < c.kv_len; key += 128) {
+    append(key, key + 88);
+    append(0, 40);  // other tokens
+    REQUIRE_THAT(cache.Truncate(key + 88), IsOk());
+    append(key + 88, key + 128);
+  }
+  return cache;
+}
+
+// Means of the first 128 tokens, and values that were rounded twice, stay in the budget of what is
+// quantised at once.
+TEST_CASE("caches are as precise as memories", "[accuracy]") {
+  if (IsSanitized()) SKIP("sanitizers change no result: measured without them");
+  constexpr struct {
+    const char* name;
+    Precision precision;
+    bool rotate_k;
+  } kFormats[] = {{"i8", Precision::kI8, false},
+                  {"i8_rotated", Precision::kI8, true},
+                  {"i8_fine", Precision::kI8Fine, false},
+                  {"mixed16", Precision::kMixed16, false}};
+  const char* tier = BestTier();
+  std::string table = "relative L2 error: memory, cache, cache rolled back\n";
+  for (const Budget& budget : kBudgets) {
+    Case c;
+    c.q_len = 32;
+    c.heads = c.kv_heads = 1;
+    c.kv_len = 2048;
+    c.head_dim = 64;
+    c.distribution = budget.distribution;
+    const Problem problem(c, 45);
+    const std::vector<double> exact = ExactOutput(problem);
+    for (const auto& format : kFormats) {
+      Setup setup = {tier, format.precision, Source::kMemory};
+      setup.rotate_k = format.rotate_k;
+      const bool is_short = HasShortQuanta(tier);
+      const double allowed = format.precision == Precision::kI8Fine    ? budget.i8_fine
+                             : format.precision == Precision::kMixed16 ? budget.mixed16
+                             : format.rotate_k
+                                 ? (is_short ? budget.i8_rotated_short : budget.i8_rotated)
+                                 : (is_short ? budget.i8_short : budget.i8);
+      const KvFormat kv = {format.precision, tier, format.rotate_k};
+      const double memory = ErrorOf(Attend(problem, setup), exact).relative_l2;
+      double errors[3];
+      for (const Filled filled : {Filled::kAtOnce, Filled::kByStep, Filled::kRolledBack}) {
+        const KvCache cache = FillCache(problem, kv, filled);
+        errors[static_cast<size_t>(filled)] =
+            ErrorOf(AttendCache(problem, setup, cache), exact).relative_l2;
+      }
+      INFO(Name(budget.distribution) << ", " << format.name << ": memory " << memory << ", cache "
+                                     << errors[0] << ", rolled back " << errors[2]);
+      CHECK(errors[1] == errors[0]);
+      CHECK(errors[0] <= allowed);
+      CHECK(errors[2] <= 1.25 * allowed);
+      char line[160];
+      snprintf(line, sizeof(line), "  %-20s %-10s %.2f %% %.2f %% %.2f %%\n",
+               Name(budget.distribution), format.name, 100 * memory, 100 * errors[0],
+               100 * errors[2]);
+      table += line;
+    }
+  }
+  fprintf(stderr, "%s", table.c_str());
+}
+
 // int8 must not lose weight: one key has half of it, thousands share the rest. With one maximum for
 // all tiles, or a denominator of rounded weights, that other half is lost.
 TEST_CASE("weights too small for 8 bits are not lost", "[accuracy]") {

@@ -230,23 +230,6 @@ TEST_CASE("a quantised cache has the centers of its first tokens", "[cache]") {
   }
 }
 
-Tensor AttendCache(const Problem& problem, const Setup& setup, const KvCache& cache) {
-  Setup from_cache = setup;
-  from_cache.source = Source::kCache;
-  AttentionDesc desc = DescOf(problem.c, from_cache);
-  desc.owns_workspace = true;
-  Plan plan;
-  REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
-  Tensor out = problem.NewOut();
-  AttentionArgs args;
-  args.q = problem.q.view();
-  args.out = out.view();
-  args.cache = &cache;
-  REQUIRE_THAT(Run(plan, args), IsOk());
-  RecordTierRun(plan.tier());
-  return out;
-}
-
 TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
   const Precision precision = GENERATE(from_range(kPrecisions));
   const bool i8_tensors = GENERATE(false, true);

@@ -943,6 +943,23 @@ Tensor Attend(const Problem& problem, const Setup& setup, Tensor* lse) {
   return out;
 }
 
+Tensor AttendCache(const Problem& problem, const Setup& setup, const KvCache& cache) {
+  Setup from_cache = setup;
+  from_cache.source = Source::kCache;
+  AttentionDesc desc = DescOf(problem.c, from_cache);
+  desc.owns_workspace = true;
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+  Tensor out = problem.NewOut();
+  AttentionArgs args;
+  args.q = problem.q.view();
+  args.out = out.view();
+  args.cache = &cache;
+  REQUIRE_THAT(Run(plan, args), IsOk());
+  RecordTierRun(plan.tier());
+  return out;
+}
+
 QuantHead QuantizeHeadOf(const Problem& p, int64_t run_number, int64_t head,
                          const QuantMethod& method, int64_t num_keys, int64_t center_keys) {
   const KvRun run = p.c.Runs()[static_cast<size_t>(run_number)];

@@ -182,6 +182,9 @@ KvCache CacheOf(const Problem& problem, const Setup& setup);
 // full of NaN. Fails the test if the library reports an error, runs another tier or writes into a
 // gap. *lse: of a case that asks for it.
 Tensor Attend(const Problem& problem, const Setup& setup, Tensor* lse = nullptr);
+
+// The same over a cache that the caller has filled.
+Tensor AttendCache(const Problem& problem, const Setup& setup, const KvCache& cache);
 // The same, but returns what went wrong; empty = nothing.
 std::string TryAttend(const Problem& problem, const Setup& setup, Tensor* out, Tensor* lse);
 
