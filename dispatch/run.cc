@@ -86,8 +86,7 @@ Rows RowsOf(const View& view, const RowSet& set) {
 }
 
 // A block of block_mask begins with query 0 of its sequence: set.query is 0 there.
-MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, int64_t kv_block,
-                    size_t first_key) {
+MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, int64_t kv_block) {
   if (view.data == nullptr) return {};
   return {static_cast<const unsigned char*>(view.data) + OffsetIn(view, set),
           view.length_stride,
@@ -96,7 +95,7 @@ MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, in
           view.dim_stride,
           static_cast<size_t>(q_block),
           static_cast<size_t>(kv_block),
-          first_key};
+          0};
 }
 
 // A call as kernels see it: sequences, whose queries may come from several beams and groups of
@@ -227,6 +226,32 @@ class Parts {
   bool has_next_ = false;
 };
 
+// A task over rows, but for their keys.
+AttendTask RowsTask(const Call& call, const Selection& rows) {
+  const AttentionDesc& desc = call.plan.desc;
+  const AttentionArgs& args = call.args;
+  const TokenSpan queries = call.queries.at(rows.sequence);
+  const RowSet set = {queries.batch * call.beams + rows.beam, queries.begin, rows.head, rows.beams,
+                      rows.group};
+  AttendTask task = {};
+  task.q = RowsOf(args.q, set);
+  task.out = RowsOf(args.out, set);
+  task.lse = RowsOf(args.lse, set);
+  task.q_len = queries.count;
+  task.row_end = NumRowsOf(call, rows);
+  task.scale_log2e = call.plan.scale_log2e;
+  task.window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
+  task.window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
+  task.masks[0] = MaskRowsOf(args.mask, set, 1, 1);
+  task.masks[1] =
+      MaskRowsOf(args.block_mask.blocks, set, args.block_mask.q_block, args.block_mask.kv_block);
+  task.softcap_log2e = desc.softcap * kLog2E;
+  task.bias = RowsOf(args.bias, set);
+  task.distance_bias = DistanceBiasOf(call, rows.head);
+  if (args.sinks != nullptr) task.sinks = args.sinks + rows.head;
+  return task;
+}
+
 // Where a task finds the keys of a part.
 void SetKeys(const KeyPart& part, size_t kv_head, AttendTask* task) {
   const size_t head_offset = kv_head * part.offsets->bytes;
@@ -236,44 +261,29 @@ void SetKeys(const KeyPart& part, size_t kv_head, AttendTask* task) {
   task->kv_len = part.count;
 }
 
-// Keys count from the part's first one on: what goes by position moves by as much.
-AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
-  const KeyPart& part = *parts;
-  const AttentionDesc& desc = call.plan.desc;
+// The same, and what goes by their position. Keys count from the part's first one on: positions,
+// masks and biases, of a task that has not had a part before, move by as much.
+void SetPart(const Call& call, const Selection& rows, const Parts& parts, AttendTask* task) {
   const AttentionArgs& args = call.args;
-  const TokenSpan queries = call.queries.at(rows.sequence);
-  const RowSet set = {queries.batch * call.beams + rows.beam, queries.begin, rows.head, rows.beams,
-                      rows.group};
-  AttendTask task = {};
-  SetKeys(part, rows.head / call.group, &task);
-  if (part.bias != nullptr) task.score_offset = part.bias + rows.head;
-  task.q = RowsOf(args.q, set);
-  task.out = RowsOf(args.out, set);
-  task.lse = RowsOf(args.lse, set);
-  task.q_len = queries.count;
-  task.row_end = NumRowsOf(call, rows);
-  task.scale_log2e = call.plan.scale_log2e;
-
+  const KeyPart& part = *parts;
+  SetKeys(part, rows.head / call.group, task);
+  if (part.bias != nullptr) task->score_offset = part.bias + rows.head;
   const int64_t begin = static_cast<int64_t>(part.begin);
   const int64_t bottom_right =
-      static_cast<int64_t>(parts.num_keys()) - static_cast<int64_t>(task.q_len);
-  task.q_start =
+      static_cast<int64_t>(parts.num_keys()) - static_cast<int64_t>(task->q_len);
+  task->q_start =
       (args.q_start == AttentionArgs::kBottomRight ? bottom_right : args.q_start) - begin;
-  task.window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
-  task.window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
   if (args.prefix_lens != nullptr) {
     const int64_t prefix = int64_t{args.prefix_lens[rows.sequence]} - begin;
-    task.prefix_len = std::min(static_cast<size_t>(std::max<int64_t>(prefix, 0)), task.kv_len);
+    task->prefix_len = std::min(static_cast<size_t>(std::max<int64_t>(prefix, 0)), task->kv_len);
   }
-  task.masks[0] = MaskRowsOf(args.mask, set, 1, 1, part.begin);
-  task.masks[1] = MaskRowsOf(args.block_mask.blocks, set, args.block_mask.q_block,
-                             args.block_mask.kv_block, part.begin);
+  for (MaskRows& mask : task->masks) mask.first_key = part.begin;
+  if (task->bias.data != nullptr) task->bias.data += begin * task->bias.dim_stride;
+}
 
-  task.softcap_log2e = desc.softcap * kLog2E;
-  task.bias = RowsOf(args.bias, set);
-  if (task.bias.data != nullptr) task.bias.data += begin * task.bias.dim_stride;
-  task.distance_bias = DistanceBiasOf(call, rows.head);
-  if (args.sinks != nullptr) task.sinks = args.sinks + rows.head;
+AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
+  AttendTask task = RowsTask(call, rows);
+  SetPart(call, rows, parts, &task);
   return task;
 }
 
@@ -311,11 +321,13 @@ void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_
   const size_t num_rows = NumRowsOf(call, rows);
   PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
   unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
+  const AttendTask all_rows = RowsTask(call, rows);
   AttendTask next;  // its head and pages
   bool continues = false;
   bool is_merged = false;
   for (Parts parts(call, rows.sequence, kv_head);; parts.Next()) {
-    AttendTask task = TaskOf(call, rows, parts);
+    AttendTask task = all_rows;
+    SetPart(call, rows, parts, &task);
     task.row_begin = row_begin;
     task.row_end = row_end;
     task.continues = continues;
