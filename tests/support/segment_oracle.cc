@@ -123,6 +123,10 @@ double CappedError(double softcap, double score, double error) {
          8.0 * u * softcap;
 }
 
+// Relative error of exp(s) for an error of s, which may be as large as a bias of 1e30: of weights
+// that are 0 then.
+double ExpError(double error) { return expm1(std::min(error, 100.0)); }
+
 // Softcap and biases.
 void Modify(const SegmentInput& in, const RowPlace& row, float part_bias, SeenKey* seen) {
   const double softcap = static_cast<double>(in.softcap);
@@ -224,7 +228,7 @@ RowSums SumRow(const std::vector<StoredPart>& parts, const RowPlace& row,
     }
     for (; i < end; ++i) {
       const double w = keys[i].weight;
-      const double error = expm1(keys[i].score_error) + method.p_error + common_error + n * u;
+      const double error = ExpError(keys[i].score_error) + method.p_error + common_error + n * u;
       sums.sum_error += w * error + method.tile_sum_error * largest + method.lowest;
       for (size_t c = 0; c < dim; ++c) {
         const double v = head.v[keys[i].key * dim + c];
@@ -327,7 +331,7 @@ class Computation {
           key.score_error + result_.out.lse_tolerance[at] + 8.0 * u * (fabs(lse) + key.magnitude);
       result_.weights.value[element] = key.weight;
       result_.weights.tolerance[element] =
-          key.weight * (expm1(difference) + 4.0 * u) + ldexp(1.0, -100);
+          key.weight * (ExpError(difference) + 4.0 * u) + ldexp(1.0, -100);
     }
   }
 
