@@ -670,6 +670,99 @@ TEST_CASE("a window forgets pages, but for its sinks", "[segments]") {
   });
 }
 
+TEST_CASE("a page that is gone stays so until a token comes", "[segments]") {
+  ForEachSetup([&](const Setup& setup) {
+    const KvFormat format = {setup.precision, setup.tier, setup.rotate_k};
+    Rng rng(30500);
+    const Tensor k = NormalTensor({2, 256, kKvHeads, kHeadDim}, 1.0f, &rng);
+    const Tensor v = NormalTensor({2, 256, kKvHeads, kVHeadDim}, 2.0f, &rng);
+    KvCache cache = PagedCache(format, 128);
+    REQUIRE_THAT(cache.Append(k.view(), v.view()), IsOk());
+    for (int64_t b = 0; b < 2; ++b) Evict(&cache, b, 128, 256);
+    REQUIRE_THAT(cache.Truncate(150), IsOk());
+    CHECK(cache.num_evicted(0) == 22);
+    const Segments segments = OfCache(cache);
+    for (const int64_t q_len : {1, 33}) {
+      const Call call(segments, Queries(q_len), setup, 1);
+      call.Check(call.Run());
+    }
+    REQUIRE_THAT(cache.Append(k.Slice(0, 30), v.Slice(0, 30)), IsOk());
+    CHECK(cache.num_evicted(0) == 22);
+    for (const int64_t q_len : {1, 33}) {
+      const Call call(segments, Queries(q_len), setup, 1);
+      call.Check(call.Run());
+    }
+    REQUIRE_THAT(cache.Truncate(128), IsOk());
+    CHECK(cache.num_evicted(0) == 0);
+  });
+}
+
+TEST_CASE("the capacity counts tokens whose memory is in use", "[segments]") {
+  KvCacheDesc desc;
+  desc.num_kv_heads = kKvHeads;
+  desc.head_dim = kHeadDim;
+  desc.v_head_dim = kVHeadDim;
+  desc.capacity = 256;
+  desc.page_tokens = 128;
+  Rng rng(30600);
+  const Tensor k = NormalTensor({1, 256, kKvHeads, kHeadDim}, 1.0f, &rng);
+  const Tensor v = NormalTensor({1, 256, kKvHeads, kVHeadDim}, 2.0f, &rng);
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+  REQUIRE_THAT(cache.Append(k.view(), v.view()), IsOk());
+  CHECK_THAT(cache.Append(k.Slice(0, 1), v.Slice(0, 1)),
+             IsError(StatusCode::kCapacityExceeded, "256"));
+  Evict(&cache, 0, 128, 256);
+  REQUIRE_THAT(cache.Truncate(150), IsOk());  // of which 22 are gone, with their page
+  CHECK_THAT(cache.Append(k.Slice(0, 129), v.Slice(0, 129)),
+             IsError(StatusCode::kCapacityExceeded, "128"));
+  CHECK(cache.length() == 150);
+  CHECK_THAT(cache.Append(k.Slice(0, 128), v.Slice(0, 128)), IsOk());
+  CHECK(cache.length() == 278);
+}
+
+TEST_CASE("pages that served before are as new", "[segments]") {
+  ForEachSetup([&](const Setup& setup) {
+    KvPoolDesc desc;
+    desc.num_kv_heads = kKvHeads;
+    desc.head_dim = kHeadDim;
+    desc.v_head_dim = kVHeadDim;
+    desc.format = {setup.precision, setup.tier, setup.rotate_k};
+    desc.page_tokens = 128;
+    desc.max_pages = 2;
+    KvPool used, fresh;
+    REQUIRE_THAT(KvPool::Create(desc, &used), IsOk());
+    REQUIRE_THAT(KvPool::Create(desc, &fresh), IsOk());
+    Rng rng(30700);
+    Tensor k = NormalTensor({1, 256, kKvHeads, kHeadDim}, 1.0f, &rng);
+    Tensor v = NormalTensor({1, 256, kKvHeads, kVHeadDim}, 2.0f, &rng);
+    const auto cache_of = [&](const KvPool& pool, int64_t length) {
+      KvCacheDesc of_pool;
+      of_pool.pool = &pool;
+      of_pool.capacity = 256;
+      KvCache cache;
+      REQUIRE_THAT(KvCache::Create(of_pool, &cache), IsOk());
+      REQUIRE_THAT(cache.Append(k.Slice(0, length), v.Slice(0, length)), IsOk());
+      return cache;
+    };
+    for (int64_t l = 0; l < 256; ++l) {
+      for (int64_t d = 0; d < kVHeadDim; ++d) v.Set(0, l, l % 2, d, l % 3 == 0 ? NAN : HUGE_VALF);
+    }
+    cache_of(used, 256);  // and destroyed
+    v = NormalTensor({1, 256, kKvHeads, kVHeadDim}, 2.0f, &rng);
+    for (const int64_t length : {1, 3, 65, 127, 129}) {
+      INFO(length << " tokens");
+      const KvCache cache = cache_of(used, length);
+      CHECK(PackedBytes(*KvAccess::Get(cache)) ==
+            PackedBytes(*KvAccess::Get(cache_of(fresh, length))));
+      const Segments segments = OfCache(cache);
+      const Call call(segments, Queries(2), setup, 1);
+      call.Check(call.Run());
+    }
+    CHECK(used.pages_in_use() == 0);
+  });
+}
+
 // ---- Memories ---------------------------------------------------------------------------------
 
 TEST_CASE("a memory leaves padding out", "[segments]") {
