@@ -188,10 +188,14 @@ class Parts {
   const KeyPart& operator*() const { return part_; }
   const KeyPart* operator->() const { return &part_; }
   size_t num_keys() const { return num_keys_; }  // of all parts
-  // Whether another one follows, and if the same kernels read it.
+  // Whether another one follows, and if the same kernels read it in the same layout: rows keep
+  // their Q, which rotated K has another one of.
   bool has_next() const { return has_next_; }
+  bool continues() const {
+    return has_next_ && following_.kernels == part_.kernels &&
+           following_.shape->layout == part_.shape->layout;
+  }
   const KeyPart& next() const { return following_; }
-  bool continues() const { return has_next_ && following_.kernels == part_.kernels; }
   void Next() {
     part_ = following_;
     has_next_ = false;

@@ -82,6 +82,7 @@ struct DecodeRow {
   float offset;      // of parts, as in QueryTile
   float before_m;
   float before_d;
+  float kept_m;
   float tile_m;                    // of the tile whose P is due: maximum of the visible scores
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
 };
@@ -681,6 +682,7 @@ HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
 // OpenPart and ClosePart of one row.
 HWY_NOINLINE void OpenDecodePart(const AttendTask& task, DecodeRow& row) {
   row.offset = ScoreOffset(task, row.index, row.lack);
+  row.kept_m = row.m;
   row.m -= row.offset;
   row.before_m = row.m;
   row.before_d = hn::ReduceSum(df, hn::Load(df, row.d));
@@ -696,7 +698,7 @@ HWY_NOINLINE void CloseDecodePart(const float* v_center, size_t channels, Decode
     hn::Store(hn::MulAdd(hn::Set(df, d), center, hn::Load(df, row.o + c)), df, row.o + c);
   }
   hn::Store(hn::IfThenElseZero(hn::FirstN(df, 1), hn::Set(df, d + before)), df, row.d);
-  row.m += row.offset;
+  row.m = row.before_d != 0.0f && row.m == row.before_m ? row.kept_m : row.m + row.offset;
 }
 
 // O / d and V's centre, to the caller's row; see StoreOutput.

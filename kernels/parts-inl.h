@@ -4,7 +4,8 @@
 // A part begins by moving the rows' reference to where its scores are: they lack q times the mean
 // of the part's keys, and are all raised by the segment's bias. It ends by moving it back, and by
 // adding the mean of its values, which has the weight of the part's keys alone. Meanwhile d has the
-// part's sum, and that of the parts before waits in before_d.
+// part's sum, and that of the parts before waits in before_d. A reference that no score of the part
+// has raised is what it was, to the bit: a large bias would round it on both ways.
 //
 //   m' = m - offset      O' = O + (sum of P) * v_center      d' = sum of P + 2^(m - m_now) * d
 //
@@ -55,13 +56,15 @@ HWY_NOINLINE void OpenPart(const AttendTask& task, float start_m, bool whole_oct
       offsets[i] = ScoreOffset(task, q.first_row + real, q.lack[real]);
     }
     const VF offset = hn::Load(df, offsets);
-    const VF exact = hn::Sub(hn::Load(df, q.m + row), offset);
+    const VF old_m = hn::Load(df, q.m + row);
+    const VF exact = hn::Sub(old_m, offset);
     VF d = hn::Load(df, q.d + row);
     const auto first = hn::Eq(d, hn::Zero(df));
     VF m = whole_octaves ? hn::Round(exact) : exact;
+    const VF rounding = hn::IfThenZeroElse(first, hn::Sub(m, exact));
     m = hn::IfThenElse(first, hn::Set(df, start_m), m);
     if (whole_octaves && !hn::AllTrue(df, first)) {
-      const VF rescale = hn::IfThenElse(first, hn::Set(df, 1.0f), Exp2(hn::Sub(exact, m)));
+      const VF rescale = Exp2(hn::Neg(rounding));
       d = hn::Mul(d, rescale);
       for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); ++c) {
         float* o = q.o + c * stride + row;
@@ -71,6 +74,7 @@ HWY_NOINLINE void OpenPart(const AttendTask& task, float start_m, bool whole_oct
     hn::Store(offset, df, q.offset + row);
     hn::Store(m, df, q.m + row);
     hn::Store(m, df, q.before_m + row);
+    hn::Store(hn::Add(old_m, rounding), df, q.kept_m + row);
     hn::Store(d, df, q.before_d + row);
     hn::Store(hn::Zero(df), df, q.d + row);
   }
@@ -83,14 +87,17 @@ HWY_NOINLINE void ClosePart(const QueryTile& q, const float* v_center, size_t ch
     const VF m = hn::Load(df, q.m + row);
     const VF d = hn::Load(df, q.d + row);
     const VF before_d = hn::Load(df, q.before_d + row);
-    const VF rescale = Exp2(hn::Sub(hn::Load(df, q.before_m + row), m));
+    const VF before_m = hn::Load(df, q.before_m + row);
+    const VF rescale = Exp2(hn::Sub(before_m, m));
     const auto nothing = hn::Eq(before_d, hn::Zero(df));  // and perhaps no reference
     const VF before = hn::IfThenZeroElse(nothing, hn::Mul(before_d, rescale));
     for (size_t c = 0; v_center != nullptr && c < channels; ++c) {
       float* o = q.o + c * stride + row;
       hn::Store(hn::MulAdd(d, hn::Set(df, v_center[c]), hn::Load(df, o)), df, o);
     }
-    hn::Store(hn::Add(m, hn::Load(df, q.offset + row)), df, q.m + row);
+    const auto is_kept = hn::AndNot(nothing, hn::Eq(m, before_m));
+    const VF moved = hn::Add(m, hn::Load(df, q.offset + row));
+    hn::Store(hn::IfThenElse(is_kept, hn::Load(df, q.kept_m + row), moved), df, q.m + row);
     hn::Store(hn::Add(d, before), df, q.d + row);
     hn::Store(hn::Zero(df), df, q.before_d + row);
   }

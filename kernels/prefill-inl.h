@@ -73,6 +73,7 @@ HWY_INLINE void TakeQueryTiles(const PackedShape& shape, size_t v_channels, Scra
     q.offset = arena.Take<float>(kRows);
     q.before_m = arena.Take<float>(kRows);
     q.before_d = arena.Take<float>(kRows);
+    q.kept_m = arena.Take<float>(kRows);
     q.o = arena.Take<float>(v_channels * kRows);
   }
   queries.rows = arena.Take<float>(kLanes * MaxOf(dims, v_channels));

@@ -472,7 +472,8 @@ void AttendRow(const AttendTask& task, size_t r, RowState& state) {
     state.d = 0.0f;
     std::fill(state.o, state.o + shape.v_head_dim, 0.0f);
   }
-  float m = state.m - offset;
+  const float before_m = state.m - offset;
+  float m = before_m;
   float denominator = state.d;
   float part = 0.0f;  // of the denominator: this part's
   float* o = state.o;
@@ -506,7 +507,7 @@ void AttendRow(const AttendTask& task, size_t r, RowState& state) {
     m = new_m;
   }
   for (size_t c = 0; part != 0.0f && c < shape.v_head_dim; ++c) o[c] += part * values.Center(c);
-  state.m = m + offset;
+  if (m != before_m) state.m = m + offset;  // as it was, to the bit, if nothing has raised it
   state.d = denominator;
   if (task.pauses) return;
 

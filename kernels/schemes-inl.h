@@ -211,6 +211,7 @@ struct QueryTile {
   float* offset;      // of parts (parts-inl.h): what their scores are to be raised by,
   float* before_m;    // reference and
   float* before_d;    // denominator when the part began; 0 where there are no parts
+  float* kept_m;      // the reference behind the part if that leaves it where it was
   float* o;           // [PaddedVHeadDim][rows]: running numerator
   int sum_shift;      // quantised K: bits by which sums of Q·K are shifted to fit int16,
   int32_t rounding;   // and half of what is shifted out; see SumShift

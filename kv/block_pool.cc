@@ -66,9 +66,43 @@ Ref<Block> BlockPool::Take() {
   return Ref<Block>(block);
 }
 
+void BlockPool::Clear(Block* block) const { memset(block->data(), 0, block_bytes_); }
+
 size_t BlockPool::num_taken() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return num_blocks_ - num_free_;
+}
+
+BlockStock::~BlockStock() {
+  while (count_ != 0) Take();
+}
+
+void BlockStock::Push(Ref<Block> block) {
+  Block* pushed = block.Release();
+  pushed->next_free = first_;
+  first_ = pushed;
+  ++count_;
+}
+
+bool BlockStock::Draw() {
+  Ref<Block> block = pool_->Take();
+  if (!block) return false;
+  pool_->Clear(block.get());
+  Push(std::move(block));
+  return true;
+}
+
+void BlockStock::Put(Ref<Block> block) {
+  if (!block || !block->owners.IsOne()) return;
+  pool_->Clear(block.get());
+  Push(std::move(block));
+}
+
+Ref<Block> BlockStock::Take() {
+  Block* taken = first_;
+  first_ = taken->next_free;
+  --count_;
+  return Ref<Block>(taken);
 }
 
 }  // namespace internal

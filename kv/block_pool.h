@@ -23,7 +23,8 @@ class Owners {
   void Add() { count_.fetch_add(1, std::memory_order_relaxed); }
   // True for the last.
   bool Drop() { return count_.fetch_sub(1, std::memory_order_acq_rel) == 1; }
-  bool IsOne() const { return count_.load(std::memory_order_acquire) == 1; }
+  bool IsOne() const { return Count() == 1; }
+  uint32_t Count() const { return count_.load(std::memory_order_acquire); }
 
  private:
   std::atomic<uint32_t> count_{1};
@@ -49,6 +50,8 @@ class Ref {
   }
 
   T* get() const { return object_; }
+  // Hands over the reference.
+  T* Release() { return std::exchange(object_, nullptr); }
   T* operator->() const { return object_; }
   explicit operator bool() const { return object_ != nullptr; }
 
@@ -83,6 +86,7 @@ class BlockPool {
 
   // A block, whatever is in it; null if there are max_blocks, or no memory.
   Ref<Block> Take();
+  void Clear(Block* block) const;  // to zeros
 
   size_t block_bytes() const { return block_bytes_; }
   size_t max_blocks() const { return max_blocks_; }
@@ -98,6 +102,30 @@ class BlockPool {
   Block* free_ = nullptr;
   size_t num_blocks_ = 0;  // allocated
   size_t num_free_ = 0;
+};
+
+// Blocks of zeros set aside before anything is changed that may not fail half way.
+class BlockStock {
+ public:
+  explicit BlockStock(BlockPool* pool) : pool_(pool) {}
+  BlockStock(const BlockStock&) = delete;
+  BlockStock& operator=(const BlockStock&) = delete;
+  ~BlockStock();
+
+  size_t count() const { return count_; }
+  // Takes one from the pool. False if there is none.
+  bool Draw();
+  // Keeps a block that nobody else has.
+  void Put(Ref<Block> block);
+  // There is one.
+  Ref<Block> Take();
+
+ private:
+  void Push(Ref<Block> block);
+
+  BlockPool* pool_;
+  Block* first_ = nullptr;  // linked by next_free
+  size_t count_ = 0;
 };
 
 }  // namespace internal

@@ -49,13 +49,17 @@ unsigned char* PageTable::first_page() const {
 }
 
 void PageTable::Push(Ref<Block> page) {
-  Replace(num_pages_, std::move(page));
+  data_[num_pages_] = page->data();
+  pages_[num_pages_] = std::move(page);
   ++num_pages_;
 }
 
 void PageTable::Replace(size_t i, Ref<Block> page) {
+  const bool was_gone = !pages_[i];
   data_[i] = page->data();
   pages_[i] = std::move(page);
+  if (!was_gone) return;
+  for (size_t tile = i * TilesOfPage(); tile < (i + 1) * TilesOfPage(); ++tile) SetTile(tile);
 }
 
 bool PageTable::MakeBits() {
@@ -82,26 +86,38 @@ void PageTable::Truncate(size_t num_tokens) {
   }
   if (tiles_ == nullptr) return;
   // Tokens to come are there: their bits are set again.
-  const size_t num_tiles = room_ * TilesOfPage();
-  const size_t first_tile = num_tokens / kKvTile;
-  for (size_t tile = first_tile; tile < num_tiles; ++tile) {
-    if (tiles_[tile] == TileKeys::kAll) continue;
-    uint32_t* bits = BitsOf(tile);
-    bool is_whole = true;
-    for (size_t i = 0; i < kKvTile; ++i) {
-      const uint32_t bit = uint32_t{1} << i % 32;
-      const bool is_kept = tiles_[tile] == TileKeys::kSome && (bits[i / 32] & bit) != 0;
-      if (is_kept) continue;
-      if (tile * kKvTile + i < num_tokens) {
-        bits[i / 32] &= ~bit;
-        is_whole = false;
-      } else {
-        bits[i / 32] |= bit;
-        --num_evicted_;
-      }
+  const size_t end = room_ * page_tokens_;
+  for (size_t token = num_tokens; token < end; ++token) {
+    const size_t tile = token / kKvTile;
+    if (token % kKvTile == 0 && tiles_[tile] == TileKeys::kAll) {
+      token += kKvTile - 1;
+      continue;
     }
-    tiles_[tile] = is_whole ? TileKeys::kAll : TileKeys::kSome;
+    if (IsKept(token)) continue;
+    BitsOf(tile)[token % kKvTile / 32] |= uint32_t{1} << token % 32;
+    --num_evicted_;
   }
+  for (size_t tile = num_tokens / kKvTile; tile < room_ * TilesOfPage(); ++tile) {
+    // A page that is gone stays so until a token comes.
+    const size_t page = tile / TilesOfPage();
+    if (page >= num_pages_ || pages_[page]) SetTile(tile);
+  }
+}
+
+bool PageTable::IsKept(size_t token) const {
+  const uint32_t word = BitsOf(token / kKvTile)[token % kKvTile / 32];
+  return (word >> token % 32 & 1) != 0;
+}
+
+// By its bits.
+void PageTable::SetTile(size_t tile) {
+  const uint32_t* bits = BitsOf(tile);
+  const auto all_are = [&](uint32_t wanted) {
+    return std::all_of(bits, bits + kTileWords, [=](uint32_t word) { return word == wanted; });
+  };
+  tiles_[tile] = all_are(0)              ? TileKeys::kNone
+                 : all_are(~uint32_t{0}) ? TileKeys::kAll
+                                         : TileKeys::kSome;
 }
 
 void PageTable::DropPageIfEmpty(size_t i) {
@@ -118,38 +134,29 @@ bool PageTable::Evict(const int32_t* positions, size_t count, size_t num_tokens)
   for (size_t n = 0; n < count; ++n) {
     const size_t position = static_cast<size_t>(positions[n]);
     const size_t tile = position / kKvTile;
-    if (tiles_[tile] == TileKeys::kNone) continue;
-    uint32_t* bits = BitsOf(tile);
-    const uint32_t bit = uint32_t{1} << position % 32;
-    uint32_t& word = bits[position % kKvTile / 32];
-    if ((word & bit) == 0) continue;
-    word &= ~bit;
+    if (!IsKept(position)) continue;
+    BitsOf(tile)[position % kKvTile / 32] &= ~(uint32_t{1} << position % 32);
     ++num_evicted_;
-    tiles_[tile] = TileKeys::kSome;
-    const bool is_empty = std::all_of(bits, bits + kTileWords, [](uint32_t w) { return w == 0; });
-    if (!is_empty) continue;
-    tiles_[tile] = TileKeys::kNone;
+    SetTile(tile);
+    if (tiles_[tile] != TileKeys::kNone) continue;
     const size_t page = position / page_tokens_;
     if ((page + 1) * page_tokens_ <= num_tokens) DropPageIfEmpty(page);
   }
   return true;
 }
 
-bool PageTable::EvictPages(size_t begin, size_t end) {
-  if (begin >= end) return true;
-  if (!MakeBits()) return false;
+void PageTable::EvictPages(size_t begin, size_t end, BlockStock* stock) {
   for (size_t i = begin; i < end; ++i) {
     for (size_t tile = i * TilesOfPage(); tile < (i + 1) * TilesOfPage(); ++tile) {
-      if (tiles_[tile] == TileKeys::kNone) continue;
       for (size_t w = 0; w < kTileWords; ++w) {
         num_evicted_ += static_cast<size_t>(__builtin_popcount(BitsOf(tile)[w]));
         BitsOf(tile)[w] = 0;
       }
       tiles_[tile] = TileKeys::kNone;
     }
-    DropPageIfEmpty(i);
+    stock->Put(std::move(pages_[i]));
+    data_[i] = nullptr;
   }
-  return true;
 }
 
 }  // namespace internal

@@ -36,6 +36,7 @@ class PageTable {
   unsigned char* first_page() const;
 
   void Push(Ref<Block> page);  // there is room
+  // Of one that was forgotten the tokens to come are there again.
   void Replace(size_t i, Ref<Block> page);
   // Forgets what is behind the first `num_tokens`.
   void Truncate(size_t num_tokens);
@@ -43,14 +44,18 @@ class PageTable {
   // False if memory for bits is short. Of tokens [0, num_tokens) of the sequence; those in the page
   // that num_tokens is in the middle of stay in memory.
   bool Evict(const int32_t* positions, size_t count, size_t num_tokens);
-  // All tokens of pages [begin, end) that are full.
-  bool EvictPages(size_t begin, size_t end);
+  // All tokens of pages [begin, end) that are full; there is memory for bits. Pages go to the
+  // stock.
+  void EvictPages(size_t begin, size_t end, BlockStock* stock);
+  // Memory for bits. False if it is short.
+  bool MakeBits();
 
   Owners owners;
 
  private:
   PageTable() = default;
-  bool MakeBits();
+  bool IsKept(size_t token) const;
+  void SetTile(size_t tile);
   uint32_t* BitsOf(size_t tile) const { return kept_.get() + tile * (kKvTile / 32); }
   size_t TilesOfPage() const { return page_tokens_ / kKvTile; }
   void DropPageIfEmpty(size_t i);

@@ -173,13 +173,43 @@ size_t PagedKv::FirstWindowPage() const {
   return (sinks + PageTokens() - 1) / PageTokens();
 }
 
-// Tokens whose memory is in use, whether they are seen or not.
-int64_t PagedKv::HeldTokens(const PageTable& table) const {
-  int64_t held = length_;
+// Tokens whose memory is in use, whether they are seen or not, when these pages are gone.
+int64_t PagedKv::HeldTokens(const PageTable& table, const PageRange& forgotten) const {
+  const size_t length = static_cast<size_t>(length_);
+  size_t held = length;
   for (size_t i = 0; i < table.num_pages(); ++i) {
-    if (table.page(i) == nullptr) held -= static_cast<int64_t>(PageTokens());
+    const bool is_gone = table.page(i) == nullptr || (i >= forgotten.begin && i < forgotten.end);
+    if (is_gone) held -= std::min(PageTokens(), length - i * PageTokens());
   }
-  return held;
+  return static_cast<int64_t>(held);
+}
+
+// What a window forgets before the next token is appended.
+PagedKv::PageRange PagedKv::PagesToForget() const {
+  PageRange range = {std::max(forgotten_pages_, FirstWindowPage()), 0};
+  if (limits_.window_left >= 0 && length_ > limits_.window_left) {
+    range.end = static_cast<size_t>(length_ - limits_.window_left) / PageTokens();
+  }
+  range.end = std::max(range.begin, range.end);
+  return range;
+}
+
+// How many of these pages nobody will have once all sequences have forgotten them.
+size_t PagedKv::CountFreed(const PageRange& forgotten) const {
+  const size_t batch = static_cast<size_t>(geometry_.batch);
+  size_t count = 0;
+  for (size_t b = 0; b < batch; ++b) {
+    for (size_t i = forgotten.begin; i < forgotten.end; ++i) {
+      const Block* page = sequences_[b].table->page(i);
+      if (page == nullptr) continue;
+      const auto has_it = [=](const Sequence& sequence) { return sequence.table->page(i) == page; };
+      const Sequence* begin = sequences_.get();
+      const auto holders = std::count_if(begin, begin + batch, has_it);
+      const bool is_first = std::find_if(begin, begin + batch, has_it) == begin + b;
+      if (is_first && page->owners.Count() == static_cast<uint32_t>(holders)) ++count;
+    }
+  }
+  return count;
 }
 
 Status PagedKv::OutOfPages() const {
@@ -213,7 +243,7 @@ Status PagedKv::OwnTail(Sequence& sequence) const {
   }
   const Sequence old = sequence;
   sequence.tail = std::move(own);
-  memset(sequence.tail->data(), 0, pool_->tails.block_bytes());
+  pool_->tails.Clear(sequence.tail.get());
   if (!old.tail) return Status();
   const size_t num_rows = static_cast<size_t>(length_) % kKvTile;
   for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
@@ -233,50 +263,73 @@ void PagedKv::CopyCenters(const Sequence& sequence, size_t kv_head, size_t key) 
          CenterBytes(offsets_));
 }
 
-// Zeroes what holding `used` tokens may leave as it was of a new page.
-void PagedKv::ClearPage(Block* page, size_t used) const {
-  for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
-    ClearHead({page->data() + h * offsets_.bytes, shape_, offsets_}, used);
-  }
-}
-
-// And the page that the next token goes to, if there is one: its table is.
+// And the page that the next token goes to, if it is there: its table is its own.
 Status PagedKv::OwnOpenPage(Sequence& sequence) const {
   const size_t length = static_cast<size_t>(length_);
   const size_t used = length % PageTokens();
-  if (used == 0) return Status();
-  Block* old = sequence.table->page(length / PageTokens());
-  if (old != nullptr && old->owners.IsOne()) return Status();
+  Block* old = used == 0 ? nullptr : sequence.table->page(length / PageTokens());
+  if (old == nullptr || old->owners.IsOne()) return Status();
   const Ref<Block> own = pool_->pages.Take();
   if (!own) return OutOfPages();
-  ClearPage(own.get(), old != nullptr ? used : 0);
-  for (size_t h = 0; old != nullptr && h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
-    const size_t at = h * offsets_.bytes;
-    CopyHead({old->data() + at, shape_, offsets_}, used, {own->data() + at, shape_, offsets_});
+  for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+    const PackedHead to = {own->data() + h * offsets_.bytes, shape_, offsets_};
+    ClearHead(to, used);
+    CopyHead({old->data() + h * offsets_.bytes, shape_, offsets_}, used, to);
   }
   sequence.table->Replace(length / PageTokens(), own);
-  for (size_t h = 0; old == nullptr && h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
-    CopyCenters(sequence, h, length);
-  }
   return Status();
 }
 
-// Everything that appending up to num_tokens tokens will write to. What it changes nobody notices.
-Status PagedKv::MakeRoom(Sequence& sequence, size_t num_tokens) const {
+bool PagedKv::OpenPageIsGone(const Sequence& sequence) const {
+  const size_t length = static_cast<size_t>(length_);
+  return length % PageTokens() != 0 && sequence.table->page(length / PageTokens()) == nullptr;
+}
+
+// Everything that appending up to num_tokens tokens will write to and that `forgotten` takes, but
+// for pages, which it counts. What it changes nobody notices.
+Status PagedKv::MakeRoom(Sequence& sequence, size_t num_tokens, const PageRange& forgotten,
+                         size_t* num_new_pages) const {
   const size_t num_pages = (num_tokens + PageTokens() - 1) / PageTokens();
   Status status = OwnTable(sequence, num_pages);
+  if (status.ok() && forgotten.begin < forgotten.end && !sequence.table->MakeBits()) {
+    status = Status::Error(StatusCode::kOutOfMemory, "the bits of %lld tokens",
+                           static_cast<long long>(length_));
+  }
   if (status.ok()) status = OwnTail(sequence);
   if (status.ok()) status = OwnOpenPage(sequence);
-  while (status.ok() && sequence.table->num_pages() < num_pages) {
-    Ref<Block> page = pool_->pages.Take();
-    if (page) {
-      ClearPage(page.get(), 0);
-      sequence.table->Push(std::move(page));
-    } else {
-      status = OutOfPages();
+  if (!status.ok()) return status;
+  *num_new_pages += num_pages - sequence.table->num_pages();
+  if (OpenPageIsGone(sequence)) ++*num_new_pages;
+  return status;
+}
+
+// The same for all sequences, with the pages: those that are forgotten may serve again.
+Status PagedKv::MakeRoomForAll(size_t num_tokens, const PageRange& forgotten,
+                               BlockStock* stock) const {
+  Status status;
+  size_t num_new_pages = 0;
+  for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
+    status = MakeRoom(sequences_[b], num_tokens, forgotten, &num_new_pages);
+    if (!status.ok()) return status;
+  }
+  while (stock->count() < num_new_pages && stock->Draw()) {
+  }
+  const size_t missing = num_new_pages - stock->count();
+  return missing != 0 && missing > CountFreed(forgotten) ? OutOfPages() : status;
+}
+
+// Adds pages for up to num_tokens tokens.
+void PagedKv::TakePages(const Sequence& sequence, size_t num_tokens, BlockStock* stock) const {
+  const size_t length = static_cast<size_t>(length_);
+  if (OpenPageIsGone(sequence)) {
+    sequence.table->Replace(length / PageTokens(), stock->Take());
+    for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+      CopyCenters(sequence, h, length);
     }
   }
-  return status;
+  while (sequence.table->num_pages() * PageTokens() < num_tokens) {
+    sequence.table->Push(stock->Take());
+  }
 }
 
 void PagedKv::AppendToHead(const Sequence& sequence, size_t kv_head, const SourceRows& k,
@@ -326,37 +379,24 @@ Status PagedKv::Append(const ConstTensorView& k, const ConstTensorView& v,
   const size_t num_kv_heads = static_cast<size_t>(geometry_.num_kv_heads);
   const size_t num_tokens = static_cast<size_t>(k.length);
   if (num_tokens == 0) return Status();
-  size_t window_end = 0;  // pages before it are behind the window of the first new query
-  if (limits_.window_left >= 0 && length_ > limits_.window_left) {
-    window_end = static_cast<size_t>(length_ - limits_.window_left) / PageTokens();
+  const PageRange forgotten = PagesToForget();
+  for (size_t b = 0; b < batch; ++b) {
+    const int64_t held = HeldTokens(*sequences_[b].table.get(), forgotten);
+    if (k.length <= limits_.capacity - held) continue;
+    return Status::Error(StatusCode::kCapacityExceeded,
+                         "k.length is %lld, the cache holds %lld of %lld tokens",
+                         static_cast<long long>(k.length), static_cast<long long>(held),
+                         static_cast<long long>(limits_.capacity));
   }
-  Status status;
-  for (size_t b = 0; b < batch && status.ok(); ++b) {
-    Sequence& sequence = sequences_[b];
-    if (window_end > std::max(forgotten_pages_, FirstWindowPage())) {
-      status = OwnTable(sequence, 0);
-      if (status.ok() && !sequence.table->EvictPages(FirstWindowPage(), window_end)) {
-        status = Status::Error(StatusCode::kOutOfMemory, "the bits of %lld tokens",
-                               static_cast<long long>(length_));
-      }
-    }
-    const int64_t held = HeldTokens(*sequence.table.get());
-    if (status.ok() && k.length > limits_.capacity - held) {
-      status = Status::Error(StatusCode::kCapacityExceeded,
-                             "k.length is %lld, the cache holds %lld of %lld tokens",
-                             static_cast<long long>(k.length), static_cast<long long>(held),
-                             static_cast<long long>(limits_.capacity));
-    }
-    if (status.ok()) status = MakeRoom(sequence, static_cast<size_t>(length_) + num_tokens);
+  const size_t length = static_cast<size_t>(length_) + num_tokens;
+  BlockStock stock(&pool_->pages);
+  Status status = MakeRoomForAll(length, forgotten, &stock);
+  if (!status.ok()) return status;
+  for (size_t b = 0; b < batch; ++b) {
+    sequences_[b].table->EvictPages(forgotten.begin, forgotten.end, &stock);
   }
-  if (!status.ok()) {
-    for (size_t b = 0; b < batch; ++b) {
-      Sequence& sequence = sequences_[b];
-      if (sequence.table->owners.IsOne()) sequence.table->Truncate(static_cast<size_t>(length_));
-    }
-    return status;
-  }
-  forgotten_pages_ = std::max(forgotten_pages_, window_end);
+  forgotten_pages_ = std::max(forgotten_pages_, forgotten.end);
+  for (size_t b = 0; b < batch; ++b) TakePages(sequences_[b], length, &stock);
 
   ForEachTask(parallel, batch * num_kv_heads, [&](size_t index, size_t) {
     const size_t b = index / num_kv_heads;
@@ -372,8 +412,18 @@ Status PagedKv::Append(const ConstTensorView& k, const ConstTensorView& v,
 void PagedKv::Reopen(const Sequence& sequence, size_t length) const {
   const size_t num_rows = length % kKvTile;
   const size_t tile_begin = length - num_rows;
-  if (sequence.table->page(tile_begin / PageTokens()) == nullptr) return;  // nobody sees them
+  const bool is_gone = sequence.table->page(tile_begin / PageTokens()) == nullptr;
   for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
+    if (is_gone) {
+      // Nobody sees them: they are to take nothing of the range.
+      const Tail tail = TailOf(sequence, h);
+      const unsigned char* center = tail.centers + offsets_.v_center - offsets_.k_center;
+      const size_t row_bytes = shape_.v_head_dim * sizeof(float);
+      for (size_t i = 0; i < num_rows; ++i) {
+        memcpy(tail.v + i * shape_.v_head_dim, center, row_bytes);
+      }
+      continue;
+    }
     ReadBackValues(HeadAt(sequence, tile_begin, h), tile_begin % PageTokens(), num_rows,
                    TailOf(sequence, h).v);
   }
@@ -389,10 +439,10 @@ Status PagedKv::Truncate(int64_t length) {
     Clear();
     return Status();
   }
-  // The next query is at `length`, and may look back to here:
-  const int64_t first_seen = std::max(length - limits_.window_left, limits_.num_sinks);
+  // The next query is at `length`, and may look back over what was forgotten.
+  const int64_t begin = static_cast<int64_t>(FirstWindowPage() * PageTokens());
   const int64_t forgotten = static_cast<int64_t>(forgotten_pages_ * PageTokens());
-  if (forgotten_pages_ > FirstWindowPage() && first_seen < forgotten) {
+  if (std::max(length - limits_.window_left, begin) < std::min(length, forgotten)) {
     return Status::Error(StatusCode::kInvalidArgument,
                          "length is %lld, but the window has forgotten tokens up to %lld",
                          static_cast<long long>(length), static_cast<long long>(forgotten));
@@ -411,6 +461,7 @@ Status PagedKv::Truncate(int64_t length) {
     sequences_[b].table->Truncate(num_tokens);
   }
   length_ = length;
+  if (length <= begin) forgotten_pages_ = 0;  // all that was forgotten is behind it
   return Status();
 }
 

@@ -80,6 +80,11 @@ class PagedKv final : public PackedKv {
     float* v;                // [kKvTile][v_head_dim]
   };
 
+  struct PageRange {
+    size_t begin;
+    size_t end;
+  };
+
   PagedKv(std::shared_ptr<KvPoolImpl> pool, const KvGeometry& geometry, const Limits& limits);
 
   bool HasTail() const { return HasQuantizedK(geometry_.layout); }
@@ -87,14 +92,19 @@ class PagedKv final : public PackedKv {
   PackedHead HeadAt(const Sequence& sequence, size_t key, size_t kv_head) const;
   size_t PageTokens() const { return shape_.capacity; }
   size_t FirstWindowPage() const;
-  int64_t HeldTokens(const PageTable& table) const;
+  int64_t HeldTokens(const PageTable& table, const PageRange& forgotten) const;
+  PageRange PagesToForget() const;
+  size_t CountFreed(const PageRange& forgotten) const;
+  bool OpenPageIsGone(const Sequence& sequence) const;
 
   Status OutOfPages() const;
   Status OwnTable(Sequence& sequence, size_t num_pages) const;
   Status OwnTail(Sequence& sequence) const;
-  void ClearPage(Block* page, size_t used) const;
   Status OwnOpenPage(Sequence& sequence) const;
-  Status MakeRoom(Sequence& sequence, size_t num_tokens) const;
+  Status MakeRoom(Sequence& sequence, size_t num_tokens, const PageRange& forgotten,
+                  size_t* num_new_pages) const;
+  Status MakeRoomForAll(size_t num_tokens, const PageRange& forgotten, BlockStock* stock) const;
+  void TakePages(const Sequence& sequence, size_t num_tokens, BlockStock* stock) const;
   void CopyCenters(const Sequence& sequence, size_t kv_head, size_t key) const;
   void AppendToHead(const Sequence& sequence, size_t kv_head, const SourceRows& k,
                     const SourceRows& v, size_t num_tokens) const;

@@ -6,6 +6,7 @@
 #include <catch2/generators/catch_generators_range.hpp>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "support/allocations.h"
 #include "support/check.h"
@@ -130,6 +131,101 @@ TEST_CASE("Append and Clear allocate nothing", "[allocation]") {
     CHECK_THAT(status, IsOk());
     CHECK(cache.length() == 200);
     CHECK(count == 0);
+  }
+}
+
+// Over parts of other precisions as well, and with all outputs.
+TEST_CASE("Run over segments and pages allocates nothing", "[allocation]") {
+  SKIP_UNLESS_COUNTING();
+  const int64_t q_len = GENERATE(1, 70);
+  const size_t num_workers = GENERATE(size_t{1}, size_t{3});
+  Case c;
+  c.q_len = q_len;
+  c.kv_len = 300;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.head_dim = 40;
+  c.features.lse = true;
+  const Problem problem(c, 3);
+  for (const char* tier : SupportedTiers()) {
+    for (const Precision precision : kPrecisions) {
+      const Setup setup = {tier, precision, Source::kCache, BackwardsOnThisThread(num_workers)};
+      AttentionDesc desc = DescOf(c, setup);
+      desc.any_precision = true;
+      Plan plan;
+      REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+      const CrossMemory memory = MemoryOf(problem, {tier, Precision::kF16});
+      KvCache cache = CacheOf(problem, setup);
+      const std::vector<int32_t> evicted = {3, 130, 299};
+      REQUIRE_THAT(cache.Evict(0, evicted.data(), 3), IsOk());
+      KvSegment segments[3];
+      segments[0].cache = segments[2].cache = &cache;
+      segments[1].memory = &memory;
+      const Tensor out = problem.NewOut();
+      const Tensor lse = problem.NewLse();
+      const Tensor weights(DType::kF32, {1, q_len, 4, 900});
+      const Tensor mass(DType::kF32, {1, 1, 2, 900});
+      AttentionArgs args;
+      args.q = problem.q.view();
+      args.out = out.view();
+      args.lse = lse.view();
+      args.weights.out = weights.view();
+      args.mass = mass.view();
+      args.segments = segments;
+      args.num_segments = 3;
+      GuardedBuffer scratch(plan.workspace_bytes(), Placement::kAtEnd, Workspace::kAlignmentBytes);
+      AllocationCounter counter;
+      const Status status = Run(plan, args, {scratch.data(), scratch.size()}, setup.parallel);
+      const int64_t count = counter.Stop();
+      INFO(Name(precision) << " on " << tier << ", " << num_workers << " workers");
+      CHECK_THAT(status, IsOk());
+      CHECK(count == 0);
+    }
+  }
+}
+
+TEST_CASE("Append allocates when a page begins", "[allocation]") {
+  SKIP_UNLESS_COUNTING();
+  const Precision precision = GENERATE(from_range(kPrecisions));
+  const bool is_pooled = GENERATE(false, true);
+  Case c;
+  c.kv_len = 300;
+  c.heads = c.kv_heads = 2;
+  c.head_dim = 40;
+  const Problem problem(c, 4);
+  for (const char* tier : SupportedTiers()) {
+    KvPoolDesc pool_desc;
+    pool_desc.num_kv_heads = 2;
+    pool_desc.head_dim = 40;
+    pool_desc.format = {precision, tier};
+    pool_desc.page_tokens = 128;
+    pool_desc.max_pages = 3;
+    pool_desc.preallocate = true;
+    KvPool pool;
+    REQUIRE_THAT(KvPool::Create(pool_desc, &pool), IsOk());
+    KvCacheDesc desc;
+    desc.capacity = 300;
+    if (is_pooled) {
+      desc.pool = &pool;
+    } else {
+      desc.num_kv_heads = 2;
+      desc.head_dim = 40;
+      desc.format = pool_desc.format;
+      desc.page_tokens = 128;
+    }
+    KvCache cache;
+    REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+    for (int64_t i = 0; i < 300; ++i) {
+      const TensorView k = problem.k.Slice(i, i + 1);
+      const TensorView v = problem.v.Slice(i, i + 1);
+      AllocationCounter counter;
+      const Status status = cache.Append(k, v);
+      const int64_t count = counter.Stop();
+      INFO("token " << i << ", " << Name(precision) << " on " << tier);
+      REQUIRE_THAT(status, IsOk());
+      if (i % 128 != 0) CHECK(count == 0);
+      if (i % 128 == 0 && !is_pooled) CHECK(count > 0);
+    }
   }
 }
 

@@ -1635,6 +1635,594 @@ TEST_CASE("KvCache::Append refuses and leaves the cache as it was", "[status]") 
   CHECK(empty.empty());
 }
 
+// ---- Pools and what changes caches ------------------------------------------------------------
+
+KvPoolDesc ValidPoolDesc() {
+  const Case c = ValidCase();
+  KvPoolDesc desc;
+  desc.num_kv_heads = c.kv_heads;
+  desc.head_dim = c.head_dim;
+  desc.v_head_dim = c.v_head_dim;
+  desc.format = {Precision::kI8, BestTier()};
+  desc.max_pages = 5;
+  return desc;
+}
+
+TEST_CASE("KvPool::Create refuses", "[status]") {
+  const std::vector<Mistake<KvPoolDesc>> mistakes = {
+      {"no kv heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = 0; }},
+      {"head_dim 0", kInvalid, "head_dim", [](auto& d) { d.head_dim = 0; }, {"0", "512"}},
+      {"head_dim 513", kInvalid, "head_dim", [](auto& d) { d.head_dim = 513; }, {"513", "512"}},
+      {"v_head_dim -1", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = -1; }},
+      {"v_head_dim 513", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = 513; }},
+      {"negative pages", kInvalid, "max_pages", [](auto& d) { d.max_pages = -1; }},
+      {"absurd pages", kInvalid, "max_pages", [](auto& d) { d.max_pages = kHuge; }},
+      {"pages of 0",
+       kInvalid,
+       "page_tokens",
+       [](auto& d) { d.page_tokens = 0; },
+       {"0", "128", "65536"}},
+      {"pages of 64", kInvalid, "page_tokens", [](auto& d) { d.page_tokens = 64; }, {"64"}},
+      {"pages of 2^17", kInvalid, "page_tokens", [](auto& d) { d.page_tokens = 1 << 17; }},
+      {"no such precision", kInvalid, "precision",
+       [](auto& d) { d.format.precision = kNoPrecision; }},
+      {"rotated f16", kInvalid, "rotate_k",
+       [](auto& d) { d.format = {Precision::kF16, BestTier(), true}; }},
+      {"no such tier", kInvalid, "tier", [](auto& d) { d.format.tier = "abacus"; }},
+      {"more memory than there is", kOutOfMemory, "pages",
+       [](auto& d) {
+         d.max_pages = int64_t{1} << 30;
+         d.page_tokens = 65536;
+         d.head_dim = d.v_head_dim = 512;
+         d.num_kv_heads = 1 << 20;
+         d.preallocate = true;
+       }},
+  };
+  KvPool pool;
+  CHECK(pool.empty());
+  CHECK(pool.max_pages() == 0);
+  CHECK(pool.page_bytes() == 0);
+  REQUIRE_THAT(KvPool::Create(ValidPoolDesc(), &pool), IsOk());
+  for (const auto& mistake : mistakes) {
+    KvPoolDesc desc = ValidPoolDesc();
+    mistake.spoil(desc);
+    INFO(mistake.what);
+    const Status status = KvPool::Create(desc, &pool);
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
+    CHECK(pool.max_pages() == 5);
+    CHECK(pool.page_tokens() == 256);
+    CHECK(pool.pages_in_use() == 0);
+  }
+  CHECK_THAT(KvPool::Create(ValidPoolDesc(), nullptr), IsError(kInvalid, "pool"));
+}
+
+TEST_CASE("KvCache::Create refuses what a pool has already", "[status]") {
+  KvPool pool;
+  REQUIRE_THAT(KvPool::Create(ValidPoolDesc(), &pool), IsOk());
+  KvCacheDesc valid;
+  valid.pool = &pool;
+  valid.batch = 2;
+  valid.capacity = 1000;
+  const KvPool empty;
+  const std::vector<Mistake<KvCacheDesc>> mistakes = {
+      {"an empty pool", kInvalid, "pool", [&](auto& d) { d.pool = &empty; }},
+      {"kv heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = 2; }, {"2", "0"}},
+      {"head_dim", kInvalid, "head_dim", [](auto& d) { d.head_dim = 8; }, {"8", "0"}},
+      {"v_head_dim", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = 12; }, {"12", "0"}},
+      {"page_tokens", kInvalid, "page_tokens", [](auto& d) { d.page_tokens = 256; }, {"256"}},
+      {"no batch", kInvalid, "batch", [](auto& d) { d.batch = 0; }},
+      {"capacity -1", kInvalid, "capacity", [](auto& d) { d.capacity = -1; }},
+      {"window_left -2", kInvalid, "window_left", [](auto& d) { d.window_left = -2; }},
+      {"sinks without a window", kInvalid, "num_sinks", [](auto& d) { d.num_sinks = 1; }},
+  };
+  KvCache cache;
+  for (const auto& mistake : mistakes) {
+    KvCacheDesc desc = valid;
+    mistake.spoil(desc);
+    INFO(mistake.what);
+    const Status status = KvCache::Create(desc, &cache);
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
+    CHECK(cache.empty());
+  }
+  CHECK_THAT(KvCache::Create(valid, &cache), IsOk());
+  CHECK(cache.num_kv_heads() == 2);
+  CHECK(cache.page_tokens() == 256);
+}
+
+// A call that changes a cache of 2 sequences of 40 tokens.
+using Change = std::function<Status(KvCache&)>;
+struct WrongChange {
+  const char* what;
+  const char* named;
+  Change change;
+  std::vector<const char*> said;
+};
+
+Change TruncateTo(int64_t length) {
+  return [=](KvCache& cache) { return cache.Truncate(length); };
+}
+Change ReorderTo(const std::vector<int32_t>& parents, int64_t batch) {
+  return [=](KvCache& cache) {
+    return cache.Reorder(parents.empty() ? nullptr : parents.data(), batch);
+  };
+}
+Change EvictFrom(int64_t batch_entry, const std::vector<int32_t>& positions, int64_t count) {
+  return [=](KvCache& cache) {
+    return cache.Evict(batch_entry, positions.empty() ? nullptr : positions.data(), count);
+  };
+}
+
+TEST_CASE("what changes a cache refuses and leaves it as it was", "[status]") {
+  const std::vector<WrongChange> changes = {
+      {"length -1", "length", TruncateTo(-1), {"-1", "0", "40"}},
+      {"length 41", "length", TruncateTo(41), {"41", "40"}},
+      {"absurd length", "length", TruncateTo(kHuge), {}},
+      {"no parents", "parents", ReorderTo({}, 1), {"null"}},
+      {"no batch", "batch", ReorderTo({0}, 0), {"0"}},
+      {"negative batch", "batch", ReorderTo({0}, -1), {"-1"}},
+      {"absurd batch", "batch", ReorderTo({0}, kHuge), {}},
+      {"parent -1", "parents", ReorderTo({0, -1}, 2), {"-1", "1"}},
+      {"parent 2", "parents", ReorderTo({1, 0, 2}, 3), {"2", "1"}},
+      {"batch_entry -1", "batch_entry", EvictFrom(-1, {0}, 1), {"-1", "1"}},
+      {"batch_entry 2", "batch_entry", EvictFrom(2, {0}, 1), {"2", "1"}},
+      {"no positions", "positions", EvictFrom(0, {}, 1), {"null", "1"}},
+      {"count -1", "count", EvictFrom(0, {0}, -1), {"-1"}},
+      {"position 40", "positions", EvictFrom(1, {3, 40}, 2), {"40", "39"}},
+      {"position -1", "positions", EvictFrom(1, {3, -1}, 2), {"-1", "0"}},
+  };
+  const Problem problem(ValidCase(), 7);
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(ValidCacheDesc(), &cache), IsOk());
+  REQUIRE_THAT(cache.Append(problem.k.view(), problem.v.view()), IsOk());
+  const std::vector<unsigned char> before = PackedBytes(*KvAccess::Get(cache));
+  for (const WrongChange& wrong : changes) {
+    INFO(wrong.what);
+    const Status status = wrong.change(cache);
+    CHECK_THAT(status, IsError(kInvalid, wrong.named));
+    for (const char* word : wrong.said) CHECK_THAT(status, IsError(kInvalid, word));
+    CHECK(cache.length() == 40);
+    CHECK(cache.batch() == 2);
+    CHECK(cache.num_evicted(0) + cache.num_evicted(1) == 0);
+    CHECK(PackedBytes(*KvAccess::Get(cache)) == before);
+    KvCache empty;
+    CHECK_THAT(wrong.change(empty), IsError(kInvalid, "cache"));
+  }
+  CHECK_THAT(cache.Fork(nullptr), IsError(kInvalid, "child"));
+  CHECK_THAT(KvCache().Fork(&cache), IsError(kInvalid, "cache"));
+  CHECK(cache.length() == 40);
+  CHECK_THAT(EvictFrom(0, {}, 0)(cache), IsOk());
+  CHECK_THAT(CrossMemory::From(cache, nullptr), IsError(kInvalid, "memory"));
+  CrossMemory memory;
+  CHECK_THAT(CrossMemory::From(KvCache(), &memory), IsError(kInvalid, "cache"));
+  CHECK(memory.empty());
+}
+
+TEST_CASE("Append refuses what its pool has no pages for", "[status]") {
+  for (const Precision precision : kPrecisions) {
+    KvPoolDesc desc = ValidPoolDesc();
+    desc.format.precision = precision;
+    desc.page_tokens = 128;
+    desc.max_pages = 3;
+    KvPool pool;
+    REQUIRE_THAT(KvPool::Create(desc, &pool), IsOk());
+    KvCacheDesc cache_desc;
+    cache_desc.pool = &pool;
+    cache_desc.batch = 2;
+    cache_desc.capacity = 1000;
+    KvCache cache, fork;
+    REQUIRE_THAT(KvCache::Create(cache_desc, &cache), IsOk());
+    Case c = ValidCase();
+    c.kv_len = 129;
+    const Problem problem(c, 8);
+    CHECK_THAT(cache.Append(problem.k.view(), problem.v.view()), IsError(kCapacity, "max_pages"));
+    CHECK(pool.pages_in_use() == 0);
+    REQUIRE_THAT(cache.Append(problem.k.Slice(0, 100), problem.v.Slice(0, 100)), IsOk());
+    CHECK(pool.pages_in_use() == 2);
+    REQUIRE_THAT(cache.Fork(&fork), IsOk());
+    const std::vector<unsigned char> before = PackedBytes(*KvAccess::Get(cache));
+    // Both sequences share their open pages with the fork: a copy of one alone would not do.
+    CHECK_THAT(cache.Append(problem.k.Slice(100, 101), problem.v.Slice(100, 101)),
+               IsError(kCapacity, "pool"));
+    CHECK(cache.length() == 100);
+    CHECK(PackedBytes(*KvAccess::Get(cache)) == before);
+    CHECK(PackedBytes(*KvAccess::Get(fork)) == before);
+    fork = KvCache();
+    CHECK_THAT(cache.Append(problem.k.Slice(100, 128), problem.v.Slice(100, 128)), IsOk());
+    cache = KvCache();
+    CHECK(pool.pages_in_use() == 0);
+  }
+}
+
+// ---- Placed memories and sets -----------------------------------------------------------------
+
+struct PlacedCall {
+  CrossMemoryOptions options;
+  std::vector<int32_t> kv_lens;
+};
+
+TEST_CASE("CrossMemory::Create refuses placements and lengths", "[status]") {
+  const Problem problem(ValidCase(), 9);
+  const KvFormat format = {Precision::kI8, BestTier()};
+  size_t bytes = 0;
+  REQUIRE_THAT(CrossMemory::Bytes({2, 40, 2, 8, 12, format}, &bytes), IsOk());
+  const GuardedBuffer buffer(bytes + 64, Placement::kAtEnd, 64);
+  const std::vector<Mistake<PlacedCall>> mistakes = {
+      {"null",
+       kInvalid,
+       "placement",
+       [](auto& c) { c.options.placement.data = nullptr; },
+       {"null"}},
+      {"not aligned",
+       kInvalid,
+       "placement",
+       [](auto& c) { c.options.placement.data = Shifted(c.options.placement.data, 32); },
+       {"64"}},
+      {"too small", kInvalid, "placement", [](auto& c) { --c.options.placement.bytes; }},
+      {"no bytes", kInvalid, "placement", [](auto& c) { c.options.placement.bytes = 0; }, {"0"}},
+      {"negative length",
+       kInvalid,
+       "kv_lens",
+       [](auto& c) {
+         c.kv_lens = {3, -1};
+         c.options.kv_lens = c.kv_lens.data();
+       },
+       {"-1", "40"}},
+      {"long length",
+       kInvalid,
+       "kv_lens",
+       [](auto& c) {
+         c.kv_lens = {41, 0};
+         c.options.kv_lens = c.kv_lens.data();
+       },
+       {"41", "40"}},
+  };
+  for (const auto& mistake : mistakes) {
+    PlacedCall call;
+    call.options.placement = {buffer.data(), bytes};
+    mistake.spoil(call);
+    INFO(mistake.what);
+    CrossMemory memory;
+    const Status status =
+        CrossMemory::Create(problem.k.view(), problem.v.view(), format, &memory, {}, call.options);
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
+    CHECK(memory.empty());
+    for (size_t i = 0; i < buffer.size(); ++i) {
+      if (buffer.data()[i] != GuardedBuffer::kFillByte) FAIL("byte " << i << " was written");
+    }
+  }
+}
+
+struct SetCall {
+  CrossMemoryDesc desc;
+  int64_t num_layers = 0;
+  KvPlacement placement;
+};
+
+TEST_CASE("CrossMemorySet refuses", "[status]") {
+  const SetCall valid = {{2, 40, 2, 8, 12, {Precision::kI8, BestTier()}}, 3, {}};
+  const std::vector<Mistake<SetCall>> mistakes = {
+      {"batch -1", kInvalid, "batch", [](auto& c) { c.desc.batch = -1; }, {"-1"}},
+      {"kv_len -1", kInvalid, "kv_len", [](auto& c) { c.desc.kv_len = -1; }, {"-1"}},
+      {"no kv heads", kInvalid, "num_kv_heads", [](auto& c) { c.desc.num_kv_heads = 0; }},
+      {"head_dim 513", kInvalid, "head_dim", [](auto& c) { c.desc.head_dim = 513; }},
+      {"v_head_dim -1", kInvalid, "v_head_dim", [](auto& c) { c.desc.v_head_dim = -1; }},
+      {"no layers", kInvalid, "num_layers", [](auto& c) { c.num_layers = 0; }},
+      {"absurd layers", kInvalid, "num_layers", [](auto& c) { c.num_layers = kHuge; }},
+      {"rotated f16", kInvalid, "rotate_k",
+       [](auto& c) { c.desc.format = {Precision::kF16, BestTier(), true}; }},
+      {"no such tier", kInvalid, "tier", [](auto& c) { c.desc.format.tier = "abacus"; }},
+      {"beyond the address space", kInvalid, "num_layers",
+       [](auto& c) {
+         c.desc.kv_len = c.num_layers = 1 << 30;
+         c.desc.batch = 1 << 10;
+       }},
+  };
+  CrossMemorySet set;
+  size_t bytes = 12345;
+  for (const auto& mistake : mistakes) {
+    SetCall call = valid;
+    mistake.spoil(call);
+    INFO(mistake.what);
+    const Status status = CrossMemorySet::Create(call.desc, call.num_layers, &set, call.placement);
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
+    CHECK(set.empty());
+    CHECK_THAT(CrossMemorySet::Bytes(call.desc, call.num_layers, &bytes),
+               IsError(mistake.code, mistake.named));
+    CHECK(bytes == 12345);
+  }
+  CHECK_THAT(CrossMemorySet::Bytes(valid.desc, 3, nullptr), IsError(kInvalid, "bytes"));
+  CHECK_THAT(CrossMemory::Bytes(valid.desc, nullptr), IsError(kInvalid, "bytes"));
+  CHECK_THAT(CrossMemorySet::Create(valid.desc, 3, nullptr), IsError(kInvalid, "set"));
+  CHECK_THAT(CrossMemorySet::Create(valid.desc, 3, &set, {&bytes, 0}),
+             IsError(kInvalid, "placement"));
+  CHECK(set.empty());
+}
+
+struct FillCall {
+  int64_t layer;
+  ConstTensorView k, v;
+  ParallelFor parallel;
+  std::vector<int32_t> kv_lens;
+};
+
+TEST_CASE("CrossMemorySet::Fill refuses and leaves the layer as it was", "[status]") {
+  const Problem problem(ValidCase(), 10);
+  const std::vector<Mistake<FillCall>> mistakes = {
+      {"layer -1", kInvalid, "layer", [](auto& c) { c.layer = -1; }, {"-1", "2"}},
+      {"layer 3", kInvalid, "layer", [](auto& c) { c.layer = 3; }, {"3", "2"}},
+      {"other batch", kInvalid, "k", [](auto& c) { c.k.batch = c.v.batch = 1; }, {"1", "2"}},
+      {"other heads", kInvalid, "k", [](auto& c) { c.k.heads = c.v.heads = 1; }},
+      {"other head_dim", kInvalid, "k", [](auto& c) { c.k.dim = 7; }},
+      {"other v_head_dim", kInvalid, "v", [](auto& c) { c.v.dim = 11; }},
+      {"null v", kInvalid, "v", [](auto& c) { c.v.data = nullptr; }},
+      {"length 42", kInvalid, "kv_lens", [](auto& c) { c.kv_lens = {0, 42}; }, {"42", "40"}},
+      {"no workers", kInvalid, "num_workers", [](auto& c) { c.parallel.num_workers = 0; }},
+  };
+  CrossMemorySet set;
+  REQUIRE_THAT(CrossMemorySet::Create({2, 40, 2, 8, 12, {Precision::kI8, BestTier()}}, 3, &set),
+               IsOk());
+  const auto fill = [&](const FillCall& c) {
+    return set.Fill(c.layer, c.k, c.v, c.parallel, c.kv_lens.empty() ? nullptr : c.kv_lens.data());
+  };
+  const FillCall valid = {1, problem.k.view(), problem.v.view(), {}, {}};
+  for (const auto& mistake : mistakes) {
+    FillCall call = valid;
+    mistake.spoil(call);
+    INFO(mistake.what);
+    const Status status = fill(call);
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
+    CHECK(set.layer(1).empty());
+  }
+  CrossMemorySet shorter;
+  REQUIRE_THAT(CrossMemorySet::Create({2, 39, 2, 8, 12, {Precision::kI8, BestTier()}}, 1, &shorter),
+               IsOk());
+  CHECK_THAT(shorter.Fill(0, valid.k, valid.v), IsError(kCapacity, "kv_len"));
+  CHECK(shorter.layer(0).empty());
+  CHECK_THAT(fill(valid), IsOk());
+  CHECK_THAT(fill(valid), IsError(kInvalid, "layer"));
+  CHECK_FALSE(set.layer(1).empty());
+  CHECK_THAT(CrossMemorySet().Fill(0, valid.k, valid.v), IsError(kInvalid, "set"));
+}
+
+// ---- Segments ---------------------------------------------------------------------------------
+
+// What segments may be made of, right and wrong.
+struct SegmentSources {
+  static Case CaseOf(int64_t kv_batch) {
+    Case c = ValidCase();
+    c.kv_batch = kv_batch;
+    return c;
+  }
+  static Setup SetupOf(Precision precision, bool rotate_k) {
+    return {BestTier(), precision, Source::kMemory, {}, rotate_k};
+  }
+  SegmentSources() {
+    KvCacheDesc desc = ValidCacheDesc();
+    desc.window_left = 7;
+    REQUIRE_THAT(KvCache::Create(desc, &windowed), IsOk());
+  }
+
+  Problem single{CaseOf(1), 11};
+  Problem triple{CaseOf(3), 12};
+  CrossMemory one = MemoryOf(single, SetupOf(Precision::kI8, false));
+  CrossMemory three = MemoryOf(triple, SetupOf(Precision::kI8, false));
+  CrossMemory f16 = MemoryOf(single, SetupOf(Precision::kF16, false));
+  CrossMemory rotated = MemoryOf(single, SetupOf(Precision::kI8, true));
+  CrossMemory no_memory;
+  KvCache windowed, no_cache;
+};
+
+// A valid call: the memory of two sequences and the cache, one after the other.
+struct SegmentCall {
+  explicit SegmentCall(RunCall* call_in) : call(*call_in) {
+    segments[0].memory = &call.memory;
+    segments[1].cache = &call.cache;
+    segments[1].bias = bias.data();
+  }
+  // Lists of one memory, as many as they need.
+  void MakeLists(const CrossMemory& memory, const std::vector<int32_t>& offsets) {
+    for (KvSegment& segment : segments) segment = {&memory, nullptr, -1, nullptr};
+    indptr = offsets;
+    num_lists = static_cast<int64_t>(offsets.size()) - 1;
+  }
+  Status Run() {
+    AttentionArgs& args = call.args;
+    args.memory = nullptr;
+    args.segments = segments.data();
+    args.num_segments = num_segments;
+    args.segment_indptr = indptr.empty() ? nullptr : indptr.data();
+    args.num_segment_lists = num_lists;
+    if (amend) amend(call);
+    return call.Run();
+  }
+
+  RunCall& call;
+  std::vector<KvSegment> segments = std::vector<KvSegment>(2);
+  std::vector<float> bias = {1.0f, -HUGE_VALF, 0.5f, -1e30f};
+  std::vector<int32_t> indptr;
+  int64_t num_segments = 2;
+  int64_t num_lists = 0;
+  std::function<void(RunCall&)> amend;
+};
+
+void CheckSegmentsRefused(const std::vector<Mistake<SegmentCall>>& mistakes) {
+  RunCall call(SegmentSources::SetupOf(Precision::kI8, false), ValidCase());
+  const AttentionArgs valid_args = call.args;
+  for (const auto& mistake : mistakes) {
+    call.args = valid_args;
+    call.WipeOutputs();
+    SegmentCall segments(&call);
+    segments.bias[1] = 0.0f;
+    mistake.spoil(segments);
+    INFO(mistake.what);
+    const Status status = segments.Run();
+    CHECK_THAT(status, IsError(mistake.code, mistake.named));
+    for (const char* word : mistake.said) CHECK_THAT(status, IsError(mistake.code, word));
+    CHECK(call.OutputsAreWiped());
+  }
+  call.args = valid_args;
+  SegmentCall segments(&call);
+  segments.bias[1] = 0.0f;
+  CHECK_THAT(segments.Run(), IsOk());
+  CHECK_FALSE(call.out.IsWiped());
+}
+
+TEST_CASE("Run refuses segments that contradict themselves or the plan", "[status]") {
+  const SegmentSources from;
+  CheckSegmentsRefused({
+      {"neither",
+       kInvalid,
+       "segments",
+       [](auto& c) { c.segments[1].cache = nullptr; },
+       {"neither", "memory", "cache"}},
+      {"both",
+       kInvalid,
+       "segments",
+       [](auto& c) { c.segments[1].memory = c.segments[0].memory; },
+       {"both"}},
+      {"an empty memory",
+       kInvalid,
+       "segments",
+       [&](auto& c) { c.segments[0].memory = &from.no_memory; },
+       {"0", "empty"}},
+      {"an empty cache",
+       kInvalid,
+       "segments",
+       [&](auto& c) { c.segments[1].cache = &from.no_cache; },
+       {"1", "empty"}},
+      {"another source",
+       kInvalid,
+       "segments",
+       [](auto& c) { c.amend = [](RunCall& call) { call.args.cache = &call.cache; }; },
+       {"2"}},
+      {"null",
+       kInvalid,
+       "segments",
+       [](auto& c) { c.amend = [](RunCall& call) { call.args.segments = nullptr; }; },
+       {"2"}},
+      {"num_segments -1", kInvalid, "num_segments", [](auto& c) { c.num_segments = -1; }, {"-1"}},
+      {"num_segments absurd", kInvalid, "num_segments", [](auto& c) { c.num_segments = kHuge; }},
+      {"kv_len -2", kInvalid, "kv_len", [](auto& c) { c.segments[0].kv_len = -2; }, {"-2", "-1"}},
+      {"kv_len absurd", kInvalid, "kv_len", [](auto& c) { c.segments[0].kv_len = kHuge; }},
+      {"kv_lens", kInvalid, "kv_lens",
+       [](auto& c) { c.amend = [](RunCall& call) { call.args.kv_lens = call.Ints({1, 2}); }; }},
+      {"bias NaN", kInvalid, "bias", [](auto& c) { c.bias[2] = NAN; }, {"2", "inf"}},
+      {"bias inf", kInvalid, "bias", [](auto& c) { c.bias[0] = HUGE_VALF; }, {"0", "inf"}},
+      {"bias 2e30", kInvalid, "bias", [](auto& c) { c.bias[0] = 2e30f; }, {"2e"}},
+      {"half of a group hidden",
+       kInvalid,
+       "bias",
+       [](auto& c) { c.bias[3] = -HUGE_VALF; },
+       {"3", "2", "inf"}},
+      {"bias between elements",
+       kInvalid,
+       "bias",
+       [](auto& c) { c.segments[1].bias = Shifted(c.segments[1].bias, 2); },
+       {"4"}},
+      {"other batch",
+       kInvalid,
+       "batch",
+       [&](auto& c) { c.segments[1] = {&from.three, nullptr, -1, nullptr}; },
+       {"3", "1", "2"}},
+      {"other precision",
+       kInvalid,
+       "precision",
+       [&](auto& c) { c.segments[0].memory = &from.f16; },
+       {"f16", "i8"}},
+      {"rotated",
+       kInvalid,
+       "rotate_k",
+       [&](auto& c) { c.segments[0].memory = &from.rotated; },
+       {"true", "false"}},
+      {"the cache's window",
+       kInvalid,
+       "window_left",
+       [&](auto& c) { c.segments[1].cache = &from.windowed; },
+       {"7", "-1"}},
+  });
+}
+
+TEST_CASE("Run refuses lists of segments that contradict themselves", "[status]") {
+  const SegmentSources from;
+  CheckSegmentsRefused({
+      {"no indices", kInvalid, "segment_indptr", [](auto& c) { c.num_lists = 2; }, {"null", "2"}},
+      {"indices without lists",
+       kInvalid,
+       "segment_indptr",
+       [&](auto& c) {
+         c.MakeLists(from.one, {0, 1, 2});
+         c.num_lists = 0;
+       },
+       {"0"}},
+      {"-1 lists", kInvalid, "num_segment_lists", [](auto& c) { c.num_lists = -1; }, {"-1"}},
+      {"begins with 1",
+       kInvalid,
+       "segment_indptr",
+       [&](auto& c) { c.MakeLists(from.one, {1, 1, 2}); },
+       {"1", "0"}},
+      {"falls",
+       kInvalid,
+       "segment_indptr",
+       [&](auto& c) { c.MakeLists(from.one, {0, 2, 1}); },
+       {"1", "2"}},
+      {"ends too early",
+       kInvalid,
+       "segment_indptr",
+       [&](auto& c) { c.MakeLists(from.one, {0, 1, 1}); },
+       {"1", "2", "num_segments"}},
+      {"a batch of 3",
+       kInvalid,
+       "batch",
+       [&](auto& c) { c.MakeLists(from.three, {0, 1, 2}); },
+       {"3", "1"}},
+      {"lists that do not divide q's batch",
+       kInvalid,
+       "q",
+       [&](auto& c) { c.MakeLists(from.one, {0, 1, 1, 2}); },
+       {"4", "3"}},
+      {"lists without segments", kInvalid, "segments",
+       [](auto& c) {
+         c.amend = [](RunCall& call) {
+           call.args.memory = &call.memory;
+           call.args.segments = nullptr;
+           call.args.num_segments = 0;
+           call.args.num_segment_lists = 2;
+         };
+       }},
+      {"out inside a memory", kInvalid, "out",
+       [](auto& c) {
+         c.amend = [](RunCall& call) {
+           call.args.out.data = KvAccess::Get(call.memory)->keys(0).heads;
+         };
+       }},
+      {"weights too short",
+       kInvalid,
+       "weights",
+       [](auto& c) {
+         c.amend = [](RunCall& call) {
+           call.args.lse = call.lse.view();
+           call.args.weights.out = call.weights.view();
+         };
+       },
+       {"40", "80"}},
+      {"mass too short",
+       kInvalid,
+       "mass",
+       [](auto& c) {
+         c.amend = [](RunCall& call) {
+           call.args.lse = call.lse.view();
+           call.args.mass = call.mass.view();
+         };
+       },
+       {"40", "80"}},
+  });
+}
+
 // ---- Status and views -------------------------------------------------------------------------
 
 TEST_CASE("a Status keeps code and message, and cuts long ones", "[status]") {

@@ -427,6 +427,8 @@ std::vector<size_t> RunsOfRows(const Case& c) {
   return result;
 }
 
+}  // namespace
+
 // Steps by which a modified score in fixed point may be off: half of one for each rounding (of the
 // sum, twice times a factor, and of a bias), 0.7 for two factors that are off by 2^-16 and 352
 // octaves at most, and one and a half for softcap, more for one above 90 octaves, whose polynomial
@@ -448,6 +450,8 @@ double TableError(const QuantMethod& quant) {
   }
   return error;
 }
+
+namespace {
 
 // See the tolerance of the oracle below.
 double ScoreTolerance(const Problem& p, const OracleInput& in, const OracleOutput& oracle,
@@ -1005,6 +1009,8 @@ bool IsDecoded(int64_t num_rows, const internal::PrecisionKernels& kernels) {
   return num_rows <= static_cast<int64_t>(kernels.decode_rows);
 }
 
+}  // namespace
+
 BF16Arithmetic BF16ArithmeticOf(int64_t num_rows, const Setup& setup) {
   const internal::PrecisionKernels& kernels = KernelsOf(setup);
   if (!kernels.rounds_to_bf16) return BF16Arithmetic::kNone;
@@ -1025,6 +1031,8 @@ QuantMethod QuantMethodOf(int64_t num_rows, const Setup& setup) {
   method.exp2.assign(kernels.scheme->exp2, kernels.scheme->exp2 + kFractions);
   return method;
 }
+
+namespace {
 
 bool SameArithmetic(const std::vector<Arithmetic>& a, const std::vector<Arithmetic>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(),

@@ -195,6 +195,13 @@ enum class BF16Arithmetic { kNone, kRounded, kDirect };
 // What a setup's tier does in a quantised precision with the rows of the first run; of floats the
 // default.
 QuantMethod QuantMethodOf(const Case& c, const Setup& setup);
+// The same for so many rows that share K and V, and how they meet bf16.
+QuantMethod QuantMethodOf(int64_t num_rows, const Setup& setup);
+BF16Arithmetic BF16ArithmeticOf(int64_t num_rows, const Setup& setup);
+
+// Errors of fixed point: steps by which a score may be off, and the largest relative one of 2^x.
+double StepsOff(const Features& f);
+double TableError(const QuantMethod& quant);
 
 // What comes out, and how far off it may be before it is stored as an element of the output.
 struct Expected {
