@@ -843,7 +843,6 @@ Status ValidatePoolDesc(const KvPoolDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("v_head_dim", desc.v_head_dim, 1, kMaxHeadDim));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_pages", desc.max_pages, 0, kMaxCount));
   constexpr int64_t kTile = kKvTile;
-  constexpr int64_t kMaxPageTokens = 65536;
   if (desc.page_tokens < kTile || desc.page_tokens > kMaxPageTokens ||
       desc.page_tokens % kTile != 0) {
     return Status::Error(kInvalid, "page_tokens is %lld, must be a multiple of %lld up to %lld",

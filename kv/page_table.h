@@ -14,6 +14,10 @@
 namespace sightline {
 namespace internal {
 
+// Bits of the tokens of a tile that are there, with those behind the first num_tokens set: they are
+// to come. Returns how many are 0.
+size_t CopyKeptBits(const uint32_t* kept, size_t num_tokens, uint32_t* bits);
+
 // Tables are changed by those alone who own them alone; what is said of pages also goes for the
 // tiles of their tokens.
 class PageTable {
@@ -35,7 +39,8 @@ class PageTable {
   // The first page that is there, or null.
   unsigned char* first_page() const;
 
-  void Push(Ref<Block> page);  // there is room
+  void Push(Ref<Block> page);             // there is room
+  void PushForgotten() { ++num_pages_; }  // a page of which nothing is there
   void Replace(size_t i, Ref<Block> page);
   // Forgets what is behind the first `num_tokens`.
   void Truncate(size_t num_tokens);
@@ -45,6 +50,9 @@ class PageTable {
   bool Evict(const int32_t* positions, size_t count, size_t num_tokens);
   // All tokens of pages [begin, end) that are full.
   bool EvictPages(size_t begin, size_t end);
+  // Evicts the tokens whose bits are 0, of tiles of kKvTile up to that of token num_tokens - 1; no
+  // token of the table was evicted before. Pages stay as they are. False if memory is short.
+  bool Keep(const uint32_t* kept, size_t num_tokens);
 
   Owners owners;
 
