@@ -354,8 +354,37 @@ Status CompareFormat(const char* file, const KvMeta& meta, const PagedKv& cache)
 
 // ---- Converting ---------------------------------------------------------------------------------
 
-// Tokens of a page of what is packed anew, if some are forgotten: a V tile.
-constexpr int64_t kConvertedPageTokens = kVTileKeys;
+// Layouts that differ in what is biased alone, of K (in int8) and V: a bit of each element.
+bool DifferInBias(LayoutId a, LayoutId b) {
+  const auto unbiased = [](LayoutId layout) {
+    switch (layout) {
+      case LayoutId::kI8BiasedV:
+        return LayoutId::kI8BiasedK;
+      case LayoutId::kI8FineBiasedV:
+        return LayoutId::kI8Fine;
+      case LayoutId::kI8RotatedBiasedV:
+        return LayoutId::kI8RotatedBiasedK;
+      default:
+        return layout;
+    }
+  };
+  return a != b && unbiased(a) == unbiased(b);
+}
+
+// Of the first num_keys keys of a head. V of keys that share a lane with them is 0, biased or not.
+void FlipBias(const PackedHead& head, size_t num_keys) {
+  const PackedShape& s = head.shape;
+  for (size_t key = 0; key < num_keys && !HasWideK(s.layout); ++key) {
+    for (size_t d = 0; d < PaddedHeadDim(s); ++d) {
+      head.base[head.offsets.k + KIndex(s, key, d)] ^= kBias;
+    }
+  }
+  for (size_t key = 0; key < RoundUp(num_keys, VDepth(s.layout)); ++key) {
+    for (size_t c = 0; c < PaddedVHeadDim(s); ++c) {
+      head.base[head.offsets.v + VIndex(s, key, c)] ^= kBias;
+    }
+  }
+}
 
 // Packs the sequences of one layout in another, head by head.
 class Converter {
@@ -363,11 +392,14 @@ class Converter {
   Converter(const PackedKv& from, const PrecisionKernels& kernels, const ParallelFor& parallel)
       : from_(from), kernels_(kernels), parallel_(parallel) {}
 
-  Status ToBlock(const KvFormat& format, std::shared_ptr<const PackedKv>* converted);
-  Status ToPages(const KvFormat& format, std::unique_ptr<uint32_t[]> kept,
+  // kept: see FindKept.
+  Status Convert(const KvFormat& format, std::unique_ptr<uint32_t[]> kept,
                  std::shared_ptr<const PackedKv>* converted);
 
  private:
+  Status ToBlock(const KvFormat& format, bool flips, std::shared_ptr<const PackedKv>* converted);
+  Status ToPages(const KvFormat& format, bool flips, std::unique_ptr<uint32_t[]> kept,
+                 std::shared_ptr<const PackedKv>* converted);
   size_t num_kv_heads() const { return static_cast<size_t>(from_.geometry().num_kv_heads); }
   Status TakeRows();
   bool UnpackHead(size_t b, size_t h, const uint32_t* kept);
@@ -473,7 +505,17 @@ void Converter::PackHead(const PackedKv& to, size_t num_keys, const PageAt& page
   });
 }
 
-Status Converter::ToBlock(const KvFormat& format, std::shared_ptr<const PackedKv>* converted) {
+Status Converter::Convert(const KvFormat& format, std::unique_ptr<uint32_t[]> kept,
+                          std::shared_ptr<const PackedKv>* converted) {
+  const bool flips = DifferInBias(from_.geometry().layout, LayoutOf(kernels_, format.rotate_k));
+  const bool has_pages = from_.geometry().batch != 0 && from_.keys(0).pages.data != nullptr;
+  const bool makes_pages = flips ? has_pages : kept != nullptr;
+  return makes_pages ? ToPages(format, flips, std::move(kept), converted)
+                     : ToBlock(format, flips, converted);
+}
+
+Status Converter::ToBlock(const KvFormat& format, bool flips,
+                          std::shared_ptr<const PackedKv>* converted) {
   const KvGeometry& geometry = from_.geometry();
   CrossMemoryDesc desc;
   desc.batch = geometry.batch;
@@ -488,11 +530,17 @@ Status Converter::ToBlock(const KvFormat& format, std::shared_ptr<const PackedKv
   for (size_t b = 0; b < batch; ++b) lens[b] = static_cast<int32_t>(from_.keys(b).count);
   std::shared_ptr<PackedBlock> block;
   Status status = PackedBlock::Create(desc, lens.get(), kernels_, nullptr, nullptr, &block);
-  if (status.ok()) status = TakeRows();
+  if (status.ok() && !flips) status = TakeRows();
   if (!status.ok()) return status;
   const PackedHeads heads = block->heads();
   for (size_t b = 0; b < batch; ++b) {
     for (size_t h = 0; h < num_kv_heads(); ++h) {
+      if (flips) {
+        const PackedHead head = heads.at(b, h);
+        memcpy(head.base, from_.keys(b).heads + h * head.offsets.bytes, head.offsets.bytes);
+        FlipBias(head, from_.keys(b).count);
+        continue;
+      }
       if (!UnpackHead(b, h, nullptr)) continue;
       PackHead(*block, from_.keys(b).count, [&](size_t) { return heads.at(b, h).base; });
     }
@@ -501,28 +549,40 @@ Status Converter::ToBlock(const KvFormat& format, std::shared_ptr<const PackedKv
   return status;
 }
 
-Status Converter::ToPages(const KvFormat& format, std::unique_ptr<uint32_t[]> kept,
+Status Converter::ToPages(const KvFormat& format, bool flips, std::unique_ptr<uint32_t[]> kept,
                           std::shared_ptr<const PackedKv>* converted) {
   KvGeometry geometry = from_.geometry();
   geometry.layout = LayoutOf(kernels_, format.rotate_k);
   geometry.precision = format.precision;
   const uint32_t* bits = kept.get();
-  const size_t num_tiles = TilesOf(from_.length());
-  std::shared_ptr<StoredKv> pages;
-  Status status = StoredKv::CreatePages(geometry, kConvertedPageTokens, from_.length(),
-                                        std::move(kept), &pages);
-  if (status.ok()) status = TakeRows();
+  const size_t length = static_cast<size_t>(from_.length());
+  const size_t page_tokens = flips ? from_.shape().capacity : kVTileKeys;
+  std::shared_ptr<StoredKv> to;
+  Status status = StoredKv::CreatePages(geometry, static_cast<int64_t>(page_tokens), from_.length(),
+                                        std::move(kept), &to);
+  if (status.ok() && !flips) status = TakeRows();
   if (!status.ok()) return status;
+  const size_t head_bytes = to->offsets().bytes;
   for (size_t b = 0; b < static_cast<size_t>(geometry.batch); ++b) {
-    for (size_t h = 0; h < num_kv_heads(); ++h) {
-      if (!UnpackHead(b, h, bits + b * num_tiles * kTileWords)) continue;
-      PackHead(*pages, from_.keys(b).count, [&](size_t page) {
-        unsigned char* heads = pages->page(b, page);
-        return heads == nullptr ? nullptr : heads + h * pages->offsets().bytes;
+    for (size_t begin = 0; flips && begin < length; begin += page_tokens) {
+      const size_t page = begin / page_tokens;
+      unsigned char* heads = to->page(b, page);
+      if (heads == nullptr) continue;
+      memcpy(heads, from_.keys(b).pages.data[page], num_kv_heads() * head_bytes);
+      for (size_t h = 0; h < num_kv_heads(); ++h) {
+        FlipBias({heads + h * head_bytes, to->shape(), to->offsets()},
+                 std::min(page_tokens, length - begin));
+      }
+    }
+    for (size_t h = 0; !flips && h < num_kv_heads(); ++h) {
+      if (!UnpackHead(b, h, bits + b * TilesOf(from_.length()) * kTileWords)) continue;
+      PackHead(*to, length, [&](size_t page) {
+        unsigned char* heads = to->page(b, page);
+        return heads == nullptr ? nullptr : heads + h * head_bytes;
       });
     }
   }
-  *converted = std::move(pages);
+  *converted = std::move(to);
   return status;
 }
 
@@ -615,8 +675,7 @@ Status Convert(const CrossMemory& memory, const KvFormat& format, CrossMemory* c
   }
   internal::Converter converter(packed, kernels, parallel);
   std::shared_ptr<const PackedKv> result;
-  status = kept == nullptr ? converter.ToBlock(format, &result)
-                           : converter.ToPages(format, std::move(kept), &result);
+  status = converter.Convert(format, std::move(kept), &result);
   if (status.ok()) KvAccess::Set(std::move(result), converted);
   return status;
 }

@@ -124,6 +124,18 @@ void PageTable::DropPageIfEmpty(size_t i) {
   data_[i] = nullptr;
 }
 
+bool PageTable::Keep(const uint32_t* kept, size_t num_tokens) {
+  if (!MakeBits()) return false;
+  for (size_t tile = 0; tile * kKvTile < num_tokens; ++tile) {
+    uint32_t* bits = BitsOf(tile);
+    const size_t gone = CopyKeptBits(kept + tile * kTileWords, num_tokens - tile * kKvTile, bits);
+    const bool is_empty = gone == kKvTile || !pages_[tile / TilesOfPage()];
+    tiles_[tile] = is_empty ? TileKeys::kNone : gone == 0 ? TileKeys::kAll : TileKeys::kSome;
+    num_evicted_ += gone;
+  }
+  return true;
+}
+
 bool PageTable::Evict(const int32_t* positions, size_t count, size_t num_tokens) {
   if (count == 0) return true;
   if (!MakeBits()) return false;
@@ -143,17 +155,6 @@ bool PageTable::Evict(const int32_t* positions, size_t count, size_t num_tokens)
     tiles_[tile] = TileKeys::kNone;
     const size_t page = position / page_tokens_;
     if ((page + 1) * page_tokens_ <= num_tokens) DropPageIfEmpty(page);
-  }
-  return true;
-}
-
-bool PageTable::Keep(const uint32_t* kept, size_t num_tokens) {
-  if (!MakeBits()) return false;
-  for (size_t tile = 0; tile * kKvTile < num_tokens; ++tile) {
-    uint32_t* bits = BitsOf(tile);
-    const size_t gone = CopyKeptBits(kept + tile * kTileWords, num_tokens - tile * kKvTile, bits);
-    tiles_[tile] = gone == 0 ? TileKeys::kAll : gone == kKvTile ? TileKeys::kNone : TileKeys::kSome;
-    num_evicted_ += gone;
   }
   return true;
 }

@@ -39,20 +39,21 @@ class PageTable {
   // The first page that is there, or null.
   unsigned char* first_page() const;
 
-  void Push(Ref<Block> page);             // there is room
-  void PushForgotten() { ++num_pages_; }  // a page of which nothing is there
+  // A page of which nothing is there.
+  void PushForgotten() { ++num_pages_; }
+  void Push(Ref<Block> page);  // there is room
   void Replace(size_t i, Ref<Block> page);
   // Forgets what is behind the first `num_tokens`.
   void Truncate(size_t num_tokens);
 
+  // Evicts the tokens whose bits are 0, of tiles of kKvTile up to that of token num_tokens - 1; no
+  // token of the table was evicted before. Pages stay as they are. False if memory is short.
+  bool Keep(const uint32_t* kept, size_t num_tokens);
   // False if memory for bits is short. Of tokens [0, num_tokens) of the sequence; those in the page
   // that num_tokens is in the middle of stay in memory.
   bool Evict(const int32_t* positions, size_t count, size_t num_tokens);
   // All tokens of pages [begin, end) that are full.
   bool EvictPages(size_t begin, size_t end);
-  // Evicts the tokens whose bits are 0, of tiles of kKvTile up to that of token num_tokens - 1; no
-  // token of the table was evicted before. Pages stay as they are. False if memory is short.
-  bool Keep(const uint32_t* kept, size_t num_tokens);
 
   Owners owners;
 

@@ -388,7 +388,7 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
   const size_t batch = static_cast<size_t>(geometry.batch);
   std::fill_n(created->lens_.get(), batch, static_cast<int32_t>(length));
   created->kept_ = std::move(kept);
-  status = created->MakeTiles();
+  if (created->kept_ != nullptr) status = created->MakeTiles();
   if (!status.ok()) return status;
 
   const size_t num_tiles = TilesOf(length);
@@ -399,6 +399,7 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
     return Status::Error(StatusCode::kOutOfMemory, "a table of %zu pages", batch * num_pages);
   }
   const auto has_tokens = [&](size_t b, size_t page) {
+    if (created->kept_ == nullptr) return true;
     const TileKeys* tiles = created->tiles_.get() + b * num_tiles;
     const TileKeys* begin = tiles + page * page_tiles;
     const TileKeys* end = tiles + std::min((page + 1) * page_tiles, num_tiles);

@@ -82,7 +82,8 @@ class StoredKv final : public PackedKv {
  public:
   // What a file holds. kUnsupported, kCorrupt, kOutOfMemory.
   static Status Open(std::shared_ptr<const MappedFile> file, std::shared_ptr<StoredKv>* stored);
-  // Pages of zeros for `length` tokens of each sequence, but for those of which nothing is kept.
+  // Pages of zeros for `length` tokens of each sequence, but for those of which nothing is kept;
+  // kept: null, or bits as above.
   static Status CreatePages(const KvGeometry& geometry, int64_t page_tokens, int64_t length,
                             std::unique_ptr<uint32_t[]> kept, std::shared_ptr<StoredKv>* stored);
 

@@ -60,12 +60,12 @@ Status Load(const char* path, const KvCacheDesc& desc, KvCache* cache);
 // Verifies what Map with kLazy did not; ok for memories that are not of a file. kCorrupt.
 Status Verify(const CrossMemory& memory);
 
-// Packs a memory anew, from any layout to that of `format`, of this machine or another: what a file
-// of another tier, or a plan of another precision, needs. The numbers are what `memory` makes of
-// them and are rounded once more, so that errors add up (docs/files.md has measured ones). Shares
-// the storage of `memory` if that has the layout already. Positions, lengths and evicted tokens
-// stay. Takes the room of one head in f32 meanwhile. On error *converted is unchanged:
-// kInvalidArgument, kUnsupported (tier), kOutOfMemory.
+// From any layout to that of `format`: what a file of a tier that this machine lacks, or a plan of
+// another precision, needs. Exact between the layouts of one precision, but for rotate_k; all else
+// is packed anew from what `memory` makes of the numbers, which are rounded once more
+// (docs/files.md has the errors). Positions, lengths and evicted tokens stay. Shares the storage of
+// `memory` if that has the layout already. Takes the room of one head in f32 meanwhile. On error
+// *converted is unchanged: kInvalidArgument, kUnsupported (tier), kOutOfMemory.
 Status Convert(const CrossMemory& memory, const KvFormat& format, CrossMemory* converted,
                const ParallelFor& parallel = {});
 
