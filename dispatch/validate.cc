@@ -302,11 +302,11 @@ Status ValidatePacked(const char* name, const PlanImpl& plan, const PackedKv& pa
   }
   if (plan.FindKernelsFor(packed) == nullptr) {
     const auto& kernels = plan.table->kernels[static_cast<size_t>(geometry.precision)];
-    return Status::Error(
-        StatusCode::kUnsupported,
-        "%s has layout %u; the plan's tier reads layout %u: create both for one tier", name,
-        static_cast<unsigned>(geometry.layout),
-        static_cast<unsigned>(LayoutOf(kernels, IsRotated(geometry.layout))));
+    return Status::Error(StatusCode::kUnsupported,
+                         "%s has layout %u; the plan's tier reads layout %u: create both for one "
+                         "tier, or Convert it",
+                         name, static_cast<unsigned>(geometry.layout),
+                         static_cast<unsigned>(LayoutOf(kernels, IsRotated(geometry.layout))));
   }
   if (geometry.num_kv_heads != desc.num_kv_heads || geometry.head_dim != desc.head_dim ||
       geometry.v_head_dim != desc.v_head_dim) {

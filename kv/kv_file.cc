@@ -262,8 +262,7 @@ Status SavePacked(const PackedKv& packed, const PagedKv* cache, const char* path
     meta.capacity = cache->limits().capacity;
     meta.window_left = cache->limits().window_left;
     meta.num_sinks = cache->limits().num_sinks;
-    meta.forgotten_pages = static_cast<int64_t>(
-        std::min(cache->forgotten_pages(), num_pages));  // fewer after Truncate
+    meta.forgotten_pages = static_cast<int64_t>(cache->forgotten_pages());
     const size_t bytes = meta.length == 0 ? 0 : cache->tail_bytes();
     if (bytes != 0) {
       tails.reset(new (std::nothrow) unsigned char[batch * bytes]());

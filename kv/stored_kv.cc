@@ -116,7 +116,7 @@ Status CheckMeta(const char* file, const KvMeta& meta, Precision* precision) {
       {"capacity", meta.capacity, 0, is_cache ? kMaxCount : 0},
       {"window_left", meta.window_left, is_cache ? -1 : 0, is_cache ? kMaxCount : 0},
       {"num_sinks", meta.num_sinks, 0, is_cache && meta.window_left >= 0 ? kMaxCount : 0},
-      {"forgotten_pages", meta.forgotten_pages, 0, is_cache ? max_pages : 0},
+      {"forgotten_pages", meta.forgotten_pages, 0, is_cache ? kMaxCount : 0},
   };
   return CheckFields(file, fields, std::size(fields));
 }

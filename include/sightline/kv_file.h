@@ -44,9 +44,9 @@ Status Save(const KvCache& cache, const char* path);
 // A memory that reads what `path` holds, a memory or a cache, where it is: in constant time but for
 // the lengths and tables. The file stays open as long as a copy of the memory lives, and may be
 // removed or replaced by Save meanwhile. Any layout is mapped; Run refuses those that its tier does
-// not read (kUnsupported): Convert them. On error *memory is unchanged. kInvalidArgument: no such
-// file; kUnsupported: of another version or an unknown layout; kCorrupt: damaged, or made up;
-// kIoError, kOutOfMemory.
+// not read (kUnsupported): Convert them. On error *memory is unchanged. kInvalidArgument: a file of
+// another kind; kUnsupported: of another version or an unknown layout; kCorrupt: damaged, or made
+// up; kIoError, kOutOfMemory.
 Status Map(const char* path, CrossMemory* memory, const KvMapOptions& options = {});
 
 // Makes *cache what was saved: later appends, truncations and forks give the bits that they would
