@@ -232,7 +232,8 @@ AttendTask TaskOf(const Call& call, const Selection& rows, const KeyPart& part) 
                       rows.group};
   const size_t head_offset = rows.head / call.group * part.offsets->bytes;
   AttendTask task = {};
-  task.head = {part.keys.heads + head_offset, *part.shape, *part.offsets};
+  unsigned char* heads = part.keys.heads;  // null where no token is there
+  task.head = {heads == nullptr ? heads : heads + head_offset, *part.shape, *part.offsets};
   task.pages = part.keys.pages;
   task.pages.head_offset += head_offset;
   task.kv_len = part.count;
