@@ -165,8 +165,8 @@ TEST_CASE("a mapped memory gives the bits of the one that was saved", "[kv_file]
           CHECK_THAT(AttendTo(problem, format, mapped), Equals(AttendTo(problem, format, memory)));
           if (kv_len != 65) continue;
           const Bytes bytes = ReadAll(path);
-          CHECK(SavedBytes(memory) == bytes);
-          CHECK(SavedBytes(mapped) == bytes);
+          CHECK((SavedBytes(memory) == bytes));
+          CHECK((SavedBytes(mapped) == bytes));
         }
       }
     }
@@ -186,7 +186,7 @@ TEST_CASE("a layer of a set is saved like any memory", "[kv_file]") {
   CrossMemorySet set;
   REQUIRE_THAT(CrossMemorySet::Create(desc, 2, &set), IsOk());
   REQUIRE_THAT(set.Fill(1, problem.k.view(), problem.v.view()), IsOk());
-  CHECK(SavedBytes(set.layer(1)) == SavedBytes(NewMemory(problem, format)));
+  CHECK((SavedBytes(set.layer(1)) == SavedBytes(NewMemory(problem, format))));
 }
 
 TEST_CASE("a memory of no sequences is saved and mapped", "[kv_file]") {
@@ -224,7 +224,7 @@ TEST_CASE("a mapping lives as long as a copy of its memory, whatever becomes of 
   CHECK_THAT(AttendTo(problem, format, copy), Equals(expected));
   CHECK_THAT(Verify(copy), IsOk());
   CHECK_THAT(Save(copy, path.c_str()), IsOk());
-  CHECK(ReadAll(path) == SavedBytes(memory));
+  CHECK((ReadAll(path) == SavedBytes(memory)));
 }
 
 TEST_CASE("many threads read one mapped memory", "[kv_file][threads]") {
@@ -410,7 +410,7 @@ void CheckSameFuture(const Problem& problem, const Problem& queries, const KvFor
     begin += count;
     CheckSame(queries, format, *a, *b);
   }
-  CHECK(SavedBytes(*a) == SavedBytes(*b));
+  CHECK((SavedBytes(*a) == SavedBytes(*b)));
   const int64_t length = a->length();
   for (const int64_t back : {3, 66}) {
     const Status status = a->Truncate(length - back);  // a window may not have them any more
@@ -423,7 +423,7 @@ void CheckSameFuture(const Problem& problem, const Problem& queries, const KvFor
     AppendRange(*tokens, 0, 90, cache);
   }
   CheckSame(queries, format, *a, *b);
-  CHECK(SavedBytes(*a) == SavedBytes(*b));
+  CHECK((SavedBytes(*a) == SavedBytes(*b)));
   // The forks are where they were.
   CheckSame(queries, format, fork_a, fork_b);
   for (KvCache* cache : {&fork_a, &fork_b}) AppendRange(*tokens, 300, 340, cache);
@@ -452,7 +452,7 @@ TEST_CASE("a loaded cache goes on as if it had never been saved", "[kv_file][cac
       CHECK(loaded.precision() == cache.precision());
       CHECK(loaded.rotate_k() == cache.rotate_k());
       CheckSame(queries, format, cache, loaded);
-      CHECK(SavedBytes(loaded) == ReadAll(path));
+      CHECK((SavedBytes(loaded) == ReadAll(path)));
       CheckSameFuture(problem, queries, format, &cache, &loaded);
     }
   }
@@ -631,7 +631,7 @@ TEST_CASE("files hold nothing of tokens that are gone", "[kv_file][cache]") {
       REQUIRE_THAT(cache.Truncate(155), IsOk());
       files[i] = SavedBytes(cache);
     }
-    CHECK(files[0] == files[1]);
+    CHECK((files[0] == files[1]));
   }
 }
 
@@ -714,7 +714,7 @@ TEST_CASE("the tests put files together as the library does", "[kv_file]") {
   const Problem problem(SmallCase(1, 700), 100);
   for (const KvFormat& format : Formats(BestTier())) {
     const Bytes cache = SavedBytes(CacheWith(Past::kEvicted, problem, format));
-    CHECK(FileOf(PartsOf(cache)) == cache);
+    CHECK((FileOf(PartsOf(cache)) == cache));
   }
 }
 
@@ -933,7 +933,7 @@ TEST_CASE("any layout becomes any other", "[kv_file]") {
           continue;
         }
         // The bits that its numbers give as tensors.
-        CHECK(SavedBytes(converted) == SavedBytes(NewMemory(unpacked, to, kv_lens)));
+        CHECK((SavedBytes(converted) == SavedBytes(NewMemory(unpacked, to, kv_lens))));
         for (size_t b = 0; b < 2; ++b) {
           const Rows exact = RowsOf(sources[i], b, 1);
           const Rows rows = RowsOf(converted, b, 1);
