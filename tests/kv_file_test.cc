@@ -97,7 +97,6 @@ Status TryRun(const Problem& problem, const KvFormat& format, const CrossMemory*
   return status;
 }
 Tensor AttendTo(const Problem& problem, const KvFormat& format, const CrossMemory& memory) {
-  const Tensor out = problem.NewOut();
   Tensor result = problem.NewOut();
   REQUIRE_THAT(TryRun(problem, format, &memory, nullptr, result), IsOk());
   return result;
@@ -265,7 +264,7 @@ TEST_CASE("many threads read one mapped memory", "[kv_file][threads]") {
 
 // ---- Caches -------------------------------------------------------------------------------------
 
-constexpr int64_t kWindow = 150;
+constexpr int64_t kWindowLeft = 150;
 
 KvCacheDesc CacheDescOf(const Case& c, const KvFormat& format, bool has_window) {
   KvCacheDesc desc;
@@ -277,7 +276,7 @@ KvCacheDesc CacheDescOf(const Case& c, const KvFormat& format, bool has_window) 
   desc.page_tokens = 128;
   desc.format = format;
   if (has_window) {
-    desc.window_left = kWindow;
+    desc.window_left = kWindowLeft;
     desc.num_sinks = 3;
   }
   return desc;
@@ -347,7 +346,7 @@ Problem QueriesFor(Past past, uint64_t seed) {
   Case c = SmallCase(2, 700);
   c.causal = true;
   if (past == Past::kReordered) c.kv_batch = 3;
-  if (past == Past::kWindow) c.features.window_left = kWindow - 10;
+  if (past == Past::kWindow) c.features.window_left = kWindowLeft - 10;
   return Problem(c, seed);
 }
 
@@ -1170,7 +1169,7 @@ class Victim {
     c.head_dim = head_dim;
     c.v_head_dim = 3;
     c.kv_heads = c.heads = 1;
-    c.features.window_left = kWindow;
+    c.features.window_left = kWindowLeft;
     return c;
   }
   void RunOn(const CrossMemory* memory, const KvCache* cache) const {
