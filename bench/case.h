@@ -21,13 +21,6 @@
 
 #include "sightline/attention.h"
 
-// Whether the library has files of K and V, and so rows that map them.
-#if __has_include("sightline/kv_file.h")
-#define SIGHTLINE_BENCH_MAPS 1
-#else
-#define SIGHTLINE_BENCH_MAPS 0
-#endif
-
 namespace sightline {
 namespace bench {
 
@@ -46,10 +39,7 @@ enum class Op {
 };
 constexpr Op kAllOps[] = {
     Op::kSelf,    Op::kSelfCausal, Op::kCross, Op::kDecodeSelf, Op::kDecodeCross,
-    Op::kPrepare, Op::kAppend,     Op::kFork,  Op::kReorder,
-#if SIGHTLINE_BENCH_MAPS
-    Op::kMap,
-#endif
+    Op::kPrepare, Op::kAppend,     Op::kFork,  Op::kReorder,    Op::kMap,
 };
 
 const char* Name(Op op);

@@ -158,7 +158,6 @@ class Reader {
     std::string key;
     if (!(words >> key)) return "";
     if (Op op; Parse(key, &op)) return ReadRow(op, words);
-    if (!SIGHTLINE_BENCH_MAPS && key == Name(Op::kMap)) return "";
     std::string value;
     std::string rest;
     if (!(words >> value) || words >> rest) return "'" + key + "' takes one value";

@@ -28,9 +28,7 @@
 #include "kv/layout.h"
 #include "quant/elements.h"
 #include "sightline/attention.h"
-#if SIGHTLINE_BENCH_MAPS
 #include "sightline/kv_file.h"
-#endif
 
 namespace sightline {
 namespace bench {
@@ -689,7 +687,6 @@ class ReorderEntry : public ShareEntry {
   std::vector<int32_t> parents_, reversal_;
 };
 
-#if SIGHTLINE_BENCH_MAPS
 // The file is in a temporary directory, and in the system's page cache if that holds it.
 class MapEntry : public MemoryEntry {
  public:
@@ -725,7 +722,6 @@ class MapEntry : public MemoryEntry {
   size_t bytes_ = 0;
   KvMapOptions options_;
 };
-#endif
 
 class SightlineContender : public Contender {
  public:
@@ -817,11 +813,7 @@ class SightlineContender : public Contender {
       case Op::kReorder:
         return std::make_unique<ReorderEntry>(problem, format, threads);
       case Op::kMap:
-#if SIGHTLINE_BENCH_MAPS
         return std::make_unique<MapEntry>(problem, format, threads);
-#else
-        break;
-#endif
     }
     return std::make_unique<MemoryEntry>(problem, format, threads);
   }

@@ -259,7 +259,8 @@ AttendTask RowsTask(const Call& call, const Selection& rows) {
 // Where a task finds the keys of a part.
 void SetKeys(const KeyPart& part, size_t kv_head, AttendTask* task) {
   const size_t head_offset = kv_head * part.offsets->bytes;
-  task->head = {part.keys.heads + head_offset, *part.shape, *part.offsets};
+  unsigned char* heads = part.keys.heads;  // null where no token is there
+  task->head = {heads == nullptr ? heads : heads + head_offset, *part.shape, *part.offsets};
   task->pages = part.keys.pages;
   task->pages.head_offset += head_offset;
   task->kv_len = part.count;

@@ -302,11 +302,11 @@ Status ValidatePacked(const char* name, const PlanImpl& plan, const PackedKv& pa
   }
   if (plan.FindKernelsFor(packed) == nullptr) {
     const auto& kernels = plan.table->kernels[static_cast<size_t>(geometry.precision)];
-    return Status::Error(
-        StatusCode::kUnsupported,
-        "%s has layout %u; the plan's tier reads layout %u: create both for one tier", name,
-        static_cast<unsigned>(geometry.layout),
-        static_cast<unsigned>(LayoutOf(kernels, IsRotated(geometry.layout))));
+    return Status::Error(StatusCode::kUnsupported,
+                         "%s has layout %u; the plan's tier reads layout %u: create both for one "
+                         "tier, or Convert it",
+                         name, static_cast<unsigned>(geometry.layout),
+                         static_cast<unsigned>(LayoutOf(kernels, IsRotated(geometry.layout))));
   }
   if (geometry.num_kv_heads != desc.num_kv_heads || geometry.head_dim != desc.head_dim ||
       geometry.v_head_dim != desc.v_head_dim) {
@@ -843,7 +843,6 @@ Status ValidatePoolDesc(const KvPoolDesc& desc) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("v_head_dim", desc.v_head_dim, 1, kMaxHeadDim));
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("max_pages", desc.max_pages, 0, kMaxCount));
   constexpr int64_t kTile = kKvTile;
-  constexpr int64_t kMaxPageTokens = 65536;
   if (desc.page_tokens < kTile || desc.page_tokens > kMaxPageTokens ||
       desc.page_tokens % kTile != 0) {
     return Status::Error(kInvalid, "page_tokens is %lld, must be a multiple of %lld up to %lld",

@@ -20,6 +20,7 @@ struct PlanImpl;
 
 // Largest length, batch or number of heads: keys are counted in int32 lanes.
 constexpr int64_t kMaxCount = 0x7fffff00;
+constexpr int64_t kMaxPageTokens = 65536;
 
 Status ValidateDesc(const AttentionDesc& desc);
 // What a K/V memory, cache or pool is made with, and asked for. own: the pool of a cache without

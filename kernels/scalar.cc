@@ -333,11 +333,11 @@ class QuantizedKeys {
     const unsigned char* base = FindPage(task_, &key);
     const auto* k = reinterpret_cast<const KStored*>(base + task_.head.offsets.k);
     const auto* k_scale = reinterpret_cast<const float*>(base + task_.head.offsets.k_scale);
-    int32_t dot = 0;
+    uint32_t dot = 0;  // of quanta that no one packed it may leave 32 bits
     for (size_t d = 0; d < shape_.head_dim; ++d) {
-      dot += q_[d] * (k[KIndex(shape_, key, d)] - BiasOf(KStored()));
+      dot += static_cast<uint32_t>(q_[d] * (k[KIndex(shape_, key, d)] - BiasOf(KStored())));
     }
-    return static_cast<float>(dot) * row_scale_ * k_scale[key];
+    return static_cast<float>(static_cast<int32_t>(dot)) * row_scale_ * k_scale[key];
   }
 
  private:

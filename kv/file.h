@@ -9,8 +9,8 @@
 //
 // Nothing here trusts a file: sizes are compared before anything is added to them, and no byte
 // outside the file is read, whatever its header says.
-#ifndef SIGHTLINE_KV_FILE_H_
-#define SIGHTLINE_KV_FILE_H_
+#ifndef SIGHTLINE_KV_FILE_CONTAINER_H_  // sightline/kv_file.h has the guard of this path
+#define SIGHTLINE_KV_FILE_CONTAINER_H_
 
 #include <stddef.h>
 #include <stdint.h>
@@ -111,7 +111,8 @@ class MappedFile {
   Status Verify() const;
   Status Verify(uint32_t id) const;
 
-  size_t bytes() const { return bytes_; }  // of the whole file
+  const char* name() const { return name_; }  // for messages: the path, or its end
+  size_t bytes() const { return bytes_; }     // of the whole file
   bool is_mapped() const { return storage_ == Storage::kMapping; }
 
  private:
@@ -133,10 +134,10 @@ class MappedFile {
   size_t bytes_ = 0;
   size_t num_sections_ = 0;
   Entry entries_[kMaxFileSections] = {};
-  char name_[256] = {};  // for messages: the path, or its end
+  char name_[256] = {};
 };
 
 }  // namespace internal
 }  // namespace sightline
 
-#endif  // SIGHTLINE_KV_FILE_H_
+#endif  // SIGHTLINE_KV_FILE_CONTAINER_H_

@@ -40,6 +40,8 @@ Status NotCreated() {
 }  // namespace
 
 const internal::PackedKv* KvAccess::Get(const KvCache& cache) { return cache.packed_.get(); }
+PagedKv* KvAccess::GetPaged(KvCache& cache) { return cache.packed_.get(); }
+const PagedKv* KvAccess::GetPaged(const KvCache& cache) { return cache.packed_.get(); }
 
 Status KvPool::Create(const KvPoolDesc& given, KvPool* pool) {
   if (pool == nullptr) return Status::Error(StatusCode::kInvalidArgument, "pool is null");

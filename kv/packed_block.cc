@@ -55,8 +55,8 @@ Status PackedBlock::Create(const CrossMemoryDesc& desc, const int32_t* kv_lens,
   size_t bytes = 0;
   Status status = BytesFor(desc, layout, &bytes);
   if (!status.ok()) return status;
-  std::shared_ptr<PackedBlock> created = ShareOrNull(
-      new (std::nothrow) PackedBlock(geometry, kernels, static_cast<size_t>(desc.kv_len)));
+  std::shared_ptr<PackedBlock> created =
+      ShareOrNull(new (std::nothrow) PackedBlock(geometry, static_cast<size_t>(desc.kv_len)));
   if (created != nullptr) {
     created->is_own_ = block == nullptr;
     created->block_ = block == nullptr ? AllocateAligned(bytes) : block;

@@ -1,5 +1,5 @@
 // The storage behind CrossMemory: one aligned block with a header, the sequences' lengths, and a
-// packed head for each (batch, kv head). It is what a file of a memory holds, byte for byte.
+// packed head for each (batch, kv head).
 #ifndef SIGHTLINE_KV_PACKED_BLOCK_H_
 #define SIGHTLINE_KV_PACKED_BLOCK_H_
 
@@ -54,8 +54,7 @@ class PackedBlock final : public PackedKv {
   KvBlock block() const override { return {block_, bytes_}; }
 
  private:
-  PackedBlock(const KvGeometry& geometry, const PrecisionKernels& kernels, size_t capacity)
-      : PackedKv(geometry, kernels, capacity) {}
+  PackedBlock(const KvGeometry& geometry, size_t capacity) : PackedKv(geometry, capacity) {}
 
   unsigned char* block_ = nullptr;
   size_t bytes_ = 0;

@@ -5,9 +5,8 @@
 namespace sightline {
 namespace internal {
 
-PackedKv::PackedKv(const KvGeometry& geometry, const PrecisionKernels& kernels, size_t capacity)
+PackedKv::PackedKv(const KvGeometry& geometry, size_t capacity)
     : geometry_(geometry),
-      kernels_(&kernels),
       shape_(ShapeOf(geometry.layout, static_cast<size_t>(geometry.head_dim),
                      static_cast<size_t>(geometry.v_head_dim), capacity)),
       offsets_(OffsetsOf(shape_)) {}

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <memory>
+#include <utility>
 
 #include "dispatch/kernel_table.h"
 #include "kv/layout.h"
@@ -53,6 +54,8 @@ struct KvGeometry {
   int64_t v_head_dim;
 };
 
+class MappedFile;
+
 class PackedKv {
  public:
   PackedKv(const PackedKv&) = delete;
@@ -61,7 +64,6 @@ class PackedKv {
 
   const KvGeometry& geometry() const { return geometry_; }
   KvGeometry& geometry() { return geometry_; }
-  const PrecisionKernels& kernels() const { return *kernels_; }
   const PackedShape& shape() const { return shape_; }  // of a block, or of a page
   const PackedOffsets& offsets() const { return offsets_; }
 
@@ -71,15 +73,22 @@ class PackedKv {
   // What a caller's tensors may overlap: the one block of a memory; empty for pages, which nobody
   // outside knows.
   virtual KvBlock block() const = 0;
+  // The open file whose sections it is; null for all others.
+  virtual const MappedFile* file() const { return nullptr; }
 
  protected:
-  PackedKv(const KvGeometry& geometry, const PrecisionKernels& kernels, size_t capacity);
+  PackedKv(const KvGeometry& geometry, size_t capacity);
 
   KvGeometry geometry_;
-  const PrecisionKernels* kernels_;
   PackedShape shape_;
   PackedOffsets offsets_;
 };
+
+// Bytes of what all rows of a head have in common: k_center, v_center and q_factor follow one
+// another.
+inline size_t CenterBytes(const PackedOffsets& offsets) {
+  return offsets.v_special - offsets.k_center;
+}
 
 // Zeroes what packing `length` keys may leave as it was, so that equal contents are equal bytes:
 // all but whole blocks of K and whole tiles of V.
@@ -91,6 +100,11 @@ void ClearHead(const PackedHead& head, size_t length);
 struct KvAccess {
   static const internal::PackedKv* Get(const CrossMemory& memory) { return memory.packed_.get(); }
   static const internal::PackedKv* Get(const KvCache& cache);
+  static internal::PagedKv* GetPaged(KvCache& cache);
+  static const internal::PagedKv* GetPaged(const KvCache& cache);
+  static void Set(std::shared_ptr<const internal::PackedKv> packed, CrossMemory* memory) {
+    memory->packed_ = std::move(packed);
+  }
   // For tests, which forge geometries.
   static internal::PackedKv* Mutable(CrossMemory& memory) {
     return const_cast<internal::PackedKv*>(memory.packed_.get());

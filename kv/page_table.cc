@@ -12,6 +12,18 @@ constexpr size_t kTileWords = kKvTile / 32;
 
 }  // namespace
 
+size_t CopyKeptBits(const uint32_t* kept, size_t num_tokens, uint32_t* bits) {
+  size_t gone = 0;
+  for (size_t w = 0; w < kTileWords; ++w) {
+    const size_t begin = w * 32;
+    const size_t there = num_tokens <= begin ? 0 : std::min<size_t>(num_tokens - begin, 32);
+    const uint32_t to_come = there == 32 ? 0 : ~uint32_t{0} << there;
+    bits[w] = kept[w] | to_come;
+    gone += static_cast<size_t>(__builtin_popcount(~bits[w]));
+  }
+  return gone;
+}
+
 Ref<PageTable> PageTable::Create(size_t page_tokens, size_t room) {
   Ref<PageTable> table(new (std::nothrow) PageTable());
   if (!table) return {};
@@ -126,6 +138,18 @@ void PageTable::DropPageIfEmpty(size_t i) {
   if (!std::all_of(tiles, tiles + TilesOfPage(), is_gone)) return;
   pages_[i] = {};
   data_[i] = nullptr;
+}
+
+bool PageTable::Keep(const uint32_t* kept, size_t num_tokens) {
+  if (!MakeBits()) return false;
+  for (size_t tile = 0; tile * kKvTile < num_tokens; ++tile) {
+    uint32_t* bits = BitsOf(tile);
+    const size_t gone = CopyKeptBits(kept + tile * kTileWords, num_tokens - tile * kKvTile, bits);
+    const bool is_empty = gone == kKvTile || !pages_[tile / TilesOfPage()];
+    tiles_[tile] = is_empty ? TileKeys::kNone : gone == 0 ? TileKeys::kAll : TileKeys::kSome;
+    num_evicted_ += gone;
+  }
+  return true;
 }
 
 bool PageTable::Evict(const int32_t* positions, size_t count, size_t num_tokens) {

@@ -14,6 +14,10 @@
 namespace sightline {
 namespace internal {
 
+// Bits of the tokens of a tile that are there, with those behind the first num_tokens set: they are
+// to come. Returns how many are 0.
+size_t CopyKeptBits(const uint32_t* kept, size_t num_tokens, uint32_t* bits);
+
 // Tables are changed by those alone who own them alone; what is said of pages also goes for the
 // tiles of their tokens.
 class PageTable {
@@ -35,12 +39,17 @@ class PageTable {
   // The first page that is there, or null.
   unsigned char* first_page() const;
 
+  // A page of which nothing is there.
+  void PushForgotten() { ++num_pages_; }
   void Push(Ref<Block> page);  // there is room
   // Of one that was forgotten the tokens to come are there again.
   void Replace(size_t i, Ref<Block> page);
   // Forgets what is behind the first `num_tokens`.
   void Truncate(size_t num_tokens);
 
+  // Evicts the tokens whose bits are 0, of tiles of kKvTile up to that of token num_tokens - 1; no
+  // token of the table was evicted before. Pages stay as they are. False if memory is short.
+  bool Keep(const uint32_t* kept, size_t num_tokens);
   // False if memory for bits is short. Of tokens [0, num_tokens) of the sequence; those in the page
   // that num_tokens is in the middle of stay in memory.
   bool Evict(const int32_t* positions, size_t count, size_t num_tokens);

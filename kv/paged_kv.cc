@@ -15,14 +15,6 @@ namespace sightline {
 namespace internal {
 namespace {
 
-// Bytes of what rows of a head have in common: k_center, v_center and q_factor follow one another.
-size_t CenterBytes(const PackedOffsets& offsets) { return offsets.v_special - offsets.k_center; }
-
-size_t TailHeadBytes(const PackedShape& shape, const PackedOffsets& offsets) {
-  const size_t row_bytes = (shape.head_dim + shape.v_head_dim) * sizeof(float);
-  return RoundUp(CenterBytes(offsets) + kKvTile * row_bytes, kPackedAlignBytes);
-}
-
 void CopyRowsToF32(const SourceRows& rows, size_t num_rows, size_t dim, float* out) {
   const Row& first = rows.first;
   const bool is_dense = first.dtype == DType::kF32 && first.dim_stride == int64_t{sizeof(float)};
@@ -103,6 +95,11 @@ void ReadBackValues(const PackedHead& head, size_t key, size_t num_rows, float* 
 
 }  // namespace
 
+size_t TailHeadBytes(const PackedShape& shape, const PackedOffsets& offsets) {
+  const size_t row_bytes = (shape.head_dim + shape.v_head_dim) * sizeof(float);
+  return RoundUp(CenterBytes(offsets) + kKvTile * row_bytes, kPackedAlignBytes);
+}
+
 KvPoolImpl::KvPoolImpl(const KvPoolDesc& given, const PrecisionKernels& with, size_t max_pages)
     : desc(given),
       kernels(with),
@@ -113,9 +110,7 @@ KvPoolImpl::KvPoolImpl(const KvPoolDesc& given, const PrecisionKernels& with, si
       tails(static_cast<size_t>(given.num_kv_heads) * TailHeadBytes(shape, offsets), SIZE_MAX) {}
 
 PagedKv::PagedKv(std::shared_ptr<KvPoolImpl> pool, const KvGeometry& geometry, const Limits& limits)
-    : PackedKv(geometry, pool->kernels, pool->shape.capacity),
-      pool_(std::move(pool)),
-      limits_(limits) {}
+    : PackedKv(geometry, pool->shape.capacity), pool_(std::move(pool)), limits_(limits) {}
 
 Status PagedKv::Create(std::shared_ptr<KvPoolImpl> pool, int64_t batch, const Limits& limits,
                        std::shared_ptr<PagedKv>* packed) {
@@ -155,8 +150,8 @@ size_t PagedKv::bytes() const {
   return bytes;
 }
 
-PagedKv::Tail PagedKv::TailOf(const Sequence& sequence, size_t kv_head) const {
-  unsigned char* centers = sequence.tail->data() + kv_head * TailHeadBytes(shape_, offsets_);
+PagedKv::Tail PagedKv::TailOf(unsigned char* tail, size_t kv_head) const {
+  unsigned char* centers = tail + kv_head * TailHeadBytes(shape_, offsets_);
   float* k = reinterpret_cast<float*>(centers + CenterBytes(offsets_));
   return {centers, k, k + kKvTile * shape_.head_dim};
 }
@@ -241,19 +236,28 @@ Status PagedKv::OwnTail(Sequence& sequence) const {
     return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for the open tile of the cache",
                          pool_->tails.block_bytes());
   }
-  const Sequence old = sequence;
+  pool_->tails.Clear(own.get());
+  if (sequence.tail) CopyTailRows(sequence.tail->data(), own->data());
   sequence.tail = std::move(own);
-  pool_->tails.Clear(sequence.tail.get());
-  if (!old.tail) return Status();
+  return Status();
+}
+
+// What appending to the open tile reads.
+void PagedKv::CopyTailRows(unsigned char* from_tail, unsigned char* to_tail) const {
   const size_t num_rows = static_cast<size_t>(length_) % kKvTile;
+  const bool reads_v = !is_settled_ || HasQuantizedV(geometry_.layout);
   for (size_t h = 0; h < static_cast<size_t>(geometry_.num_kv_heads); ++h) {
-    const Tail from = TailOf(old, h);
-    const Tail to = TailOf(sequence, h);
+    const Tail from = TailOf(from_tail, h);
+    const Tail to = TailOf(to_tail, h);
     memcpy(to.centers, from.centers, CenterBytes(offsets_));
     if (!is_settled_) memcpy(to.k, from.k, num_rows * shape_.head_dim * sizeof(float));
-    memcpy(to.v, from.v, num_rows * shape_.v_head_dim * sizeof(float));
+    if (reads_v) memcpy(to.v, from.v, num_rows * shape_.v_head_dim * sizeof(float));
   }
-  return Status();
+}
+
+void PagedKv::CopyTail(size_t batch, unsigned char* tail) const {
+  const Sequence& sequence = sequences_[batch];
+  if (sequence.tail) CopyTailRows(sequence.tail->data(), tail);
 }
 
 // What rows have in common, to the page of `key`.
@@ -504,6 +508,53 @@ Status PagedKv::Evict(size_t batch, const int32_t* positions, size_t count) {
                          static_cast<long long>(length_));
   }
   return status;
+}
+
+Status PagedKv::Restore(const KvSnapshot& snapshot) {
+  const Status no_memory = Status::Error(
+      StatusCode::kOutOfMemory, "the tables of %lld sequences of %lld tokens",
+      static_cast<long long>(geometry_.batch), static_cast<long long>(snapshot.length));
+  const size_t page_bytes = pool_->pages.block_bytes();
+  std::unique_ptr<Ref<Block>[]> pages(new (std::nothrow) Ref<Block>[snapshot.num_pages]);
+  if (pages == nullptr) return no_memory;
+  for (size_t i = 0; i < snapshot.num_pages; ++i) {
+    pages[i] = pool_->pages.Take();
+    if (!pages[i]) return OutOfPages();
+    memcpy(pages[i]->data(), snapshot.pages + i * page_bytes, page_bytes);
+  }
+  length_ = snapshot.length;
+  is_settled_ = snapshot.is_settled;
+  forgotten_pages_ = snapshot.forgotten_pages;
+  const size_t length = static_cast<size_t>(length_);
+  const size_t num_pages = (length + PageTokens() - 1) / PageTokens();
+  const size_t num_tiles = (length + kKvTile - 1) / kKvTile;
+  for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
+    Sequence& sequence = sequences_[b];
+    sequence.table = PageTable::Create(PageTokens(), std::max<size_t>(num_pages, 1));
+    if (!sequence.table) return no_memory;
+    for (size_t i = 0; i < num_pages; ++i) {
+      const uint32_t page = snapshot.table[b * num_pages + i];
+      if (page == 0) {
+        sequence.table->PushForgotten();
+      } else {
+        sequence.table->Push(pages[page - 1]);
+      }
+    }
+    if (snapshot.kept != nullptr &&
+        !sequence.table->Keep(snapshot.kept + b * num_tiles * (kKvTile / 32), length)) {
+      return no_memory;
+    }
+    const int64_t held = HeldTokens(*sequence.table.get(), {0, 0});
+    if (held > limits_.capacity) {
+      return Status::Error(StatusCode::kCapacityExceeded,
+                           "capacity is %lld, must be at least %lld, which the file holds",
+                           static_cast<long long>(limits_.capacity), static_cast<long long>(held));
+    }
+    if (!HasTail() || length == 0) continue;
+    if (Status status = OwnTail(sequence); !status.ok()) return status;
+    memcpy(sequence.tail->data(), snapshot.tails + b * tail_bytes(), tail_bytes());
+  }
+  return Status();
 }
 
 void PagedKv::Clear() {

@@ -41,6 +41,21 @@ struct KvPoolImpl {
   BlockPool tails;
 };
 
+// One head's part of a tail: centres, then rows of K and of V in f32.
+size_t TailHeadBytes(const PackedShape& shape, const PackedOffsets& offsets);
+
+// A cache as a file has it (docs/files.md); everything in it is validated.
+struct KvSnapshot {
+  int64_t length;
+  bool is_settled;
+  size_t forgotten_pages;
+  size_t num_pages;            // that there are
+  const unsigned char* pages;  // one after the other
+  const uint32_t* table;       // [batch][pages of length]: number of the page plus 1; 0: forgotten
+  const uint32_t* kept;        // [batch][tiles of length][kKvTile / 32]; null: all tokens
+  const unsigned char* tails;  // [batch] of tail_bytes
+};
+
 class PagedKv final : public PackedKv {
  public:
   // What a cache is told beside its pool's geometry.
@@ -68,6 +83,15 @@ class PagedKv final : public PackedKv {
   Status Evict(size_t batch, const int32_t* positions, size_t count);
   void Clear();
 
+  // For files: what is to be known beside the pages, and how an empty cache becomes what one was.
+  bool is_settled() const { return is_settled_; }
+  size_t forgotten_pages() const { return forgotten_pages_; }
+  size_t tail_bytes() const { return HasTail() ? pool_->tails.block_bytes() : 0; }
+  // Into zeros. What no later append reads stays 0.
+  void CopyTail(size_t batch, unsigned char* tail) const;
+  // On error the cache is of no use.
+  Status Restore(const KvSnapshot& snapshot);
+
  private:
   struct Sequence {
     Ref<PageTable> table;
@@ -88,7 +112,11 @@ class PagedKv final : public PackedKv {
   PagedKv(std::shared_ptr<KvPoolImpl> pool, const KvGeometry& geometry, const Limits& limits);
 
   bool HasTail() const { return HasQuantizedK(geometry_.layout); }
-  Tail TailOf(const Sequence& sequence, size_t kv_head) const;
+  Tail TailOf(unsigned char* tail, size_t kv_head) const;
+  Tail TailOf(const Sequence& sequence, size_t kv_head) const {
+    return TailOf(sequence.tail->data(), kv_head);
+  }
+  void CopyTailRows(unsigned char* from, unsigned char* to) const;
   PackedHead HeadAt(const Sequence& sequence, size_t key, size_t kv_head) const;
   size_t PageTokens() const { return shape_.capacity; }
   size_t FirstWindowPage() const;

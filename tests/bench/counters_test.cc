@@ -532,7 +532,6 @@ TEST_CASE("Forks and beams hold what they should", "[tiers]") {
   }
 }
 
-#if SIGHTLINE_BENCH_MAPS
 TEST_CASE("Mapped files are verified or not, and gone afterwards", "[counters]") {
   namespace fs = std::filesystem;
   const auto num_files = [] {
@@ -561,7 +560,6 @@ TEST_CASE("Mapped files are verified or not, and gone afterwards", "[counters]")
   }
   CHECK(num_files() == before);
 }
-#endif
 
 TEST_CASE("A token takes what docs/benchmarking.md says", "[counters]") {
   const std::unique_ptr<Contender> sightline = MakeSightline(Tiers().back());

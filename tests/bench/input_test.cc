@@ -129,9 +129,7 @@ TEST_CASE("Features read as written", "[input]") {
       {"decode_self k=100 batch=3 continuous", "decode_self_continuous/m/b3.h8.kv8.d64.q1.k100"},
       {"fork k=100 append", "fork_append/m/b1.h8.kv8.d64.q1.k100"},
       {"reorder k=100 batch=4", "reorder/m/b4.h8.kv8.d64.q1.k100"},
-#if SIGHTLINE_BENCH_MAPS
       {"map k=100 full", "map_full/m/b1.h8.kv8.d64.q1.k100"},
-#endif
       {"append k=100 q=64", "append/m/b1.h8.kv8.d64.q64.k100"},
   };
   for (const auto& other : others) {
@@ -142,8 +140,7 @@ TEST_CASE("Features read as written", "[input]") {
       if (cases[0].features.*feature.value != 0) words.insert(feature.word);
     }
   }
-  constexpr size_t kOfMaps = SIGHTLINE_BENCH_MAPS ? 0 : 1;  // `full`
-  CHECK(words.size() + kOfMaps == std::size(kFeatureWords));
+  CHECK(words.size() == std::size(kFeatureWords));
 
   const std::vector<Case> lists = Read(head + "decode_self window=64,128 k=512,1024 softcap=50\n");
   REQUIRE(lists.size() == 4);
@@ -271,8 +268,7 @@ TEST_CASE("The models are there", "[input]") {
     CAPTURE(name);
     CHECK(models.count(name) == 1);
   }
-  constexpr size_t kOfMaps = SIGHTLINE_BENCH_MAPS ? 0 : 1;
-  CHECK(features.size() + kOfMaps == std::size(kFeatureWords));
+  CHECK(features.size() == std::size(kFeatureWords));
   for (const char* row :
        {"self_t5/t5_base/b1.h12.kv12.d64.q512.k512.buckets32",
         "self_causal_window/gemma3_1b_local/b1.h4.kv1.d256.q2048.k2048.w512",
@@ -289,10 +285,8 @@ TEST_CASE("The models are there", "[input]") {
     CAPTURE(row);
     CHECK(names.count(row) == 1);
   }
-#if SIGHTLINE_BENCH_MAPS
   CHECK(names.count("map/kv_file/b1.h8.kv8.d128.q1.k131072") == 1);
   CHECK(names.count("map_full/kv_file/b1.h8.kv8.d128.q1.k131072") == 1);
-#endif
   for (const Op op : kAllOps) {
     CAPTURE(Name(op));
     CHECK(all[op] > 0);

@@ -5,8 +5,10 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <algorithm>
+#include <vector>
 
 namespace sightline {
 namespace testing {
@@ -57,6 +59,50 @@ inline void SealHead(unsigned char* file, size_t bytes) {
   uint32_t crc = Crc32c(file, kHeadCrcAt);
   crc = Crc32c(file + kHeaderBytes, num_sections * kEntryBytes, crc);
   PutNumber(crc, file + kHeadCrcAt, 4);
+}
+
+// A file section by section.
+struct FilePart {
+  uint32_t id;
+  std::vector<unsigned char> bytes;
+};
+
+// Of a whole file that is right.
+inline std::vector<FilePart> PartsOf(const std::vector<unsigned char>& file) {
+  std::vector<FilePart> parts;
+  for (size_t i = 0; i < GetNumber(file.data() + kNumSectionsAt, 4); ++i) {
+    const unsigned char* entry = file.data() + EntryAt(i);
+    const unsigned char* begin = file.data() + GetNumber(entry + kEntryOffsetAt, 8);
+    parts.push_back({static_cast<uint32_t>(GetNumber(entry + kEntryIdAt, 4)),
+                     {begin, begin + GetNumber(entry + kEntryBytesAt, 8)}});
+  }
+  return parts;
+}
+
+// Checksums of sections from `unsealed_id` on are 0: those of large ones take long.
+inline std::vector<unsigned char> Assemble(const std::vector<FilePart>& parts, uint32_t kind,
+                                           uint32_t unsealed_id) {
+  std::vector<unsigned char> file(kHeaderBytes + parts.size() * kEntryBytes);
+  memcpy(file.data(), kMagic, sizeof(kMagic));
+  PutNumber(0x01020304, file.data() + kByteOrderAt, 4);
+  PutNumber(1, file.data() + kVersionAt, 4);
+  PutNumber(kind, file.data() + kKindAt, 4);
+  PutNumber(parts.size(), file.data() + kNumSectionsAt, 4);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const std::vector<unsigned char>& bytes = parts[i].bytes;
+    const size_t alignment = bytes.size() >= 4096 ? 4096 : 64;
+    file.resize((file.size() + alignment - 1) / alignment * alignment);
+    unsigned char* entry = file.data() + EntryAt(i);
+    PutNumber(file.size(), entry + kEntryOffsetAt, 8);
+    PutNumber(bytes.size(), entry + kEntryBytesAt, 8);
+    PutNumber(parts[i].id, entry + kEntryIdAt, 4);
+    const uint32_t crc = parts[i].id < unsealed_id ? Crc32c(bytes.data(), bytes.size()) : 0;
+    PutNumber(crc, entry + kEntryCrcAt, 4);
+    file.insert(file.end(), bytes.begin(), bytes.end());
+  }
+  PutNumber(file.size(), file.data() + kFileBytesAt, 8);
+  SealHead(file.data(), file.size());
+  return file;
 }
 
 }  // namespace testing

@@ -1,0 +1,26 @@
+// From packed K and V back to numbers, in plain C++ and for every layout: what a machine whose
+// kernels do not read a layout needs, and what a conversion starts from. Not fast: a few ns for
+// each element.
+#ifndef SIGHTLINE_KV_UNPACK_H_
+#define SIGHTLINE_KV_UNPACK_H_
+
+#include <stddef.h>
+
+#include "dispatch/kernel_table.h"
+
+namespace sightline {
+namespace internal {
+
+// Where an element of packed K or V is.
+size_t KIndex(const PackedShape& shape, size_t key, size_t d);
+size_t VIndex(const PackedShape& shape, size_t key, size_t channel);
+
+// Keys [key, key + num_keys) of a head, whatever its bytes are: k [num_keys][head_dim], v
+// [num_keys] [v_head_dim]. Quanta times scales plus centres; rotation and balance of K are taken
+// back.
+void UnpackRows(const PackedHead& head, size_t key, size_t num_keys, float* k, float* v);
+
+}  // namespace internal
+}  // namespace sightline
+
+#endif  // SIGHTLINE_KV_UNPACK_H_
