@@ -236,7 +236,9 @@ AttendTask TaskOf(const Call& call, const Selection& rows, const KeyPart& part) 
                       rows.group};
   const size_t head_offset = rows.head / call.group * part.offsets->bytes;
   AttendTask task = {};
-  task.head = {part.keys.heads + head_offset, *part.shape, *part.offsets};
+  // Where there is no page there is no head either.
+  unsigned char* head = part.keys.heads == nullptr ? nullptr : part.keys.heads + head_offset;
+  task.head = {head, *part.shape, *part.offsets};
   task.pages = part.keys.pages;
   task.pages.head_offset += head_offset;
   task.kv_len = part.count;
