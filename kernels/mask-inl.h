@@ -231,8 +231,9 @@ HWY_INLINE TileMask LookAtTile(const AttendTask& task, const QueryTile& q, size_
   const RangeBounds rows = {q.min_begin, q.max_begin, q.min_limit, q.max_limit};
   TileMask mask = {};
   mask.words = q.mask;
+  if (SeesNone(task, rows, key, key + n)) return mask;  // of no keys as well, which have no page
   const TileKeys keys = KeysOfTile(task, key);
-  if (keys == TileKeys::kNone || SeesNone(task, rows, key, key + n)) return mask;
+  if (keys == TileKeys::kNone) return mask;
   if (HasMasks(task) || keys != TileKeys::kAll || n % kMaskAlign != 0 ||
       !SeesAll(task, rows, key, key + n)) {
     LookCloser(task, q, key, n, mask);

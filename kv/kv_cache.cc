@@ -78,8 +78,8 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
     own.page_tokens = desc.page_tokens;
     if (own.page_tokens == 0) {
       const int64_t tile = int64_t{internal::kKvTile};
-      const int64_t whole = (std::max<int64_t>(desc.capacity, 1) + tile - 1) / tile * tile;
-      own.page_tokens = std::min(kDefaultPageTokens, whole);
+      const int64_t needed = std::clamp<int64_t>(desc.capacity, 1, kDefaultPageTokens);
+      own.page_tokens = (needed + tile - 1) / tile * tile;
     }
     own.num_kv_heads = desc.num_kv_heads;
     own.head_dim = desc.head_dim;

@@ -394,7 +394,7 @@ class RandomCall {
   }
 
   void TakeSources() {
-    desc_.any_precision = random_.Chance(0.3);
+    desc_.any_precision = random_.Chance(0.45);
     std::vector<Readable> fitting;
     for (const Readable& readable : readables_) {
       const internal::KvGeometry& geometry = readable.packed().geometry();
