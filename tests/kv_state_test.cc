@@ -37,7 +37,7 @@ namespace {
 
 // Sequences of one tier beside its other tests; CTest entries of their own ask for more.
 constexpr uint64_t kCasesOfTier = 60;
-constexpr uint64_t kCasesSanitized = 25;
+constexpr uint64_t kCasesSanitized = 150;
 constexpr uint64_t kCasesEmulated = 10;
 constexpr uint64_t kCasesOfAllTiers = 1000;
 constexpr int kMaxFailures = 3;
