@@ -32,36 +32,39 @@ inline const PackedKv* PackedOf(const KvSegment& segment) {
   return segment.memory != nullptr ? KvAccess::Get(*segment.memory) : KvAccess::Get(*segment.cache);
 }
 
+inline bool HasSegments(const AttentionArgs& args) {
+  return args.segments != nullptr || args.num_segments != 0 || args.num_segment_lists != 0;
+}
+
 class KeySources {
  public:
   // Of validated arguments, or as far as they are: q and out need not be.
   explicit KeySources(const AttentionArgs& args) {
+    lens_ = args.kv_lens;
     if (args.memory != nullptr || args.cache != nullptr) {
       one_.memory = args.memory;
       one_.cache = args.cache;
       num_segments_ = 1;
-    } else if (args.num_segments > 0) {
+    } else if (HasSegments(args)) {
       segments_ = args.segments;
       num_segments_ = static_cast<size_t>(args.num_segments);
       indptr_ = args.segment_indptr;
     } else {
       const int64_t batch = args.kv_indptr != nullptr ? args.num_sequences : args.k.batch;
       spans_ = {static_cast<size_t>(batch), args.k.length, args.kv_indptr, nullptr};
+      num_sequences_ = spans_.num_sequences;
+      are_tensors_ = true;
+      return;
     }
-    lens_ = args.kv_lens;
-    num_sequences_ = spans_.num_sequences;
-    if (indptr_ != nullptr) {
-      num_sequences_ = static_cast<size_t>(args.num_segment_lists);
-    } else {
-      for (size_t i = 0; i < num_segments_; ++i) {
-        const int64_t batch = PackedOf(segment(i))->geometry().batch;
-        num_sequences_ = std::max(num_sequences_, static_cast<size_t>(batch));
-      }
+    num_sequences_ = 1;
+    if (indptr_ != nullptr) num_sequences_ = static_cast<size_t>(args.num_segment_lists);
+    for (size_t i = 0; indptr_ == nullptr && i < num_segments_; ++i) {
+      const int64_t batch = PackedOf(segment(i))->geometry().batch;
+      if (batch != 1) num_sequences_ = static_cast<size_t>(batch);  // all have the same, or 1
     }
   }
 
-  // One memory or cache may be packed in another precision than the plan's.
-  bool are_tensors() const { return num_segments_ == 0; }
+  bool are_tensors() const { return are_tensors_; }
   size_t num_segments() const { return num_segments_; }
   const KvSegment& segment(size_t i) const { return segments_ == nullptr ? one_ : segments_[i]; }
 
@@ -118,6 +121,7 @@ class KeySources {
   SequenceSpans spans_ = {};
   const int32_t* lens_ = nullptr;
   size_t num_sequences_ = 0;
+  bool are_tensors_ = false;
 };
 
 }  // namespace internal

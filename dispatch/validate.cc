@@ -319,7 +319,8 @@ Status ValidatePacked(const char* name, const PlanImpl& plan, const PackedKv& pa
   return Status();
 }
 
-// A cache that forgets what is behind its window is for plans that do not look there.
+// A cache that forgets what is behind its window is for plans that do not look there. (A memory
+// made of one has what it has.)
 Status ValidateWindow(const char* name, const AttentionDesc& desc, const KvCache& cache) {
   const int64_t kept = cache.window_left();
   if (kept < 0 || (desc.window_left >= 0 && desc.window_left <= kept)) return Status();
@@ -389,7 +390,7 @@ Status ValidateSegmentLists(const AttentionArgs& args, ArgMemory* memory) {
 
 Status ValidateSegments(const PlanImpl& plan, const AttentionArgs& args, ArgMemory* memory) {
   SIGHTLINE_RETURN_IF_ERROR(ValidateRange("num_segments", args.num_segments, 0, kMaxCount));
-  if (args.segments == nullptr)
+  if (args.segments == nullptr && args.num_segments != 0)
     return Status::Error(kInvalid, "segments is null, but num_segments is %lld",
                          LL{args.num_segments});
   if (args.kv_lens != nullptr)
@@ -477,7 +478,7 @@ Status ValidateSource(const PlanImpl& plan, const AttentionArgs& args, ArgMemory
   const AttentionDesc& desc = plan.desc;
   const bool has_tensors =
       args.k.data != nullptr || args.v.data != nullptr || args.k.heads != 0 || args.v.heads != 0;
-  const bool has_segments = args.segments != nullptr || args.num_segments != 0;
+  const bool has_segments = HasSegments(args);
   const int sources = (has_tensors ? 1 : 0) + (args.memory != nullptr ? 1 : 0) +
                       (args.cache != nullptr ? 1 : 0) + (has_segments ? 1 : 0);
   if (sources != 1) {
@@ -486,10 +487,8 @@ Status ValidateSource(const PlanImpl& plan, const AttentionArgs& args, ArgMemory
                          sources);
   }
   if (has_segments) return ValidateSegments(plan, args, memory);
-  if (args.num_segment_lists != 0 || args.segment_indptr != nullptr) {
-    return Status::Error(kInvalid, "%s is given, but there are no segments",
-                         args.segment_indptr != nullptr ? "segment_indptr" : "num_segment_lists");
-  }
+  if (args.segment_indptr != nullptr)
+    return Status::Error(kInvalid, "segment_indptr is given, but there are no segments");
   if (has_tensors) {
     ViewSpans k, v;
     SIGHTLINE_RETURN_IF_ERROR(ValidateKvSpans(args.k, args.v, &k, &v));
@@ -864,7 +863,14 @@ Status ValidateCacheDesc(const KvCacheDesc& desc, const KvPoolDesc& own) {
   return ValidatePoolDesc(own);
 }
 
-Status ValidatePooledCacheDesc(const KvCacheDesc& desc) {
+Status ValidatePooledCacheDesc(const KvCacheDesc& desc, const KvFormat& of_pool) {
+  const KvFormat& format = desc.format;
+  const bool is_given = format.precision != KvFormat().precision || format.rotate_k;
+  if (is_given && (format.precision != of_pool.precision || format.rotate_k != of_pool.rotate_k)) {
+    return Status::Error(kInvalid, "format is %s%s, the pool's is %s%s", Name(format.precision),
+                         format.rotate_k ? " with rotate_k" : "", Name(of_pool.precision),
+                         of_pool.rotate_k ? " with rotate_k" : "");
+  }
   const struct {
     const char* name;
     int64_t given;

@@ -27,7 +27,7 @@ Status ValidateDesc(const AttentionDesc& desc);
 // one.
 Status ValidatePoolDesc(const KvPoolDesc& desc);
 Status ValidateCacheDesc(const KvCacheDesc& desc, const KvPoolDesc& own);
-Status ValidatePooledCacheDesc(const KvCacheDesc& desc);
+Status ValidatePooledCacheDesc(const KvCacheDesc& desc, const KvFormat& of_pool);
 Status ValidateMemoryDesc(const CrossMemoryDesc& desc, int64_t num_layers);
 Status ValidateKvLens(const int32_t* kv_lens, int64_t batch, int64_t kv_len);
 Status ValidatePlacement(const KvPlacement& placement, size_t needed_bytes);

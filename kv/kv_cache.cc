@@ -25,7 +25,10 @@ Status CreatePool(const KvPoolDesc& desc, size_t max_pages, std::shared_ptr<KvPo
   if (!status.ok()) return status;
   const auto& kernels = table->kernels[static_cast<size_t>(desc.format.precision)];
   *pool = internal::ShareOrNull(new (std::nothrow) KvPoolImpl(desc, kernels, max_pages));
-  if (*pool == nullptr) return Status::Error(StatusCode::kOutOfMemory, "the pool");
+  if (*pool == nullptr || !(*pool)->no_pages) {
+    pool->reset();
+    return Status::Error(StatusCode::kOutOfMemory, "the pool");
+  }
   if (desc.preallocate && !(*pool)->pages.Reserve(max_pages)) {
     pool->reset();
     return Status::Error(StatusCode::kOutOfMemory, "%zu pages", max_pages);
@@ -71,7 +74,7 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
       return Status::Error(StatusCode::kInvalidArgument, "pool is empty: create it first");
     }
     pool = desc.pool->impl_;
-    status = internal::ValidatePooledCacheDesc(desc);
+    status = internal::ValidatePooledCacheDesc(desc, pool->desc.format);
   } else {
     if (desc.v_head_dim == 0) desc.v_head_dim = desc.head_dim;
     KvPoolDesc own;

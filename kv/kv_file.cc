@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <new>
@@ -152,7 +153,7 @@ Status PageList::Create(const PackedKv& packed, const uint32_t* kept) {
     pages[i] = {packed.keys(i / num_pages_).pages.data[i % num_pages_], i};
   }
   std::sort(pages.get(), pages.get() + entries, [](const Page& a, const Page& b) {
-    return a.data != b.data ? a.data < b.data : a.index < b.index;
+    return a.data != b.data ? std::less<>()(a.data, b.data) : a.index < b.index;
   });
   size_t num_copies = 0;
   for (size_t i = 0, leader = 0; i < entries; ++i) {

@@ -49,15 +49,9 @@ Ref<PageTable> PageTable::Clone(size_t room) const {
     clone->data_[i] = data_[i];
   }
   clone->num_pages_ = num_pages_;
+  clone->first_ = first_;
   clone->num_evicted_ = num_evicted_;
   return clone;
-}
-
-unsigned char* PageTable::first_page() const {
-  for (size_t i = 0; i < num_pages_; ++i) {
-    if (pages_[i]) return pages_[i]->data();
-  }
-  return nullptr;
 }
 
 void PageTable::Push(Ref<Block> page) {
@@ -70,6 +64,7 @@ void PageTable::Replace(size_t i, Ref<Block> page) {
   const bool was_gone = !pages_[i];
   data_[i] = page->data();
   pages_[i] = std::move(page);
+  first_ = std::min(first_, i);
   if (!was_gone) return;
   for (size_t tile = i * TilesOfPage(); tile < (i + 1) * TilesOfPage(); ++tile) SetTile(tile);
 }
@@ -96,6 +91,7 @@ void PageTable::Truncate(size_t num_tokens) {
     pages_[num_pages_] = {};
     data_[num_pages_] = nullptr;
   }
+  first_ = std::min(first_, num_pages_);
   if (tiles_ == nullptr) return;
   // Tokens to come are there: their bits are set again.
   const size_t end = room_ * page_tokens_;
@@ -138,6 +134,7 @@ void PageTable::DropPageIfEmpty(size_t i) {
   if (!std::all_of(tiles, tiles + TilesOfPage(), is_gone)) return;
   pages_[i] = {};
   data_[i] = nullptr;
+  SeekFirst();
 }
 
 bool PageTable::Keep(const uint32_t* kept, size_t num_tokens) {
@@ -181,6 +178,7 @@ void PageTable::EvictPages(size_t begin, size_t end, BlockStock* stock) {
     stock->Put(std::move(pages_[i]));
     data_[i] = nullptr;
   }
+  SeekFirst();
 }
 
 }  // namespace internal

@@ -37,10 +37,15 @@ class PageTable {
   // For kernels, which find a page's heads at its beginning.
   KeyPages pages() const { return {data_.get(), 0, tiles_.get(), kept_.get()}; }
   // The first page that is there, or null.
-  unsigned char* first_page() const;
+  unsigned char* first_page() const {
+    return first_ < num_pages_ ? pages_[first_]->data() : nullptr;
+  }
 
   // A page of which nothing is there.
-  void PushForgotten() { ++num_pages_; }
+  void PushForgotten() {
+    ++num_pages_;
+    SeekFirst();
+  }
   void Push(Ref<Block> page);  // there is room
   // Of one that was forgotten the tokens to come are there again.
   void Replace(size_t i, Ref<Block> page);
@@ -68,9 +73,13 @@ class PageTable {
   uint32_t* BitsOf(size_t tile) const { return kept_.get() + tile * (kKvTile / 32); }
   size_t TilesOfPage() const { return page_tokens_ / kKvTile; }
   void DropPageIfEmpty(size_t i);
+  void SeekFirst() {
+    while (first_ < num_pages_ && !pages_[first_]) ++first_;
+  }
 
   size_t page_tokens_ = 0;
   size_t num_pages_ = 0;
+  size_t first_ = 0;  // page that is there; num_pages_ if none is
   size_t room_ = 0;
   size_t num_evicted_ = 0;
   std::unique_ptr<Ref<Block>[]> pages_;

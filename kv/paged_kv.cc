@@ -107,7 +107,8 @@ KvPoolImpl::KvPoolImpl(const KvPoolDesc& given, const PrecisionKernels& with, si
                     static_cast<size_t>(given.v_head_dim), static_cast<size_t>(given.page_tokens))),
       offsets(OffsetsOf(shape)),
       pages(static_cast<size_t>(given.num_kv_heads) * offsets.bytes, max_pages),
-      tails(static_cast<size_t>(given.num_kv_heads) * TailHeadBytes(shape, offsets), SIZE_MAX) {}
+      tails(static_cast<size_t>(given.num_kv_heads) * TailHeadBytes(shape, offsets), SIZE_MAX),
+      no_pages(PageTable::Create(shape.capacity, 1)) {}
 
 PagedKv::PagedKv(std::shared_ptr<KvPoolImpl> pool, const KvGeometry& geometry, const Limits& limits)
     : PackedKv(geometry, pool->shape.capacity), pool_(std::move(pool)), limits_(limits) {}
@@ -117,7 +118,6 @@ Status PagedKv::Create(std::shared_ptr<KvPoolImpl> pool, int64_t batch, const Li
   const KvPoolDesc& desc = pool->desc;
   const KvGeometry geometry = {pool->shape.layout, kLayoutVersion, desc.format.precision, batch,
                                desc.num_kv_heads,  desc.head_dim,  desc.v_head_dim};
-  const size_t page_tokens = pool->shape.capacity;
   std::shared_ptr<PagedKv> created =
       ShareOrNull(new (std::nothrow) PagedKv(std::move(pool), geometry, limits));
   const Status no_memory = Status::Error(StatusCode::kOutOfMemory, "the cache of %lld sequences",
@@ -126,8 +126,7 @@ Status PagedKv::Create(std::shared_ptr<KvPoolImpl> pool, int64_t batch, const Li
   created->sequences_.reset(new (std::nothrow) Sequence[static_cast<size_t>(batch)]);
   if (created->sequences_ == nullptr) return no_memory;
   for (size_t b = 0; b < static_cast<size_t>(batch); ++b) {
-    created->sequences_[b].table = PageTable::Create(page_tokens, 1);
-    if (!created->sequences_[b].table) return no_memory;
+    created->sequences_[b].table = created->pool_->no_pages;
   }
   *packed = std::move(created);
   return Status();
@@ -559,12 +558,7 @@ Status PagedKv::Restore(const KvSnapshot& snapshot) {
 
 void PagedKv::Clear() {
   for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
-    Sequence& sequence = sequences_[b];
-    if (sequence.table->owners.IsOne()) {
-      sequence.table->Truncate(0);
-    } else if (Ref<PageTable> none = PageTable::Create(PageTokens(), 1)) {
-      sequence.table = std::move(none);
-    }
+    sequences_[b].table = pool_->no_pages;
   }
   length_ = 0;
   is_settled_ = false;

@@ -39,6 +39,8 @@ struct KvPoolImpl {
   const PackedOffsets offsets;
   BlockPool pages;
   BlockPool tails;
+  // What sequences begin with, and come back to; null if memory is short.
+  const Ref<PageTable> no_pages;
 };
 
 // One head's part of a tail: centres, then rows of K and of V in f32.

