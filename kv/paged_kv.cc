@@ -558,7 +558,12 @@ Status PagedKv::Restore(const KvSnapshot& snapshot) {
 
 void PagedKv::Clear() {
   for (size_t b = 0; b < static_cast<size_t>(geometry_.batch); ++b) {
-    sequences_[b].table = pool_->no_pages;
+    Ref<PageTable>& table = sequences_[b].table;
+    if (table->owners.IsOne()) {
+      table->Truncate(0);
+    } else {
+      table = pool_->no_pages;
+    }
   }
   length_ = 0;
   is_settled_ = false;
