@@ -446,6 +446,58 @@ TEST_CASE("segments that hold nothing, or of which nothing is seen", "[segments]
   }
 }
 
+// A batch of 0 beside one that all sequences share: there is no sequence to read.
+TEST_CASE("segments of no sequences, and lists of no segments", "[segments]") {
+  Rng rng(91);
+  const Tensor k = NormalTensor({1, 70, kKvHeads, kHeadDim}, 0.0f, &rng);
+  const Tensor v = NormalTensor({1, 70, kKvHeads, kVHeadDim}, 0.0f, &rng);
+  CrossMemory shared;
+  REQUIRE_THAT(CrossMemory::Create(k.view(), v.view(), {}, &shared), IsOk());
+  const auto none_of = [](const ConstTensorView& view) {
+    ConstTensorView none = view;
+    none.batch = 0;
+    return none;
+  };
+  CrossMemory none;
+  REQUIRE_THAT(CrossMemory::Create(none_of(k.view()), none_of(v.view()), {}, &none), IsOk());
+  AttentionDesc desc;
+  desc.num_heads = kHeads;
+  desc.num_kv_heads = kKvHeads;
+  desc.head_dim = kHeadDim;
+  desc.v_head_dim = kVHeadDim;
+  desc.max_batch = 2;
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+  const Tensor q = NormalTensor({2, 1, kHeads, kHeadDim}, 0.0f, &rng);
+  Tensor out(DType::kF32, {2, 1, kHeads, kVHeadDim});
+  AttentionArgs args;
+  args.q = q.view();
+  args.out = out.view();
+  KvSegment segments[2];
+  args.segments = segments;
+  args.num_segments = 2;
+  for (const bool none_first : {false, true}) {
+    segments[none_first ? 0 : 1].memory = &none;
+    segments[none_first ? 1 : 0].memory = &shared;
+    CHECK_THAT(Run(plan, args), IsError(StatusCode::kInvalidArgument, "q"));
+    AttentionArgs of_nobody = args;
+    of_nobody.q.batch = of_nobody.out.batch = 0;
+    CHECK_THAT(Run(plan, of_nobody), IsOk());
+  }
+  const int32_t indptr[] = {0, 0, 0};
+  args.num_segments = 0;
+  args.num_segment_lists = 2;
+  args.segment_indptr = indptr;
+  for (const KvSegment* given : {static_cast<const KvSegment*>(segments), {}}) {
+    args.segments = given;
+    out.Set(1, 0, 1, 2, 5.0f);
+    REQUIRE_THAT(Run(plan, args), IsOk());
+    for (int64_t b = 0; b < 2; ++b) {
+      for (int64_t c = 0; c < kVHeadDim; ++c) CHECK(out.Get(b, 0, 1, c) == 0.0f);
+    }
+  }
+}
+
 TEST_CASE("modifications and masks take no notice of where a segment ends", "[segments]") {
   const int64_t q_len = GENERATE(1, 5, 66);
   std::vector<Asked> all(6, Queries(q_len));
