@@ -174,7 +174,7 @@ struct KeyPages {
   size_t head_offset;                // of the head in each
   const TileKeys* tiles;             // of each tile; null: no key is missing. Of kNone there may be
                                      // no page
-  const uint32_t* kept;  // [tiles][kKvTile / 32]: bits of the keys that are there, for kSome
+  const uint32_t* kept;  // [tiles][kTileWords]: bits of the keys that are there, for kSome
 };
 
 // Attention of rows [row_begin, row_end) with one packed head, or with several of the same layout

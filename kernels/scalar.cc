@@ -48,18 +48,6 @@ QuantStep StepForRange(float range, float max_quantum) {
 
 int Quantize(float x, QuantStep step) { return static_cast<int>(lrintf(x * step.inverse)); }
 
-// Index of an element in packed K or V.
-size_t KIndex(const PackedShape& s, size_t key, size_t d) {
-  const size_t depth = KDepth(s.layout);
-  return KBlockOffset(s, key) + (d / depth * kKeyBlock + key % kKeyBlock) * depth + d % depth;
-}
-size_t VIndex(const PackedShape& s, size_t key, size_t c) {
-  const size_t depth = VDepth(s.layout);
-  const VPanel panel = VPanelAt(s, key, c);
-  const size_t row = key % kVTileKeys;
-  return panel.offset + (row / depth * panel.width + c % kPanelWidth) * depth + row % depth;
-}
-
 struct Half {
   uint16_t bits;
 };

@@ -19,6 +19,7 @@
 #include "kv/file.h"
 #include "kv/packed_block.h"
 #include "kv/paged_kv.h"
+#include "kv/prepare.h"
 #include "kv/stored_kv.h"
 #include "kv/unpack.h"
 
@@ -26,7 +27,6 @@ namespace sightline {
 namespace internal {
 namespace {
 
-constexpr size_t kTileWords = kKvTile / 32;
 constexpr size_t kMaxSections = 6;
 
 Status NoMemory(const char* what, size_t bytes) {
@@ -458,13 +458,6 @@ bool Converter::UnpackHead(size_t b, size_t h, const uint32_t* kept) {
   return true;
 }
 
-SourceRows RowsFrom(float* data, size_t row, size_t dim) {
-  return {
-      {reinterpret_cast<unsigned char*>(data + row * dim), DType::kF32, sizeof(float), nullptr, 0},
-      static_cast<int64_t>(dim * sizeof(float)),
-      0};
-}
-
 // page_at: where a page's head begins, null if it is forgotten. The first one is not.
 template <class PageAt>
 void Converter::PackHead(const PackedKv& to, size_t num_keys, const PageAt& page_at) const {
@@ -473,8 +466,8 @@ void Converter::PackHead(const PackedKv& to, size_t num_keys, const PageAt& page
   const auto task_for = [&](size_t page, size_t key, size_t count) {
     PackTask task = {};
     task.head = {page_at(page), shape, offsets};
-    task.k = RowsFrom(k_.get(), key, shape.head_dim);
-    task.v = RowsFrom(v_.get(), key, shape.v_head_dim);
+    task.k = DenseRows(k_.get() + key * shape.head_dim, shape.head_dim);
+    task.v = DenseRows(v_.get() + key * shape.v_head_dim, shape.v_head_dim);
     task.key_begin = key - page * shape.capacity;
     task.num_keys = count;
     return task;

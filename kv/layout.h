@@ -54,6 +54,9 @@ constexpr size_t kChannelAlign = 16;  // lanes of the widest vector: decode load
 // stay in a 32 KiB L1; large enough that rescaling O is one multiplication for every 128 / depth.
 constexpr size_t kKvTile = 128;
 
+// Words of the bits that say which keys of a tile are there.
+constexpr size_t kTileWords = kKvTile / 32;
+
 constexpr size_t kMaxHeadDim = 512;
 
 // K and V lose a mean per channel. Any other vector would do as well, so it is taken over at most
@@ -254,6 +257,18 @@ static inline VPanel VPanelAt(const PackedShape& s, size_t key, size_t channel) 
   p.width = channels_left < kPanelWidth ? channels_left : kPanelWidth;
   p.offset = tile_begin * PaddedVHeadDim(s) + panel_begin * tile_keys;
   return p;
+}
+
+// Index of an element of packed K or V.
+static inline size_t KIndex(const PackedShape& s, size_t key, size_t d) {
+  const size_t depth = KDepth(s.layout);
+  return KBlockOffset(s, key) + (d / depth * kKeyBlock + key % kKeyBlock) * depth + d % depth;
+}
+static inline size_t VIndex(const PackedShape& s, size_t key, size_t channel) {
+  const size_t depth = VDepth(s.layout);
+  const VPanel panel = VPanelAt(s, key, channel);
+  const size_t row = key % kVTileKeys;
+  return panel.offset + (row / depth * panel.width + channel % kPanelWidth) * depth + row % depth;
 }
 
 }  // namespace internal

@@ -6,11 +6,6 @@
 
 namespace sightline {
 namespace internal {
-namespace {
-
-constexpr size_t kTileWords = kKvTile / 32;
-
-}  // namespace
 
 size_t CopyKeptBits(const uint32_t* kept, size_t num_tokens, uint32_t* bits) {
   size_t gone = 0;

@@ -70,7 +70,7 @@ class PageTable {
   PageTable() = default;
   bool IsKept(size_t token) const;
   void SetTile(size_t tile);
-  uint32_t* BitsOf(size_t tile) const { return kept_.get() + tile * (kKvTile / 32); }
+  uint32_t* BitsOf(size_t tile) const { return kept_.get() + tile * kTileWords; }
   size_t TilesOfPage() const { return page_tokens_ / kKvTile; }
   void DropPageIfEmpty(size_t i);
   void SeekFirst() {

@@ -9,6 +9,7 @@
 #include "dispatch/memory.h"
 #include "dispatch/parallel.h"
 #include "kv/prepare.h"
+#include "kv/unpack.h"
 #include "quant/elements.h"
 
 namespace sightline {
@@ -40,12 +41,6 @@ SourceRows Behind(const SourceRows& rows, size_t count) {
   return behind;
 }
 
-SourceRows DenseRows(float* data, size_t dim) {
-  return {{reinterpret_cast<unsigned char*>(data), DType::kF32, sizeof(float), nullptr, 0},
-          static_cast<int64_t>(dim * sizeof(float)),
-          0};
-}
-
 // What the first num_keys keys of a head take, to another head.
 void CopyHead(const PackedHead& from, size_t num_keys, const PackedHead& to) {
   const PackedShape& shape = from.shape;
@@ -69,28 +64,6 @@ void CopyHead(const PackedHead& from, size_t num_keys, const PackedHead& to) {
   if (HasQuantizedV(shape.layout)) copy(o.v_scale, num_tiles * channels * sizeof(float));
   copy(o.k_center, CenterBytes(o));
   if (!HasQuantizedV(shape.layout)) copy(o.v_special, num_tiles);
-}
-
-// The first num_rows rows of V of the tile that begins at `key` of a page, from their quanta.
-void ReadBackValues(const PackedHead& head, size_t key, size_t num_rows, float* out) {
-  const PackedShape& shape = head.shape;
-  const PackedOffsets& o = head.offsets;
-  const unsigned char* v = head.base + o.v;
-  const float* scale =
-      reinterpret_cast<const float*>(head.base + o.v_scale) + key / kKvTile * PaddedVHeadDim(shape);
-  const float* center = reinterpret_cast<const float*>(head.base + o.v_center);
-  const bool is_biased = HasBiasedV(shape.layout);
-  const size_t depth = VDepth(shape.layout);
-  for (size_t c = 0; c < shape.v_head_dim; ++c) {
-    const VPanel panel = VPanelAt(shape, key, c);
-    for (size_t i = 0; i < num_rows; ++i) {
-      const size_t row = (key + i) % kVTileKeys;
-      const unsigned char stored =
-          v[panel.offset + (row / depth * panel.width + c % kPanelWidth) * depth + row % depth];
-      const int quantum = is_biased ? int{stored} - kBias : int{static_cast<int8_t>(stored)};
-      out[i * shape.v_head_dim + c] = static_cast<float>(quantum) * scale[c] + center[c];
-    }
-  }
 }
 
 }  // namespace
@@ -427,8 +400,11 @@ void PagedKv::Reopen(const Sequence& sequence, size_t length) const {
       }
       continue;
     }
-    ReadBackValues(HeadAt(sequence, tile_begin, h), tile_begin % PageTokens(), num_rows,
-                   TailOf(sequence, h).v);
+    const PackedHead head = HeadAt(sequence, tile_begin, h);
+    float* v = TailOf(sequence, h).v;
+    for (size_t i = 0; i < num_rows; ++i, v += shape_.v_head_dim) {
+      UnpackValue(head, tile_begin % PageTokens() + i, v);
+    }
   }
 }
 
@@ -464,7 +440,7 @@ Status PagedKv::Truncate(int64_t length) {
     sequences_[b].table->Truncate(num_tokens);
   }
   length_ = length;
-  if (length <= begin) forgotten_pages_ = 0;  // all that was forgotten is behind it
+  forgotten_pages_ = std::min(forgotten_pages_, num_tokens / PageTokens());
   return Status();
 }
 
@@ -540,7 +516,7 @@ Status PagedKv::Restore(const KvSnapshot& snapshot) {
       }
     }
     if (snapshot.kept != nullptr &&
-        !sequence.table->Keep(snapshot.kept + b * num_tiles * (kKvTile / 32), length)) {
+        !sequence.table->Keep(snapshot.kept + b * num_tiles * kTileWords, length)) {
       return no_memory;
     }
     const int64_t held = HeldTokens(*sequence.table.get(), {0, 0});

@@ -54,7 +54,7 @@ struct KvSnapshot {
   size_t num_pages;            // that there are
   const unsigned char* pages;  // one after the other
   const uint32_t* table;       // [batch][pages of length]: number of the page plus 1; 0: forgotten
-  const uint32_t* kept;        // [batch][tiles of length][kKvTile / 32]; null: all tokens
+  const uint32_t* kept;        // [batch][tiles of length][kTileWords]; null: all tokens
   const unsigned char* tails;  // [batch] of tail_bytes
 };
 

@@ -35,6 +35,12 @@ SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_hea
   return {first, view.length_stride, scale.length_stride};
 }
 
+SourceRows DenseRows(float* data, size_t dim) {
+  return {{reinterpret_cast<unsigned char*>(data), DType::kF32, sizeof(float), nullptr, 0},
+          static_cast<int64_t>(dim * sizeof(float)),
+          0};
+}
+
 void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads, const HeadRange& range,
                  const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
                  const ParallelFor& parallel) {

@@ -18,6 +18,9 @@ ScaleView HeadScales(const ConstTensorView& view, size_t batch, size_t head);
 // Row 0 of one (batch, kv head) of k or v.
 SourceRows SourceRowsOf(const ConstTensorView& view, size_t batch, size_t kv_head);
 
+// Rows of f32 without gaps.
+SourceRows DenseRows(float* data, size_t dim);
+
 // Packed heads [begin, end), counted through the sequences: those of the first, those of the
 // second.
 struct HeadRange {

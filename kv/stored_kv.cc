@@ -14,8 +14,6 @@ namespace sightline {
 namespace internal {
 namespace {
 
-constexpr size_t kTileWords = kKvTile / 32;
-
 // The one precision that has a layout; false for layouts that this library does not know.
 bool PrecisionOf(LayoutId layout, Precision* precision) {
   switch (layout) {

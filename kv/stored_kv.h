@@ -30,7 +30,7 @@ enum KvSection : uint32_t {
   kLensSection = 2,   // int32 [batch]: keys of each sequence
   kTableSection = 3,  // of pages: uint32 [batch][pages of length], see KvSnapshot
   kKeptSection = 4,   // the same; only if a token is forgotten. uint32 [batch][tiles of length]
-                      // [kKvTile / 32], bits of tokens that do not exist are 0
+                      // [kTileWords], bits of tokens that do not exist are 0
   kTailsSection = 5,  // of a cache that has them, see PagedKv
   kDataSection = 6,   // heads of a block, or pages
 };

@@ -80,6 +80,8 @@ void UnpackKey(const PackedHead& head, size_t key, float* out) {
   for (size_t d = 0; d < s.head_dim; ++d) out[d] += FloatAt(head.base + o.k_center, d);
 }
 
+}  // namespace
+
 void UnpackValue(const PackedHead& head, size_t key, float* out) {
   const PackedShape& s = head.shape;
   const PackedOffsets& o = head.offsets;
@@ -94,20 +96,6 @@ void UnpackValue(const PackedHead& head, size_t key, float* out) {
                FloatAt(head.base + o.v_center, c);
     }
   }
-}
-
-}  // namespace
-
-size_t KIndex(const PackedShape& s, size_t key, size_t d) {
-  const size_t depth = KDepth(s.layout);
-  return KBlockOffset(s, key) + (d / depth * kKeyBlock + key % kKeyBlock) * depth + d % depth;
-}
-
-size_t VIndex(const PackedShape& s, size_t key, size_t channel) {
-  const size_t depth = VDepth(s.layout);
-  const VPanel panel = VPanelAt(s, key, channel);
-  const size_t row = key % kVTileKeys;
-  return panel.offset + (row / depth * panel.width + channel % kPanelWidth) * depth + row % depth;
 }
 
 void UnpackRows(const PackedHead& head, size_t key, size_t num_keys, float* k, float* v) {

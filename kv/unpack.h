@@ -11,14 +11,13 @@
 namespace sightline {
 namespace internal {
 
-// Where an element of packed K or V is.
-size_t KIndex(const PackedShape& shape, size_t key, size_t d);
-size_t VIndex(const PackedShape& shape, size_t key, size_t channel);
-
 // Keys [key, key + num_keys) of a head, whatever its bytes are: k [num_keys][head_dim], v
 // [num_keys] [v_head_dim]. Quanta times scales plus centres; rotation and balance of K are taken
 // back.
 void UnpackRows(const PackedHead& head, size_t key, size_t num_keys, float* k, float* v);
+
+// V of one key alone.
+void UnpackValue(const PackedHead& head, size_t key, float* out);
 
 }  // namespace internal
 }  // namespace sightline

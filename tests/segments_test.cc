@@ -722,6 +722,32 @@ TEST_CASE("a window forgets pages, but for its sinks", "[segments]") {
   });
 }
 
+// Tokens that come once more are forgotten once more.
+TEST_CASE("a window that was cut back goes on forgetting", "[segments]") {
+  Rng rng(92);
+  const Tensor k = NormalTensor({1, 50, kKvHeads, kHeadDim}, 0.0f, &rng);
+  const Tensor v = NormalTensor({1, 50, kKvHeads, kVHeadDim}, 0.0f, &rng);
+  KvPoolDesc pool_desc;
+  pool_desc.num_kv_heads = kKvHeads;
+  pool_desc.head_dim = kHeadDim;
+  pool_desc.v_head_dim = kVHeadDim;
+  pool_desc.page_tokens = 128;
+  pool_desc.max_pages = 3;
+  KvPool pool;
+  REQUIRE_THAT(KvPool::Create(pool_desc, &pool), IsOk());
+  KvCacheDesc desc;
+  desc.pool = &pool;
+  desc.capacity = 1000;
+  desc.window_left = 0;
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+  for (int turn = 0; turn < 2; ++turn) {
+    while (cache.length() < 900) REQUIRE_THAT(cache.Append(k.view(), v.view()), IsOk());
+    CHECK(pool.pages_in_use() <= 2);
+    REQUIRE_THAT(cache.Truncate(200), IsOk());
+  }
+}
+
 TEST_CASE("a page that is gone stays so until a token comes", "[segments]") {
   ForEachSetup([&](const Setup& setup) {
     const KvFormat format = {setup.precision, setup.tier, setup.rotate_k};
