@@ -399,18 +399,23 @@ Status ValidateSegments(const PlanImpl& plan, const AttentionArgs& args, ArgMemo
   int64_t batch = 1;
   for (int64_t i = 0; i < args.num_segments; ++i) {
     const KvSegment& segment = args.segments[i];
-    char name[40];
+    const auto validate = [&](const char* name) {
+      SIGHTLINE_RETURN_IF_ERROR(ValidateSegment(name, plan, segment));
+      SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentBias(name, plan.desc, segment.bias));
+      const int64_t own_batch = PackedOf(segment)->geometry().batch;
+      if (own_batch == 1) return Status();
+      if (args.segment_indptr != nullptr || (batch != 1 && own_batch != batch)) {
+        const int64_t wanted = args.segment_indptr != nullptr ? 1 : batch;
+        return Status::Error(kInvalid, "%s's batch is %lld, must be %s%lld", name, LL{own_batch},
+                             wanted == 1 ? "" : "1 or ", LL{wanted});
+      }
+      batch = own_batch;
+      return Status();
+    };
+    if (validate("").ok()) continue;
+    char name[40];  // which takes time to write
     snprintf(name, sizeof(name), "segments[%lld]", LL{i});
-    SIGHTLINE_RETURN_IF_ERROR(ValidateSegment(name, plan, segment));
-    SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentBias(name, plan.desc, segment.bias));
-    const int64_t own_batch = PackedOf(segment)->geometry().batch;
-    if (own_batch == 1) continue;
-    if (args.segment_indptr != nullptr || (batch != 1 && own_batch != batch)) {
-      const int64_t wanted = args.segment_indptr != nullptr ? 1 : batch;
-      return Status::Error(kInvalid, "%s's batch is %lld, must be %s%lld", name, LL{own_batch},
-                           wanted == 1 ? "" : "1 or ", LL{wanted});
-    }
-    batch = own_batch;
+    return validate(name);
   }
   return Status();
 }

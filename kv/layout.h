@@ -197,18 +197,21 @@ static inline size_t NumKvTiles(const PackedShape& s) {
   return (s.capacity + kKvTile - 1) / kKvTile;
 }
 
-// Byte offsets inside one head. Scales and centres exist where K or V is quantised, and are f32.
+// Byte offsets inside one head, and distances. Scales and centres exist where K or V is quantised,
+// and are f32.
 struct PackedOffsets {
   size_t k;
   size_t v;
-  size_t k_scale;    // [capacity]: per token
-  size_t v_scale;    // [NumKvTiles][PaddedVHeadDim]: per tile and channel
-  size_t k_center;   // [head_dim]: subtracted from every key; softmax does not notice
-  size_t v_center;   // [PaddedVHeadDim]: subtracted from every value, added to the output
-  size_t q_factor;   // [RoundUp(head_dim, kChannelAlign)]: of rotated K: what channels of Q are
-                     // multiplied by, those of K divided; padding is not 0
-  size_t v_special;  // u8 [NumKvTiles]: 1 if a float V tile holds a NaN or an infinity
-  size_t bytes;      // of the whole head
+  size_t k_scale;        // [capacity]: per token
+  size_t v_scale;        // [NumKvTiles][PaddedVHeadDim]: per tile and channel
+  size_t k_center;       // [head_dim]: subtracted from every key; softmax does not notice
+  size_t v_center;       // [PaddedVHeadDim]: subtracted from every value, added to the output
+  size_t q_factor;       // [RoundUp(head_dim, kChannelAlign)]: of rotated K: what channels of Q are
+                         // multiplied by, those of K divided; padding is not 0
+  size_t v_special;      // u8 [NumKvTiles]: 1 if a float V tile holds a NaN or an infinity
+  size_t bytes;          // of the whole head
+  size_t k_block_bytes;  // kKeyBlock keys of K
+  size_t v_key_bytes;    // one key's V
 };
 
 static inline PackedOffsets OffsetsOf(const PackedShape& s) {
@@ -234,6 +237,8 @@ static inline PackedOffsets OffsetsOf(const PackedShape& s) {
   o.v_special = end;
   end = RoundUp(end + (quantized_v ? 0 : NumKvTiles(s)), kPackedAlignBytes);
   o.bytes = end;
+  o.k_block_bytes = kKeyBlock * PaddedHeadDim(s) * KElementBytes(s.layout);
+  o.v_key_bytes = PaddedVHeadDim(s) * VElementBytes(s.layout);
   return o;
 }
 
