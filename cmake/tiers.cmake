@@ -78,12 +78,16 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   # With VBMI, whose table lookups the int8 softmax uses as well.
   sightline_tier(avx512_bf16 HWY_AVX3_ZEN4 "${zen4_flags}" HWY_WANT_AVX3_ZEN4 NEEDS ${zen4}
                  OVER avx512 OWNS kI8 kI8Fine kBF16 kMixed16)
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   # Architectures, never CPU names; g++ 12 wants armv8.2-a rather than armv8-a+dotprod+fp16.
   sightline_tier(neon HWY_NEON_WITHOUT_AES "-march=armv8-a" "" NEEDS asimd)
   sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16" ""
                  NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32
                  OVER neon OWNS kI8 kI8Fine)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(arm|aarch64)")  # 32-bit programs, whatever the kernel
+  # NEON with multiply-add, without which Highway has no vectors on ARMv7 and results would not be those of the other tiers.
+  # Two flags: Clang does not take armv7-a+neon-vfpv4.
+  sightline_tier(neon32 HWY_NEON_WITHOUT_AES "-march=armv7-a -mfpu=neon-vfpv4" "" NEEDS neon vfpv4)
 endif()
 
 # Compiles `source` with a tier's flags into the objects of `target`, and lets the build fail if they export anything but
