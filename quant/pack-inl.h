@@ -186,7 +186,7 @@ HWY_INLINE void PackValuePairs(const PackTask& task, Reader reader, size_t begin
 }
 
 // V in bf16, where neighbouring keys share lanes.
-HWY_NOINLINE void PackBF16Values(const PackTask& task, unsigned char* scratch) {
+[[maybe_unused]] HWY_NOINLINE void PackBF16Values(const PackTask& task, unsigned char* scratch) {
   const size_t n = task.head.shape.v_head_dim;
   float* row = reinterpret_cast<float*>(scratch);
   const auto pack_single = [&](size_t i) HWY_ATTR {
