@@ -102,6 +102,9 @@ elseif(processor MATCHES "^(arm|aarch64)")  # 32-bit programs, whatever the kern
     string(APPEND neon32_flags " -mfp16-format=ieee")  # without, GCC has no intrinsics for the conversions of f16
   endif()
   sightline_tier(neon32 HWY_NEON_WITHOUT_AES "${neon32_flags}" "" NEEDS neon vfpv4)
+elseif(EMSCRIPTEN)
+  # A module with vectors is refused as a whole where there are none: who loads it has simd128.
+  sightline_tier(wasm128 HWY_WASM "-msimd128" "" NEEDS simd128)
 endif()
 
 # Compiles `source` with a tier's flags into the objects of `target`, and lets the build fail if they export anything but

@@ -150,6 +150,10 @@ CpuFeatures Detect() {
 
 CpuFeatures Detect() { return Bit(CpuFeature::asimd); }  // part of the architecture
 
+#elif defined(__wasm__)
+
+CpuFeatures Detect() { return Bit(CpuFeature::simd128); }  // or nothing of the module would run
+
 #else
 
 CpuFeatures Detect() { return 0; }

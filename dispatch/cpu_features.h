@@ -24,7 +24,9 @@ namespace internal {
   /* 64-bit ARM */                                                                           \
   X(asimd) X(asimddp) X(asimdhp) X(fphp) X(atomics) X(asimdrdm) X(crc32) X(i8mm) X(bf16)     \
   /* 32-bit ARM */                                                                           \
-  X(neon) X(vfpv4)
+  X(neon) X(vfpv4)                                                                           \
+  /* WebAssembly */                                                                          \
+  X(simd128)
 // clang-format on
 
 // NOLINTBEGIN(readability-identifier-naming): the names are the kernel's.
