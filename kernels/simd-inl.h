@@ -113,7 +113,7 @@ HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<int8_t, DF>> v) {
 }
 HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<hwy::float16_t, DF>> v) {
   const VF x = hn::PromoteTo(df, v);
-#if HWY_ARCH_X86 && !defined(__F16C__)
+#if (HWY_ARCH_X86 && !defined(__F16C__)) || HWY_ARCH_WASM
   // Highway's emulation takes infinities and NaN for numbers of 2^16 and more.
   const hn::RebindToUnsigned<DF> du32;
   const hn::Rebind<uint16_t, DF> du16;
