@@ -31,11 +31,14 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-constexpr size_t kNumRegisters = HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 ? 16 : 32;
+// WebAssembly has as many as the machine below, of which x86 has least.
+constexpr size_t kNumRegisters =
+    HWY_ARCH_ARM_V7 || HWY_ARCH_WASM || (HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3) ? 16 : 32;
 
 // f32 products: kQueryVectors x kStep accumulators, kQueryVectors operands and a broadcast fill the
 // register file: 24 + 3 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 with AVX2. Without FMA the product
-// needs a register of its own. NEON multiplies by a lane: 16 + 4 + 1 of 32.
+// needs a register of its own. NEON multiplies by a lane: 16 + 4 + 1 of 32; on ARMv7 it has 16, and
+// no multiply-add by a lane.
 struct F32Ops {
 #if HWY_TARGET <= HWY_AVX3
   static constexpr size_t kQueryVectors = 3;
@@ -43,7 +46,7 @@ struct F32Ops {
 #elif HWY_TARGET <= HWY_AVX2
   static constexpr size_t kQueryVectors = 3;
   static constexpr size_t kStep = 4;
-#elif HWY_ARCH_X86
+#elif HWY_ARCH_X86 || HWY_ARCH_ARM_V7 || HWY_ARCH_WASM
   static constexpr size_t kQueryVectors = 2;
   static constexpr size_t kStep = 4;
 #else
