@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What the loops of the ARM tiers should take on ARM's cores, by LLVM's models of them: for machines without such a core.
 
-    model_arm.py NAME=OBJECT...     for example neon_dot/clang=build/model_arm/.../tier.cc.o
+    model_arm.py NAME=OBJECT...                         for example neon_dot/clang=…/tier.cc.o
+    model_arm.py --find OBJDUMP NAME=OBJECT...          only finds the loops
+    model_arm.py --tiers                                the tiers whose loops it knows
 
 OBJECT is what kernels/tier.cc was compiled to for a tier; what stands before the slash is the tier's name. `./run model-arm`
 builds them and calls this.
@@ -137,6 +139,11 @@ def in_fixed_point(counts):
     return counts["sqrdmulh"] >= MIN_BLOCK and counts["smax"] and not counts["smin"] and not hides(counts)
 
 
+def widens(counts, sign):
+    """Bytes to words: u or s. GNU's objdump has other names than LLVM's."""
+    return counts[sign + "shll2"] or counts[sign + "xtl2"]
+
+
 def of_words(texts):
     """Two rounding multiplications for eight scores."""
     return SCORES / 8 * 2 / counts_of(texts)["sqrdmulh"]
@@ -156,8 +163,8 @@ def decode_kind(name, product, roof):
 
 # What the objects of a tier have to have.
 EXPECTED = {
-    "neon": f32_kinds() + int8_kinds(lambda loop: is_block(loop, "smlal") and has(loop, "ushll2"), SMLAL,
-                             lambda loop: is_block(loop, "smlal") and has(loop, "sshll2"), SMLAL)
+    "neon": f32_kinds() + int8_kinds(lambda loop: is_block(loop, "smlal") and widens(loop, "u"), SMLAL,
+                             lambda loop: is_block(loop, "smlal") and widens(loop, "s"), SMLAL)
     + [decode_kind("f32: decode, 6 rows", "fmla", F32)],
     "neon_dot": int8_kinds(lambda loop: is_block(loop, "sdot"), SDOT, lambda loop: is_block(loop, "udot"), UDOT)
     + [Kind("i8_fine: K·Q", lambda loop, after: is_block(loop, "smlal"), by_products, SMLAL),
@@ -275,12 +282,24 @@ def print_table(name, found):
         print(f"| **{whole}, all of these** | | " + " | ".join(cells) + " |")
 
 
+def split(argument):
+    """The name, the tier and the path of an object."""
+    name, path = argument.split("=", 1)
+    return name, name.split("/")[0], path
+
+
 def main(*arguments):
     if not arguments:
         sys.exit(__doc__)
-    for argument in arguments:
-        name, path = argument.split("=", 1)
-        print_table(name, find_loops(name.split("/")[0], "llvm-objdump-19", path))
+    if arguments[0] == "--tiers":
+        print(*EXPECTED)
+    elif arguments[0] == "--find":
+        for name, tier, path in map(split, arguments[2:]):
+            for kind, same in find_loops(tier, arguments[1], path).items():
+                print(f"{name}: {len(same)} x {kind.name}")
+    else:
+        for name, tier, path in map(split, arguments):
+            print_table(name, find_loops(tier, "llvm-objdump-19", path))
 
 
 if __name__ == "__main__":
