@@ -150,15 +150,15 @@ HWY_INLINE VI16 WordsOfSums(VI32 lower, VI32 upper, VI32 shift) {
 }
 
 // Adds P of four keys to two sums, so that one addition need not wait for the other.
-HWY_INLINE void AddP(VI16 p02, VI16 p13, VI32 (&sums)[2]) {
+HWY_INLINE void AddP(VI16 p02, VI16 p13, VI32& sum02, [[maybe_unused]] VI32& sum13) {
 #if HWY_ARCH_ARM
   // Two fit 16 bits, and one instruction adds pairs of those.
   const VU16 both = hn::Add(hn::BitCast(du16, p02), hn::BitCast(du16, p13));
-  sums[0] = hn::Add(sums[0], hn::BitCast(di32, hn::SumsOf2(both)));
+  sum02 = hn::Add(sum02, hn::BitCast(di32, hn::SumsOf2(both)));
 #else
   const VI16 one = hn::Set(di16, 1);
-  sums[0] = I16Ops::Dot(sums[0], p02, one);
-  sums[1] = I16Ops::Dot(sums[1], p13, one);
+  sum02 = I16Ops::Dot(sum02, p02, one);
+  sum13 = I16Ops::Dot(sum13, p13, one);
 #endif
 }
 

@@ -92,7 +92,8 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
     const VI16 tile_m = hn::Load(di16, scratch.tile_m + row * 2);
     const int16_t* HWY_RESTRICT s = scratch.s + row * 2;
     uint8_t* HWY_RESTRICT p = scratch.p + row * 4;
-    VI32 sums[2] = {hn::Zero(di32), hn::Zero(di32)};
+    VI32 sum02 = hn::Zero(di32);
+    VI32 sum13 = hn::Zero(di32);
     VI32 sum_of_bytes = hn::Zero(di32);
     const size_t end = mask.seen[v].padded_end() / 4;
     for (size_t quad = mask.seen[v].first / 4; quad < end; ++quad) {
@@ -100,7 +101,7 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
       const VI16 s13 = hn::Load(di16, s + (quad * 2 + 1) * kRowWords);
       const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));
       const VI16 p13 = exp2(hn::SaturatedSub(tile_m, s13));
-      AddP(p02, p13, sums);
+      AddP(p02, p13, sum02, sum13);
       const VU8 bytes = BytesOfP<kMaxP>(p02, p13);
       if constexpr (I8Ops::kBiasedV) {
         sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes, hn::Set(di8, 1));
@@ -111,8 +112,8 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
     const VF reference = FiniteReference(hn::Load(df, q.m + row));
     const VF tile_max = hn::Load(df, scratch.tile_max + row);
     const VF weight = hn::Mul(Exp2(hn::Sub(tile_max, reference)), hn::Set(df, 1.0f / kMaxP));
-    const VF sum = hn::Mul(hn::ConvertTo(df, hn::Add(sums[0], sums[1])),
-                           hn::Set(df, 1.0f / (1 << kPBits<kMaxP>)));
+    const VF sum =
+        hn::Mul(hn::ConvertTo(df, hn::Add(sum02, sum13)), hn::Set(df, 1.0f / (1 << kPBits<kMaxP>)));
     const VF d = hn::Load(df, q.d + row);
     hn::Store(hn::MulAdd(weight, sum, d), df, q.d + row);
     hn::Store(weight, df, scratch.weight + row);
