@@ -144,8 +144,9 @@ HWY_INLINE VI16 WordsOfSums(VI32 lower, VI32 upper, VI32 shift) {
 #else
   // The sum of the upper word is shifted up instead of down and up again.
   const VI32 shift_up = hn::Sub(hn::Set(di32, 16), shift);
-  return hn::OddEven(hn::BitCast(di16, hn::Shl(upper, shift_up)),
-                     hn::BitCast(di16, hn::Shr(lower, shift)));
+  const VI16 low = hn::BitCast(di16, hn::Shr(lower, shift));
+  const VI16 high = hn::BitCast(di16, hn::Shl(upper, shift_up));
+  return hn::OddEven(high, low);
 #endif
 }
 
