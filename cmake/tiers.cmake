@@ -127,7 +127,9 @@ function(sightline_add_tier_object target tier source getter)
   # unrolled by hand where it pays: what compilers add is a quarter of the size and nothing in speed.
   target_compile_options(${object} PRIVATE ${SIGHTLINE_${tier}_FLAGS}
     -O2 -fno-tree-vectorize -fno-tree-slp-vectorize -fno-unroll-loops
-    -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
+    -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti
+    # GCC reorders before it assigns registers on ARM: more broadcasts than it has registers left for, so that it spills sums.
+    $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
   sightline_set_warnings(${object})
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
   add_custom_command(TARGET ${target} PRE_LINK

@@ -29,12 +29,16 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // Rows that share one load: 6 x 4 accumulators, 4 vectors of K or V and a broadcast are 29 of 32
-// registers; 5 x 4 leave room for 4 vectors before and after they are widened. 5 x 2, 2 and 1 leave
-// three of 16 to that, or to products of several instructions.
+// registers; 5 x 4 leave room for 4 vectors before and after they are widened or taken apart, 3 x 4
+// for operands of two registers. 5 x 2, 2 and 1 leave three of 16 to that, or to products of
+// several instructions.
 constexpr size_t kMaxRowBlock = kNumRegisters == 32 ? 6 : 5;
 template <class KeysOrValues>
-constexpr size_t kRowBlock =
-    kLaneDepthOf<KeysOrValues> != kDepthOf<KeysOrValues> ? 5 : kMaxRowBlock;
+constexpr size_t kRowBlock = kOperandRegisters<kDepthOf<KeysOrValues>> > 1 ? 3
+                             : kLaneDepthOf<KeysOrValues> != kDepthOf<KeysOrValues> ||
+                                     (HWY_ARCH_ARM && kDepthOf<KeysOrValues> == 2)
+                                 ? 5
+                                 : kMaxRowBlock;
 
 // Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles
 // are at least half full.
@@ -193,7 +197,7 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
   asm("" : "+r"(end));  // as in BlockProduct
 #endif
   // Every other step has sums of its own where that is too few of them, whatever the turn.
-  constexpr bool kByTwos = kRows * kVectors < kMinSums;
+  constexpr bool kByTwos = kRows * kVectors * kOperandRegisters<Product::kDepth> < kMinSums;
   using Acc = typename Product::Acc;
   Acc odd[kRows][kVectors];
   if constexpr (kByTwos) {

@@ -84,6 +84,8 @@ HWY_INLINE VF Exp2(VF x) {
   const VF floor = hn::Set(df, -127.0f);
 #if HWY_ARCH_X86
   x = hn::Max(floor, x);  // x86's max returns the second operand when either is NaN
+#elif HWY_ARCH_ARM
+  x = VF(vmaxq_f32(floor.raw, x.raw));  // NaN when either is; Highway's Max returns the number
 #else
   x = hn::IfThenElse(hn::Lt(x, floor), floor, x);  // others may return the number
 #endif

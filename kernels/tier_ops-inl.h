@@ -15,6 +15,8 @@
 #include "kernels/ops/x86_vnni-inl.h"
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include "kernels/ops/neon_dot-inl.h"
+#elif HWY_ARCH_ARM_A64
+#include "kernels/ops/neon-inl.h"
 #elif HWY_ARCH_X86
 #include "kernels/ops/x86_maddubs-inl.h"
 #else
@@ -30,6 +32,20 @@
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
+
+// Lanes of K or V that a register block reads at once (block_product-inl.h). NEON multiplies a
+// vector by any lane of a register: one load serves four keys or channels. A load that broadcasts,
+// x86's way, takes a slot of the pipes that multiply on most of ARM's cores.
+constexpr size_t kLanesOfB = HWY_ARCH_ARM_A64 ? kLanes : 1;
+
+// Registers that an operand of kDepth elements a lane becomes, each for two instructions of the
+// product: bytes are taken apart where NEON has no dot product of them (kernels/ops/neon-inl.h).
+template <size_t kDepth>
+#if HWY_ARCH_ARM_A64 && !defined(__ARM_FEATURE_DOTPROD)
+constexpr size_t kOperandRegisters = kDepth == 4 ? 2 : 1;
+#else
+constexpr size_t kOperandRegisters = 1;
+#endif
 
 // WebAssembly has as many as the machine below, of which x86 has least.
 constexpr size_t kNumRegisters =
@@ -53,6 +69,16 @@ struct F32Ops {
   static constexpr size_t kQueryVectors = 4;
   static constexpr size_t kStep = 4;
 #endif
+
+  // acc + a * (lane kLane of b). GCC 12 makes two instructions of the portable form.
+  template <size_t kLane>
+  static HWY_INLINE VF MulLane(VF acc, VF b, VF a) {
+#if HWY_ARCH_ARM_A64
+    return VF(vfmaq_laneq_f32(acc.raw, a.raw, b.raw, kLane));
+#else
+    return hn::MulAdd(a, hn::Broadcast<kLane>(b), acc);
+#endif
+  }
 };
 
 }  // namespace

@@ -1,4 +1,30 @@
-// A register block that does not fit the registers, for the check that has to notice.
+// A register block that does not fit the registers, for the check that has to notice: 40 sums,
+// where there are 32.
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+constexpr int kRows = 10;
+constexpr int kVectors = 4;
+
+void LargeBlock(const float* a, const float* b, int num_steps, float32x4_t* out) {
+  float32x4_t sums[kRows][kVectors] = {};
+  for (int step = 0; step < num_steps; ++step, a += 4 * kVectors, b += kRows) {
+#pragma GCC unroll 10
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[row][v] = vfmaq_n_f32(sums[row][v], vld1q_f32(a + 4 * v), b[row]);
+      }
+    }
+  }
+#pragma GCC unroll 10
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) out[kVectors * row + v] = sums[row][v];
+  }
+}
+
+#else
 #include <immintrin.h>
 
 constexpr int kRows = 20;
@@ -20,3 +46,5 @@ void LargeBlock(const float* a, const float* b, int num_steps, __m512* out) {
     out[2 * row + 1] = sums[row][1];
   }
 }
+
+#endif
