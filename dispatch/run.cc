@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <type_traits>
 
 #include "dispatch/key_sources.h"
 #include "dispatch/merge.h"
@@ -243,8 +244,9 @@ class Parts {
   bool has_next_ = false;
 };
 
-// Sets what *task, which is all zeros, needs to know about rows, but for their keys.
-void SetTaskRows(const Call& call, const Selection& rows, AttendTask* task) {
+// Sets what *task, which is all zeros, needs to know about rows [begin, end), but for their keys.
+void SetTaskRows(const Call& call, const Selection& rows, size_t begin, size_t end,
+                 AttendTask* task) {
   const AttentionDesc& desc = call.plan.desc;
   const AttentionArgs& args = call.args;
   const TokenSpan queries = call.queries.at(rows.sequence);
@@ -254,7 +256,8 @@ void SetTaskRows(const Call& call, const Selection& rows, AttendTask* task) {
   SetRows(args.out, set, &task->out);
   SetRows(args.lse, set, &task->lse);
   task->q_len = queries.count;
-  task->row_end = NumRowsOf(call, rows);
+  task->row_begin = begin;
+  task->row_end = end;
   task->scale_log2e = call.plan.scale_log2e;
   task->window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
   task->window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
@@ -303,7 +306,7 @@ void SetPart(const Call& call, const Selection& rows, const Parts& parts, size_t
 
 AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
   AttendTask task = {};
-  SetTaskRows(call, rows, &task);
+  SetTaskRows(call, rows, 0, NumRowsOf(call, rows), &task);
   SetPart(call, rows, parts, 0, &task);
   return task;
 }
@@ -371,10 +374,10 @@ class PartTasks {
   // One over rows [row_begin, row_end), without keys.
   PartTasks(const Call& call, const Selection& rows, size_t row_begin, size_t row_end)
       : call_(call), rows_(rows), first_(*new(tasks_[0]) AttendTask()) {
-    SetTaskRows(call, rows, &first_);
-    first_.row_begin = row_begin;
-    first_.row_end = row_end;
+    SetTaskRows(call, rows, row_begin, row_end, &first_);
   }
+  PartTasks(const PartTasks&) = delete;  // its tasks point to each other
+  PartTasks& operator=(const PartTasks&) = delete;
 
   AttendTask& first() { return first_; }
   const AttendTask& first() const { return first_; }
@@ -404,7 +407,8 @@ class PartTasks {
       if (count == 1) begin_ = (*parts)->begin;
       last_->next = nullptr;
       last_->continues = continues;
-      last_->pauses = continues = parts->continues();
+      continues = parts->continues();
+      last_->pauses = continues;
       last_->sinks = nullptr;
       if (!parts->has_next() && call_.args.sinks != nullptr) {
         last_->sinks = call_.args.sinks + rows_.head;
@@ -421,6 +425,7 @@ class PartTasks {
 
  private:
   static constexpr size_t kMost = 16;
+  static_assert(std::is_trivially_destructible<AttendTask>(), "nobody destroys them");
 
   const Call& call_;
   const Selection& rows_;
@@ -467,7 +472,10 @@ void AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsig
     if (is_merged && !continues) partial.Add(first);
     if (!parts.has_next()) break;
   }
-  if (is_merged) partial.Store(PartTasks(call, rows, first.row_begin, first.row_end).first());
+  if (!is_merged) return;
+  AttendTask output = {};
+  SetTaskRows(call, rows, first.row_begin, first.row_end, &output);
+  partial.Store(output);
 }
 
 // The first pass of rows [row_begin, row_begin + kTaskRows) of head `head` and, if that is soon
