@@ -84,6 +84,9 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16" ""
                  NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32
                  OVER neon OWNS kI8 kI8Fine)
+  sightline_tier(neon_i8mm HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16+i8mm+bf16" ""
+                 NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32 i8mm bf16
+                 OVER neon OWNS kI8 kI8Fine kBF16 kMixed16)
 endif()
 
 # Compiles `source` with a tier's flags into the objects of `target`, and lets the build fail if they export anything but

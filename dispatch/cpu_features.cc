@@ -101,20 +101,24 @@ CpuFeatures Detect() {
 
 #elif defined(__aarch64__)
 
-// Bits of AT_HWCAP, as in the kernel's Documentation/arch/arm64/elf_hwcaps.rst.
+// Bits of AT_HWCAP and AT_HWCAP2, as in the kernel's Documentation/arch/arm64/elf_hwcaps.rst.
 CpuFeatures Detect() {
   using F = CpuFeature;
   FeatureSet set;
   set.AddIf(true, F::asimd);  // part of the architecture
 #if defined(__linux__)
   const unsigned long hwcap = getauxval(AT_HWCAP);
+  const unsigned long hwcap2 = getauxval(AT_HWCAP2);
   const auto has = [hwcap](int bit) { return (hwcap >> bit & 1u) != 0; };
+  const auto has2 = [hwcap2](int bit) { return (hwcap2 >> bit & 1u) != 0; };
   set.AddIf(has(7), F::crc32);
   set.AddIf(has(8), F::atomics);
   set.AddIf(has(9), F::fphp);
   set.AddIf(has(10), F::asimdhp);
   set.AddIf(has(12), F::asimdrdm);
   set.AddIf(has(20), F::asimddp);
+  set.AddIf(has2(13), F::i8mm);
+  set.AddIf(has2(14), F::bf16);
 #endif  // elsewhere nothing more is known yet
   return set.bits();
 }

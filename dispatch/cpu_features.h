@@ -22,7 +22,7 @@ namespace internal {
   X(gfni) X(vaes) X(vpclmulqdq) X(aes) X(pclmulqdq)
 #elif defined(__aarch64__) || defined(_M_ARM64)
 #define SIGHTLINE_CPU_FEATURES(X)                                                            \
-  X(asimd) X(asimddp) X(asimdhp) X(fphp) X(atomics) X(asimdrdm) X(crc32)
+  X(asimd) X(asimddp) X(asimdhp) X(fphp) X(atomics) X(asimdrdm) X(crc32) X(i8mm) X(bf16)
 #else
 #define SIGHTLINE_CPU_FEATURES(X) X(none)
 #endif

@@ -6,6 +6,18 @@
 // broadcasts; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit
 // lane a step: one float, or the two int16 or bf16 or four int8 that one dot product consumes. Per
 // step: kVectors loads and kKeys broadcasts feed kVectors * kKeys multiplications.
+//
+// Matrix products (smmla and its kin on ARM) take two steps at once, of two rows of A and two of B:
+// lanes of neighbouring steps then have to be side by side. They are in the two vectors that they
+// come from, which stay where they are:
+//
+//   step 2s      a0 a1 a2 a3  ->  a0 b0 a1 b1
+//   step 2s + 1  b0 b1 b2 b3  ->  a2 b2 a3 b3
+//
+// so that the first vector is two rows, and the second the next two. Q and P are written that way,
+// tiles of K and V are once for all rows of a task (LoadKvTile): memories, caches and files need no
+// layout for it, and decode reads what is packed. Per two steps 2 * kVectors + kKeys / 2 loads feed
+// kVectors * kKeys multiplications; in the end each vector of sums is blended from two.
 #ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 #define SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 
@@ -30,10 +42,11 @@ HWY_INLINE VF FloatOfLane(VI32 lane, size_t index) {
 }
 
 // The multiplications. b is a broadcast 32-bit lane, a a vector of the panel; a lane of either
-// holds kDepth elements.
+// holds kDepth elements. Of matrix products both are two rows, of kSteps lanes.
 struct F32Product {
   using Acc = VF;
   static constexpr size_t kDepth = 1;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
     return hn::MulAdd(hn::BitCast(df, b), hn::BitCast(df, a), acc);
   }
@@ -41,6 +54,7 @@ struct F32Product {
 struct BF16Product {
   using Acc = VF;
   static constexpr size_t kDepth = 2;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
     return BF16Ops::Dot(acc, hn::BitCast(di32, a), b);
   }
@@ -48,6 +62,7 @@ struct BF16Product {
 struct I8QkProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 4;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return I8Ops::DotQK(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
   }
@@ -55,6 +70,7 @@ struct I8QkProduct {
 struct I16QkProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 2;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return I16Ops::Dot(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
   }
@@ -63,15 +79,120 @@ template <class Ops>
 struct I8PvProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 4;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return Ops::DotPV(acc, a, hn::BitCast(di8, b));
   }
 };
 
+// Where Ops are native.
+template <class Ops>
+struct I8QkMatrixProduct {
+  using Acc = VI32;
+  static constexpr size_t kDepth = 4;
+  static constexpr size_t kSteps = 2;
+  using Matrix = Ops;
+  static HWY_INLINE VI32 MulAcc(VI32 acc, VU8 b, VU8 a) {
+    return Ops::MulI8(acc, hn::BitCast(di8, a), hn::BitCast(di8, b));
+  }
+};
+template <class Ops>
+struct I8PvMatrixProduct {
+  using Acc = VI32;
+  static constexpr size_t kDepth = 4;
+  static constexpr size_t kSteps = 2;
+  using Matrix = Ops;
+  static HWY_INLINE VI32 MulAcc(VI32 acc, VU8 b, VU8 a) {
+    return Ops::MulU8I8(acc, a, hn::BitCast(di8, b));
+  }
+};
+template <class Ops>
+struct BF16MatrixProduct {
+  using Acc = VF;
+  static constexpr size_t kDepth = 2;
+  static constexpr size_t kSteps = 2;
+  using Matrix = Ops;
+  static HWY_INLINE VF MulAcc(VF acc, VU8 b, VU8 a) {
+    return Ops::MulBF16(acc, hn::BitCast(di32, a), hn::BitCast(di32, b));
+  }
+};
+
+// The same lanes of two neighbouring steps, side by side; see above. And back.
+template <class V>
+HWY_INLINE void InterleaveSteps(V& even, V& odd) {
+  const hn::DFromV<V> d;
+  const VI32 first = hn::BitCast(di32, even);
+  const VI32 second = hn::BitCast(di32, odd);
+  even = hn::BitCast(d, hn::InterleaveLower(di32, first, second));
+  odd = hn::BitCast(d, hn::InterleaveUpper(di32, first, second));
+}
+template <class V>
+HWY_INLINE void SeparateSteps(V& even, V& odd) {
+  const hn::DFromV<V> d;
+  const VI32 first = hn::BitCast(di32, even);
+  const VI32 second = hn::BitCast(di32, odd);
+  even = hn::BitCast(d, hn::ConcatEven(di32, second, first));
+  odd = hn::BitCast(d, hn::ConcatOdd(di32, second, first));
+}
+
+// BlockProduct with matrix products. A step more than num_steps, if that is odd, is 0 in A.
 template <class Product, size_t kKeys, size_t kVectors>
-HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
-                             const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes, size_t num_steps,
-                             typename Product::Acc (&acc)[kKeys][kVectors]) {
+HWY_INLINE void MatrixBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+                                   const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes,
+                                   size_t num_steps,
+                                   typename Product::Acc (&acc)[kKeys][kVectors]) {
+  static_assert(kLanes == 4 && kKeys % 4 == 0, "vectors of two rows, whole vectors of keys");
+  // Two keys and two rows to a vector. [.][2 v] and [.][2 v + 1] are of the rows of vector v, and
+  // become, or come from, those of one key each as steps do.
+  typename Product::Acc sums[kKeys / 2][2 * kVectors];
+  HWY_UNROLL(8)
+  for (size_t n = 0; n < kKeys / 2; ++n) {
+    HWY_UNROLL(8)
+    for (size_t v = 0; v < kVectors; ++v) {
+      sums[n][2 * v] = acc[2 * n][v];
+      sums[n][2 * v + 1] = acc[2 * n + 1][v];
+      InterleaveSteps(sums[n][2 * v], sums[n][2 * v + 1]);
+    }
+  }
+#if HWY_COMPILER_GCC_ACTUAL
+  asm("" : "+r"(num_steps));  // as in BlockProduct
+#endif
+  for (size_t step = 0; step < num_steps; step += 2) {
+    VU8 av[2 * kVectors];
+    HWY_UNROLL(8)
+    for (size_t v = 0; v < kVectors; ++v) {
+      av[2 * v] = hn::Load(du8, a + v * kVectorBytes);
+      av[2 * v + 1] = hn::Load(du8, a + a_stride_bytes + v * kVectorBytes);
+    }
+    HWY_UNROLL(8)
+    for (size_t n = 0; n < kKeys / 2; ++n) {
+      const VU8 bn = hn::Load(du8, b + n % 2 * b_stride_bytes + n / 2 * kVectorBytes);
+      HWY_UNROLL(8)
+      for (size_t v = 0; v < 2 * kVectors; ++v) {
+        sums[n][v] = Product::MulAcc(sums[n][v], bn, av[v]);
+        Product::Matrix::LoadAfter(b, sums[n][v]);
+      }
+    }
+    a += 2 * a_stride_bytes;
+    b += 2 * b_stride_bytes;
+  }
+  HWY_UNROLL(8)
+  for (size_t n = 0; n < kKeys / 2; ++n) {
+    HWY_UNROLL(8)
+    for (size_t v = 0; v < kVectors; ++v) {
+      SeparateSteps(sums[n][2 * v], sums[n][2 * v + 1]);
+      acc[2 * n][v] = sums[n][2 * v];
+      acc[2 * n + 1][v] = sums[n][2 * v + 1];
+    }
+  }
+}
+
+// With all others.
+template <class Product, size_t kKeys, size_t kVectors>
+HWY_INLINE void LaneBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+                                 const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes,
+                                 size_t num_steps,
+                                 typename Product::Acc (&acc)[kKeys][kVectors]) {
 #if HWY_COMPILER_GCC_ACTUAL
   asm("" : "+r"(num_steps));  // hides the trip count: g++ 12 peels the loop and spills the block
 #endif
@@ -89,6 +210,17 @@ HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byte
     }
     a += a_stride_bytes;
     b += b_stride_bytes;
+  }
+}
+
+template <class Product, size_t kKeys, size_t kVectors>
+HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+                             const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes, size_t num_steps,
+                             typename Product::Acc (&acc)[kKeys][kVectors]) {
+  if constexpr (Product::kSteps == 2) {
+    MatrixBlockProduct<Product>(b, b_stride_bytes, a, a_stride_bytes, num_steps, acc);
+  } else {
+    LaneBlockProduct<Product>(b, b_stride_bytes, a, a_stride_bytes, num_steps, acc);
   }
 }
 

@@ -105,6 +105,18 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   }
 }
 
+// Interleaves the steps of kLanes rows of a panel, for matrix products.
+HWY_INLINE void InterleavePanel(int32_t* HWY_RESTRICT panel, size_t lanes, size_t row_stride) {
+  for (size_t lane = 0; lane < lanes; lane += 2) {
+    int32_t* at = panel + lane * row_stride;
+    VI32 even = hn::Load(di32, at);
+    VI32 odd = hn::Load(di32, at + row_stride);
+    InterleaveSteps(even, odd);
+    hn::Store(even, di32, at);
+    hn::Store(odd, di32, at + row_stride);
+  }
+}
+
 // Rows [r, r + kLanes) of the tile, as LoadQuery would leave them, side by side in the panel's
 // vector of lanes. Rows that the tile does not have are 0.
 template <class Keys>
@@ -148,6 +160,10 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     } else {
       RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
     }
+  }
+  if constexpr (Keys::Product::kSteps == 2) {
+    static_assert(kChannelAlign % kFullDepthOf<Keys> == 0, "an even number of lanes");
+    InterleavePanel(panel, lanes, row_stride);
   }
 }
 
