@@ -209,53 +209,60 @@ HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, uint8_t* 
   tile.v_key = 0;
 }
 
-// Interleaves num_rows rows of `width` lanes, a multiple of kLanes, two by two, to as many rounded
-// up to an even number; `flip` are bits to be changed.
-HWY_NOINLINE void InterleaveRows(const uint8_t* HWY_RESTRICT from, size_t num_rows, size_t width,
-                                 int32_t flip, uint8_t* HWY_RESTRICT to) {
+// Arranges num_rows rows of `width` lanes, a multiple of kLanes, kSteps at a time; rows that are
+// missing to a multiple of it are 0. flip: bits to be changed.
+template <size_t kSteps>
+HWY_NOINLINE void ArrangeRows(const uint8_t* HWY_RESTRICT from, size_t num_rows, size_t width,
+                              int32_t flip, uint8_t* HWY_RESTRICT to) {
   const size_t row_bytes = width * kLaneBytes;
   const VI32 flipped = hn::Set(di32, flip);
-  for (size_t row = 0; row < num_rows; row += 2) {
-    const bool has_odd = row + 1 < num_rows;
+  for (size_t row = 0; row < num_rows; row += kSteps) {
     for (size_t i = 0; i < row_bytes; i += kVectorBytes) {
-      VI32 even = hn::Xor(hn::BitCast(di32, hn::Load(du8, from + i)), flipped);
-      VI32 odd = hn::Zero(di32);
-      if (has_odd) {
-        odd = hn::Xor(hn::BitCast(di32, hn::Load(du8, from + row_bytes + i)), flipped);
+      VI32 x[kSteps];
+      HWY_UNROLL(4)
+      for (size_t step = 0; step < kSteps; ++step) {
+        x[step] = hn::Zero(di32);
+        if (row + step >= num_rows) continue;
+        x[step] = hn::BitCast(di32, hn::Load(du8, from + step * row_bytes + i));
+        x[step] = hn::Xor(x[step], flipped);
       }
-      InterleaveSteps(even, odd);
-      hn::Store(hn::BitCast(du8, even), du8, to + i);
-      hn::Store(hn::BitCast(du8, odd), du8, to + row_bytes + i);
+      ArrangeSteps(x);
+      HWY_UNROLL(4)
+      for (size_t step = 0; step < kSteps; ++step) {
+        hn::Store(hn::BitCast(du8, x[step]), du8, to + step * row_bytes + i);
+      }
     }
-    from += 2 * row_bytes;
-    to += 2 * row_bytes;
+    from += kSteps * row_bytes;
+    to += kSteps * row_bytes;
   }
 }
 
 template <class Keys>
-HWY_INLINE void InterleaveKeys(const PackedShape& shape, size_t num_keys, uint8_t* own,
-                               KvTile& tile) {
+HWY_INLINE void ArrangeKeys(const PackedShape& shape, size_t num_keys, uint8_t* own,
+                            KvTile& tile) {
+  constexpr size_t kSteps = Keys::Product::kSteps;
   const size_t rows = PaddedHeadDim(shape) / kDepthOf<Keys>;
-  const size_t block_bytes = RoundUp(rows, 2) * kKeyBlock * kLaneBytes;
+  const size_t block_bytes = RoundUp(rows, kSteps) * kKeyBlock * kLaneBytes;
   for (size_t block = 0; block < RoundUp(num_keys, kKeyBlock) / kKeyBlock; ++block) {
-    InterleaveRows(tile.k + block * tile.k_block_bytes, rows, kKeyBlock, 0,
-                   own + block * block_bytes);
+    ArrangeRows<kSteps>(tile.k + block * tile.k_block_bytes, rows, kKeyBlock, 0,
+                        own + block * block_bytes);
   }
   tile.k = own;
   tile.k_block_bytes = block_bytes;
 }
 
 template <class Values>
-HWY_INLINE void InterleaveValues(const PackedShape& shape, size_t num_keys, uint8_t* own,
-                                 KvTile& tile) {
+HWY_INLINE void ArrangeValues(const PackedShape& shape, size_t num_keys, uint8_t* own,
+                              KvTile& tile) {
+  constexpr int32_t kAllBiases = -0x7f7f7f80;  // kBias in each byte
+  constexpr int32_t kFlip = Values::kQuantized && I8Ops::kBiasedV ? kAllBiases : 0;
   const size_t channels = PaddedVHeadDim(shape);
   const size_t rows = RoundUp(num_keys, kDepthOf<Values>) / kDepthOf<Values>;
   const size_t panel_bytes = kKvTile / kDepthOf<Values> * kPanelWidth * kLaneBytes;
-  constexpr int32_t kFlip = Values::kQuantized && I8Ops::kBiasedV ? -0x7f7f7f80 : 0;  // 128 each
   for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
     const VColumns columns = VColumnsAt<Values>(tile, channels, channel);
-    InterleaveRows(columns.data, rows, columns.stride_bytes / kLaneBytes, kFlip,
-                   own + channel / kPanelWidth * panel_bytes);
+    ArrangeRows<Values::Product::kSteps>(columns.data, rows, columns.stride_bytes / kLaneBytes,
+                                         kFlip, own + channel / kPanelWidth * panel_bytes);
   }
   tile.v = own;
   tile.v_panel_bytes = panel_bytes;
@@ -269,7 +276,7 @@ HWY_INLINE KvTile LoadKTile(const AttendTask& task, size_t key, size_t num_keys,
   const PackedShape& shape = task.head.shape;
   KvTile tile = KvTileAt(task, key);
   if (WidensK<Keys>(shape.layout)) WidenKeys(shape, num_keys, own.k, tile);
-  if constexpr (Keys::Product::kSteps == 2) InterleaveKeys<Keys>(shape, num_keys, own.k, tile);
+  if constexpr (Keys::Product::kSteps != 1) ArrangeKeys<Keys>(shape, num_keys, own.k, tile);
   return tile;
 }
 // and V as well.
@@ -280,9 +287,7 @@ HWY_INLINE KvTile LoadKvTile(const AttendTask& task, size_t key, size_t num_keys
   const PackedShape& shape = task.head.shape;
   KvTile tile = LoadKTile<typename AnyScheme::Keys>(task, key, num_keys, own);
   if (WidensV<Values>(shape.layout)) WidenValues(shape, num_keys, own.v, tile);
-  if constexpr (Values::Product::kSteps == 2) {
-    InterleaveValues<Values>(shape, num_keys, own.v, tile);
-  }
+  if constexpr (Values::Product::kSteps != 1) ArrangeValues<Values>(shape, num_keys, own.v, tile);
   return tile;
 }
 

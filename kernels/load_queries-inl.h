@@ -105,15 +105,16 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   }
 }
 
-// Interleaves the steps of kLanes rows of a panel, for matrix products.
-HWY_INLINE void InterleavePanel(int32_t* HWY_RESTRICT panel, size_t lanes, size_t row_stride) {
-  for (size_t lane = 0; lane < lanes; lane += 2) {
-    int32_t* at = panel + lane * row_stride;
-    VI32 even = hn::Load(di32, at);
-    VI32 odd = hn::Load(di32, at + row_stride);
-    InterleaveSteps(even, odd);
-    hn::Store(even, di32, at);
-    hn::Store(odd, di32, at + row_stride);
+// Arranges the steps of kLanes rows of a panel for matrix products.
+template <size_t kSteps>
+HWY_INLINE void ArrangePanel(int32_t* HWY_RESTRICT panel, size_t lanes, size_t row_stride) {
+  for (size_t lane = 0; lane < lanes; lane += kSteps, panel += kSteps * row_stride) {
+    VI32 x[kSteps];
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kSteps; ++i) x[i] = hn::Load(di32, panel + i * row_stride);
+    ArrangeSteps(x);
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kSteps; ++i) hn::Store(x[i], di32, panel + i * row_stride);
   }
 }
 
@@ -161,9 +162,9 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
       RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
     }
   }
-  if constexpr (Keys::Product::kSteps == 2) {
-    static_assert(kChannelAlign % kFullDepthOf<Keys> == 0, "an even number of lanes");
-    InterleavePanel(panel, lanes, row_stride);
+  if constexpr (Keys::Product::kSteps != 1) {
+    static_assert(kChannelAlign % kFullDepthOf<Keys> == 0, "a panel has whole groups of steps");
+    ArrangePanel<Keys::Product::kSteps>(panel, lanes, row_stride);
   }
 }
 

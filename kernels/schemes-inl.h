@@ -123,6 +123,11 @@ struct MatrixProductOf<I8QkProduct> {
   static constexpr bool kExists = MatrixOps::kNative;
   using Type = I8QkMatrixProduct<MatrixOps>;
 };
+template <>
+struct MatrixProductOf<I16QkProduct> {
+  static constexpr bool kExists = MatrixOps::kNative;
+  using Type = I16QkMatrixProduct<MatrixOps>;
+};
 template <class Ops>
 struct MatrixProductOf<I8PvProduct<Ops>> {
   static constexpr bool kExists = MatrixOps::kNative;
