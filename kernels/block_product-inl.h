@@ -195,7 +195,7 @@ HWY_INLINE void AddMatrixSteps(const uint8_t* HWY_RESTRICT b, size_t b_stride_by
       HWY_UNROLL(8)
       for (size_t v = 0; v < 2 * kVectors; ++v) {
         sums[n][v] = Product::MulAcc(sums[n][v], bn, av[v]);
-        Product::Matrix::LoadAfter(b, sums[n][v]);
+        if constexpr (kVectors > 1) Product::Matrix::LoadAfter(b, sums[n][v]);
       }
     }
     a += a_step_bytes;

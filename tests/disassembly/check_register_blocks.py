@@ -5,10 +5,11 @@ A compiler that spills the accumulators of a register block halves the speed and
 other test notices.
 
     check_register_blocks.py objdump object...
+    check_register_blocks.py --print INSTRUCTION objdump object...     the largest loop with it, for llvm-mca
 
 An innermost loop is a backward jump over instructions without another jump; it counts if it multiplies vectors
-at least six times, with lanes that it broadcasts from memory. Its sums are in memory if it stores a vector for every
-fourth product; a single one that has no register left does little harm.
+at least six times, with lanes that it broadcasts (from memory on x86), or two rows with two. Its sums are in memory if
+it stores a vector for every fourth product; a single one that has no register left does little harm.
 """
 
 import re
@@ -19,10 +20,11 @@ MIN_PRODUCTS = 6
 MAX_INSTRUCTIONS = 200
 MIN_LOOPS = 40  # tiers have 60 to 150: fewer mean that this script no longer knows a loop when it sees one
 
-PRODUCT = re.compile(r"vpdpbusd|vpdpwssd|vfmadd\d+ps|vpmaddubsw|vpmaddwd")
-BROADCAST = re.compile(r"vp?broadcast(d|ss)\s+[^%]*\((?!%rip)")
-JUMP = re.compile(r"j\w+\s+(?:0x)?([0-9a-f]+)")  # GNU's and LLVM's objdump
-STORE = re.compile(r"vmov\w+\s+%[xyz]mm\d+,[^%]*\(")
+# x86, then ARM.
+PRODUCT = re.compile(r"vpdpbusd|vpdpwssd|vfmadd\d+ps|vpmaddubsw|vpmaddwd|(?:us|s|bf)mmla|(?:s|u|bf)dot|fmla|smull|smlal")
+BROADCAST = re.compile(r"vp?broadcast(d|ss)\s+[^%]*\((?!%rip)|(?:ld1r|dup|.*(?:mmla|v\d+\.(?:s|4b|2h)\[))")
+JUMP = re.compile(r"(?:j\w+|b(?:\.\w+)?|cbn?z\s+\w+,|tbn?z\s+\w+, #\w+,)\s+(?:0x)?([0-9a-f]+)")  # GNU's and LLVM's objdump
+STORE = re.compile(r"vmov\w+\s+%[xyz]mm\d+,[^%]*\(|st[rp]\s+q")
 
 
 def sections(objdump, path):
@@ -49,6 +51,12 @@ def product_loops(code):
             yield code[begin][0], body, num_products
 
 
+def print_largest(instruction, objdump, *objects):
+    loops = [body for path in objects for code in sections(objdump, path) for _, body, _ in product_loops(code)]
+    body = max(loops, key=lambda body: sum(1 for text in body if text.startswith(instruction)))
+    print("\n".join(body))
+
+
 def main(objdump, *objects):
     num_loops = 0
     in_memory = []
@@ -66,4 +74,7 @@ def main(objdump, *objects):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "--print":
+        print_largest(*sys.argv[2:])
+    else:
+        main(*sys.argv[1:])

@@ -1,8 +1,13 @@
 // A register block that does not fit the registers, for the check that has to notice.
+#if defined(__x86_64__)
 #include <immintrin.h>
+#else
+#include <arm_neon.h>
+#endif
 
 constexpr int kRows = 20;
 
+#if defined(__x86_64__)
 void LargeBlock(const float* a, const float* b, int num_steps, __m512* out) {
   __m512 sums[kRows][2] = {};
   for (int step = 0; step < num_steps; ++step, a += 32, b += kRows) {
@@ -20,3 +25,22 @@ void LargeBlock(const float* a, const float* b, int num_steps, __m512* out) {
     out[2 * row + 1] = sums[row][1];
   }
 }
+#else
+void LargeBlock(const float* a, const float* b, int num_steps, float32x4_t* out) {
+  float32x4_t sums[kRows][2] = {};
+  for (int step = 0; step < num_steps; ++step, a += 8, b += kRows) {
+    const float32x4_t first = vld1q_f32(a);
+    const float32x4_t second = vld1q_f32(a + 4);
+#pragma GCC unroll 20
+    for (int row = 0; row < kRows; ++row) {
+      const float32x4_t factor = vld1q_dup_f32(b + row);
+      sums[row][0] = vfmaq_f32(sums[row][0], factor, first);
+      sums[row][1] = vfmaq_f32(sums[row][1], factor, second);
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    out[2 * row] = sums[row][0];
+    out[2 * row + 1] = sums[row][1];
+  }
+}
+#endif
