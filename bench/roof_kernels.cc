@@ -123,7 +123,7 @@ void BF16Dot(size_t rounds) {
   });
 }
 constexpr PeakKernel kBF16Dot =
-    BF16Ops::kNative ? PeakKernel{&BF16Dot<MatrixOps>, kMatrixRows * OperationsPerRound(di16)}
+    BF16Ops::kNative ? PeakKernel{&BF16Dot<MatrixOps>, kMatrixRows* OperationsPerRound(di16)}
                      : PeakKernel{};
 
 void Read(const void* data, size_t bytes, size_t passes) {
@@ -157,11 +157,12 @@ void Read(const void* data, size_t bytes, size_t passes) {
 const bench::RoofKernels& GetRoofKernels();  // bench/roofs.cc declares it for every tier
 
 const bench::RoofKernels& GetRoofKernels() {
-  static constexpr RoofKernels kKernels = {{&Fp32Fma, OperationsPerRound(df)},
-                                           {&Int8Dot<MatrixOps>, kMatrixRows * OperationsPerRound(di8)},
-                                           {&Int16Dot, OperationsPerRound(di16)},
-                                           kBF16Dot,
-                                           &Read};
+  static constexpr RoofKernels kKernels = {
+      {&Fp32Fma, OperationsPerRound(df)},
+      {&Int8Dot<MatrixOps>, kMatrixRows * OperationsPerRound(di8)},
+      {&Int16Dot, OperationsPerRound(di16)},
+      kBF16Dot,
+      &Read};
   return kKernels;
 }
 

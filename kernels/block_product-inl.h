@@ -141,9 +141,9 @@ HWY_INLINE void SeparateSteps(V& even, V& odd) {
   odd = hn::BitCast(d, hn::ConcatOdd(di32, second, first));
 }
 
-// Neighbouring steps of int16 likewise, four of them, as bytes: the first two vectors are upper parts
-// and the others lower ones, x = 128 * upper + lower. Within a lane elements are in another order,
-// the same for Q and K.
+// Neighbouring steps of int16 likewise, four of them, as bytes: the first two vectors are upper
+// parts and the others lower ones, x = 128 * upper + lower. Within a lane elements are in another
+// order, the same for Q and K.
 constexpr int kPartBits = 7;
 HWY_INLINE void ArrangeSteps(VI32 (&x)[4]) {
   VI16 upper[4];
@@ -271,8 +271,7 @@ HWY_INLINE void MatrixBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_strid
 template <class Product, size_t kKeys, size_t kVectors>
 HWY_INLINE void LaneBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
                                  const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes,
-                                 size_t num_steps,
-                                 typename Product::Acc (&acc)[kKeys][kVectors]) {
+                                 size_t num_steps, typename Product::Acc (&acc)[kKeys][kVectors]) {
 #if HWY_COMPILER_GCC_ACTUAL
   asm("" : "+r"(num_steps));  // hides the trip count: g++ 12 peels the loop and spills the block
 #endif

@@ -187,14 +187,12 @@ HWY_NOINLINE void WidenRows(bool is_f16, const uint8_t* HWY_RESTRICT from, size_
 
 HWY_INLINE void WidenKeys(const PackedShape& shape, size_t num_keys, uint8_t* own, KvTile& tile) {
   const size_t rows = RoundUp(num_keys, kKeyBlock) / kKeyBlock * PaddedHeadDim(shape);
-  WidenRows(shape.layout == LayoutId::kF16, tile.k, rows, kKeyBlock,
-            reinterpret_cast<float*>(own));
+  WidenRows(shape.layout == LayoutId::kF16, tile.k, rows, kKeyBlock, reinterpret_cast<float*>(own));
   tile.k = own;
   tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(float);
 }
 
-HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, uint8_t* own,
-                            KvTile& tile) {
+HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, uint8_t* own, KvTile& tile) {
   const size_t channels = PaddedVHeadDim(shape);
   float* wide = reinterpret_cast<float*>(own);
   for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
@@ -238,8 +236,7 @@ HWY_NOINLINE void ArrangeRows(const uint8_t* HWY_RESTRICT from, size_t num_rows,
 }
 
 template <class Keys>
-HWY_INLINE void ArrangeKeys(const PackedShape& shape, size_t num_keys, uint8_t* own,
-                            KvTile& tile) {
+HWY_INLINE void ArrangeKeys(const PackedShape& shape, size_t num_keys, uint8_t* own, KvTile& tile) {
   constexpr size_t kSteps = Keys::Product::kSteps;
   const size_t rows = PaddedHeadDim(shape) / kDepthOf<Keys>;
   const size_t block_bytes = RoundUp(rows, kSteps) * kKeyBlock * kLaneBytes;

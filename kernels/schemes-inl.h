@@ -156,12 +156,12 @@ constexpr bool kIsWidened = !hwy::IsSame<typename KeysOrValues::Stored, float>()
 
 // What becomes of the keys or values of a form.
 template <class KeysOrValues, class Wide>
-using InScheme = hwy::If<MatrixProductOf<typename KeysOrValues::Product>::kExists,
-                         Interleaved<KeysOrValues>,
-                         hwy::If<kIsWidened<KeysOrValues>, Wide, KeysOrValues>>;
+using InScheme =
+    hwy::If<MatrixProductOf<typename KeysOrValues::Product>::kExists, Interleaved<KeysOrValues>,
+            hwy::If<kIsWidened<KeysOrValues>, Wide, KeysOrValues>>;
 template <class AnyForm>
-using SchemeOf =
-    Scheme<InScheme<typename AnyForm::Keys, F32Keys>, InScheme<typename AnyForm::Values, F32Values>>;
+using SchemeOf = Scheme<InScheme<typename AnyForm::Keys, F32Keys>,
+                        InScheme<typename AnyForm::Values, F32Values>>;
 
 // Elements of a 32-bit lane of Q or P,
 template <class KeysOrValues>

@@ -255,8 +255,7 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mod
           bits[i] = hn::BitCast(di32, hn::IfThenElse(hn::Lt(distance, zero), zero, distance));
 #endif
           if (HWY_UNLIKELY(!all_see_all && !AllSee(mask, index, 1))) {
-            bits[i] =
-                hn::IfThenElse(SeenBy<kQV>(mask, index, v), bits[i], hn::BitCast(di32, zero));
+            bits[i] = hn::IfThenElse(SeenBy<kQV>(mask, index, v), bits[i], hn::BitCast(di32, zero));
           }
         }
         if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
