@@ -189,9 +189,13 @@ HWY_INLINE void AddMatrixSteps(const uint8_t* HWY_RESTRICT b, size_t b_stride_by
       av[2 * v] = hn::Load(du8, a + v * kVectorBytes);
       av[2 * v + 1] = hn::Load(du8, a + a_stride_bytes + v * kVectorBytes);
     }
+    VU8 next = hn::Load(du8, b);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kKeys / 2; ++n) {
-      const VU8 bn = hn::Load(du8, b + n % 2 * b_stride_bytes + n / 2 * kVectorBytes);
+      const VU8 bn = next;
+      if (n + 1 < kKeys / 2) {
+        next = hn::Load(du8, b + (n + 1) % 2 * b_stride_bytes + (n + 1) / 2 * kVectorBytes);
+      }
       HWY_UNROLL(8)
       for (size_t v = 0; v < 2 * kVectors; ++v) {
         sums[n][v] = Product::MulAcc(sums[n][v], bn, av[v]);

@@ -83,19 +83,34 @@ struct DirectP<true> {
     return hn::BitCast(di32, hn::BitwiseIfThenElse(mask, hn::BitCast(di16, mantissa), linear));
   }
 };
-#else
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// 2^f - 1 is f - f (1 - f) (c0 + c1 f). In units of 2^-15, of i = 128 f and of a product of up to
+// 2^14: c0 and c1 are 0.306 and 0.078.
+constexpr int16_t kBelow0 = -10012;
+constexpr int16_t kBelow1 = -20;
+constexpr int kBelowBits = 9;
+
+// It gives what the table has, for all of it.
+constexpr bool BelowMatchesTable() {
+  for (int i = 0; i < kBF16Steps; ++i) {
+    const int below = MulQ15(i * 4 * (kBF16Steps - i), kBelow1 * i + kBelow0);
+    const int mantissa = i + ((below + (1 << (kBelowBits - 1))) >> kBelowBits);
+    if (mantissa != kMantissaTable.entry[i]) return false;
+  }
+  return true;
+}
+static_assert(BelowMatchesTable(), "P of bf16 is the same on every CPU");
+
 template <>
 struct DirectP<true> {
   HWY_INLINE VI32 operator()(VI32 even, VI32 odd) const {
     const VI16 linear =
         hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(odd)), hn::BitCast(di16, even));
-    // 2^f - 1 is f - f (1 - f) (c0 + c1 f), which gives the table's numbers, all of them, rounded
-    // to 1/128: c0 and c1 are 0.3055 and 0.078. f (1 - f) here is up to 2^14.
-    const VI16 f = hn::And(linear, hn::Set(di16, kBF16Steps - 1));
-    const VI16 product = hn::Mul(f, hn::Sub(hn::Set(di16, 4 * kBF16Steps), hn::ShiftLeft<2>(f)));
-    const VI16 slope = hn::MulAdd(f, hn::Set(di16, -20), hn::Set(di16, -10012));
+    const VI16 i = hn::And(linear, hn::Set(di16, kBF16Steps - 1));
+    const VI16 product = hn::Mul(i, hn::Sub(hn::Set(di16, 4 * kBF16Steps), hn::ShiftLeft<2>(i)));
+    const VI16 slope = hn::MulAdd(i, hn::Set(di16, kBelow1), hn::Set(di16, kBelow0));
     const VI16 below = hn::MulFixedPoint15(product, slope);
-    return hn::BitCast(di32, hn::Add(linear, hn::RoundingShiftRight<9>(below)));
+    return hn::BitCast(di32, hn::Add(linear, hn::RoundingShiftRight<kBelowBits>(below)));
   }
 };
 #endif

@@ -23,7 +23,6 @@
 #include "kernels/ops/portable-inl.h"
 #endif
 
-// What has one of the extensions alone is no core, and no tier.
 #if defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #include "kernels/ops/neon_i8mm-inl.h"
 #else
