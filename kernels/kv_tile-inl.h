@@ -137,7 +137,7 @@ HWY_INLINE bool WidensV(LayoutId layout) {
 }
 
 // What prefill makes of a tile where it cannot multiply by it as it is packed: widened, or with its
-// steps interleaved (block_product-inl.h). Blocks of K and panels of V follow one another as they
+// steps interleaved (matrix_product-inl.h). Blocks of K and panels of V follow one another as they
 // do in memory.
 struct OwnTile {
   uint8_t* k;  // [kKvTile / 64][steps][64 lanes]

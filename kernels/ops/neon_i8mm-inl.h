@@ -1,6 +1,6 @@
 // Products with ARM's i8mm and bf16 extensions, of which a tier has both or neither. smmla, usmmla
 // and bfmmla multiply two rows of A with two rows of B over eight bytes of each, twice what sdot
-// and bfdot do, at the same rate. Prefill multiplies by these (block_product-inl.h says how),
+// and bfdot do, at the same rate. Prefill multiplies by these (matrix_product-inl.h says how),
 // decode by sdot, udot and bfdot, whose operands are the lanes of packed K and V as they are. Raw
 // intrinsics, since Highway has none of the matrix products.
 #ifndef SIGHTLINE_KERNELS_OPS_NEON_I8MM_INL_H_
