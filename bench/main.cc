@@ -33,6 +33,7 @@
 #include "bench/roofs.h"
 #include "bench/row.h"
 #include "bench/sightline_contender.h"
+#include "dispatch/cpu_features.h"
 #include "sightline/tier.h"
 
 namespace sightline {
@@ -212,6 +213,8 @@ void Benchmark::DescribeMachine() {
   context_["governor"] = governor;
   context_["threads"] = std::to_string(options_.threads);
   context_["pinned_cpus"] = pinned;
+  const size_t sve_bits = 8 * internal::SveVectorBytes();
+  if (sve_bits != 0) context_["sve_bits"] = std::to_string(sve_bits);
   std::cout << context_["cpu"] << ", " << context_["os"] << ", " << context_["compiler"] << ", "
             << context_["build"] << " build, "
             << (pinned.empty() ? "not pinned" : "on CPU " + pinned) << "\n";

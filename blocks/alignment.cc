@@ -228,13 +228,14 @@ void AlignEntry(const Problem& p, const AlignmentArgs& args, size_t batch) {
 
 size_t AlignmentWorkspaceBytes(const AlignmentArgs& args) {
   if (!internal::ValidateAlignmentShape(args).ok()) return 0;
-  const size_t num_frames = static_cast<size_t>(args.weights.dim);
-  const size_t num_aligned =
-      static_cast<size_t>(args.weights.length - args.skip_first - args.skip_last);
+  const uint64_t num_frames = static_cast<uint64_t>(args.weights.dim);
+  const uint64_t num_aligned =
+      static_cast<uint64_t>(args.weights.length - args.skip_first - args.skip_last);
   if (args.weights.batch == 0 || num_aligned == 0) return 0;
   // Below 2^64 for counts up to kMaxCount.
-  const size_t bytes_per_frame = 2 * sizeof(double) + (num_aligned + 1) * sizeof(float);
-  return num_frames * bytes_per_frame + static_cast<size_t>(args.median_width - 1) * sizeof(float);
+  const uint64_t bytes_per_frame = 2 * sizeof(double) + (num_aligned + 1) * sizeof(float);
+  const uint64_t median_bytes = static_cast<uint64_t>(args.median_width - 1) * sizeof(float);
+  return internal::AddressableBytes(num_frames * bytes_per_frame + median_bytes);
 }
 
 Status Align(const AlignmentArgs& args, const Workspace& workspace) {

@@ -5,7 +5,7 @@
 
 string(LENGTH "${TIER}" length)
 string(LENGTH "${GETTER}" getter_length)
-set(getter "_?_ZN9sightline${length}${TIER}${getter_length}${GETTER}Ev")
+set(getter "(_?_ZN9sightline${length}${TIER}${getter_length}${GETTER}Ev|\\?${GETTER}@${TIER}@sightline@@.*)")
 # Weak symbols whose name carries the tier cannot coincide with anyone else's.
 math(EXPR hwy_length "${length} + 4")
 set(own "${hwy_length}hwy_${TIER}|9sightline${length}${TIER}")
@@ -26,6 +26,8 @@ foreach(object IN LISTS OBJECTS)
       # Needed from elsewhere, or a sanitizer's own.
     elseif(kind MATCHES "[WVuv]" AND symbol MATCHES "${own}")
       # Weak, and its own.
+    elseif(symbol MATCHES "^(__real@|__xmm@|\\?\\?_C@_)")
+      # Constants on Windows, whose name is their value.
     else()
       message(FATAL_ERROR "Tier ${TIER} exports ${symbol} (${kind}) from ${object}; see kernels/tier.cc.")
     endif()

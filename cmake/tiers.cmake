@@ -51,7 +51,17 @@ function(sightline_tier name target flags definitions)
   set(SIGHTLINE_${name}_OWNS ${ARG_OWNS} PARENT_SCOPE)
 endfunction()
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+# What is compiled for. A universal build of macOS would be for two, with one set of flags: build each, and let lipo join them.
+set(processor ${CMAKE_SYSTEM_PROCESSOR})
+if(APPLE AND CMAKE_OSX_ARCHITECTURES)
+  set(processor ${CMAKE_OSX_ARCHITECTURES})
+  list(LENGTH processor num_processors)
+  if(num_processors GREATER 1)
+    message(FATAL_ERROR "CMAKE_OSX_ARCHITECTURES is ${CMAKE_OSX_ARCHITECTURES}: tiers have the flags of one architecture. "
+                        "See toolchains/macos-arm64.cmake and docs/platforms.md for universal libraries.")
+  endif()
+endif()
+if(processor MATCHES "^(x86_64|AMD64|amd64)$")
   set(v2 cx16 lahf_lm popcnt sse3 ssse3 sse4_1 sse4_2)
   set(v3 ${v2} avx avx2 bmi1 bmi2 f16c fma lzcnt movbe)
   set(v4 ${v3} avx512f avx512bw avx512cd avx512dq avx512vl)
@@ -78,7 +88,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   # With VBMI, whose table lookups the int8 softmax uses as well.
   sightline_tier(avx512_bf16 HWY_AVX3_ZEN4 "${zen4_flags}" HWY_WANT_AVX3_ZEN4 NEEDS ${zen4}
                  OVER avx512 OWNS kI8 kI8Fine kBF16 kMixed16)
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+elseif(processor MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   # Architectures, never CPU names; g++ 12 wants armv8.2-a rather than armv8-a+dotprod+fp16.
   sightline_tier(neon HWY_NEON_WITHOUT_AES "-march=armv8-a" "" NEEDS asimd)
   sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16" ""
@@ -87,6 +97,17 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   sightline_tier(neon_i8mm HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16+i8mm+bf16" ""
                  NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32 i8mm bf16
                  OVER neon OWNS kI8 kI8Fine kBF16 kMixed16)
+elseif(processor MATCHES "^(arm|aarch64)")  # 32-bit programs, whatever the kernel
+  # NEON with multiply-add, without which Highway has no vectors on ARMv7 and results would not be those of the other tiers.
+  # Two flags: Clang does not take armv7-a+neon-vfpv4.
+  set(neon32_flags "-march=armv7-a -mfpu=neon-vfpv4")
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    string(APPEND neon32_flags " -mfp16-format=ieee")  # without, GCC has no intrinsics for the conversions of f16
+  endif()
+  sightline_tier(neon32 HWY_NEON_WITHOUT_AES "${neon32_flags}" "" NEEDS neon vfpv4)
+elseif(EMSCRIPTEN)
+  # A module with vectors is refused as a whole where there are none: who loads it has simd128.
+  sightline_tier(wasm128 HWY_WASM "-msimd128" "" NEEDS simd128)
 endif()
 
 # Compiles `source` with a tier's flags into the objects of `target`, and lets the build fail if they export anything but
@@ -109,7 +130,9 @@ function(sightline_add_tier_object target tier source getter)
   # unrolled by hand where it pays: what compilers add is a quarter of the size and nothing in speed.
   target_compile_options(${object} PRIVATE ${SIGHTLINE_${tier}_FLAGS}
     -O2 -fno-tree-vectorize -fno-tree-slp-vectorize -fno-unroll-loops
-    -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
+    -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti
+    # GCC reorders before it assigns registers on ARM: more broadcasts than it has registers left for, so that it spills sums.
+    $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
   sightline_set_warnings(${object})
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
   add_custom_command(TARGET ${target} PRE_LINK

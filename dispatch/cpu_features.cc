@@ -1,9 +1,21 @@
 #include "dispatch/cpu_features.h"
 
+#include "dispatch/arm_features.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__) && defined(__linux__)
+#elif (defined(__aarch64__) || defined(__arm__)) && defined(__linux__)
 #include <sys/auxv.h>
+#if defined(__aarch64__)
+#include <sys/prctl.h>
+#endif
+#if defined(__ANDROID__)
+#include <sys/system_properties.h>
+#endif
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(_WIN32)
+#include <windows.h>
 #endif
 
 namespace sightline {
@@ -16,6 +28,8 @@ constexpr const char* kNames[] = {
 #undef SIGHTLINE_NAME
 };
 
+#if defined(__x86_64__)
+
 class FeatureSet {
  public:
   void AddIf(bool present, CpuFeature feature) {
@@ -26,8 +40,6 @@ class FeatureSet {
  private:
   CpuFeatures bits_ = 0;
 };
-
-#if defined(__x86_64__)
 
 struct Registers {
   unsigned a, b, c, d;
@@ -99,29 +111,48 @@ CpuFeatures Detect() {
   return set.bits();
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+CpuFeatures Detect() {
+  // The constants are younger than some C libraries; AT_HWCAP2 is 26 everywhere.
+  const uint64_t hwcap2 = getauxval(26);
+#if defined(__ANDROID__)
+  char board[PROP_VALUE_MAX] = "";
+  __system_property_get("ro.arch", board);
+#else
+  constexpr char board[] = "";
+#endif
+  return LinuxArm64Features(getauxval(AT_HWCAP), hwcap2, board);
+}
+
+#elif defined(__arm__) && defined(__linux__)
+
+CpuFeatures Detect() { return LinuxArm32Features(getauxval(AT_HWCAP)); }
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+CpuFeatures Detect() {
+  return AppleArm64Features([](const char* name) {
+    int32_t value = 0;
+    size_t bytes = sizeof(value);
+    return sysctlbyname(name, &value, &bytes, nullptr, 0) == 0 && value != 0;
+  });
+}
+
+#elif defined(__aarch64__) && defined(_WIN32)
+
+CpuFeatures Detect() {
+  return WindowsArm64Features(
+      [](uint32_t feature) { return IsProcessorFeaturePresent(feature) != 0; });
+}
+
 #elif defined(__aarch64__)
 
-// Bits of AT_HWCAP and AT_HWCAP2, as in the kernel's Documentation/arch/arm64/elf_hwcaps.rst.
-CpuFeatures Detect() {
-  using F = CpuFeature;
-  FeatureSet set;
-  set.AddIf(true, F::asimd);  // part of the architecture
-#if defined(__linux__)
-  const unsigned long hwcap = getauxval(AT_HWCAP);
-  const unsigned long hwcap2 = getauxval(AT_HWCAP2);
-  const auto has = [hwcap](int bit) { return (hwcap >> bit & 1u) != 0; };
-  const auto has2 = [hwcap2](int bit) { return (hwcap2 >> bit & 1u) != 0; };
-  set.AddIf(has(7), F::crc32);
-  set.AddIf(has(8), F::atomics);
-  set.AddIf(has(9), F::fphp);
-  set.AddIf(has(10), F::asimdhp);
-  set.AddIf(has(12), F::asimdrdm);
-  set.AddIf(has(20), F::asimddp);
-  set.AddIf(has2(13), F::i8mm);
-  set.AddIf(has2(14), F::bf16);
-#endif  // elsewhere nothing more is known yet
-  return set.bits();
-}
+CpuFeatures Detect() { return Bit(CpuFeature::asimd); }  // part of the architecture
+
+#elif defined(__wasm__)
+
+CpuFeatures Detect() { return Bit(CpuFeature::simd128); }  // or nothing of the module would run
 
 #else
 
@@ -136,6 +167,17 @@ const char* Name(CpuFeature feature) { return kNames[static_cast<unsigned>(featu
 CpuFeatures SupportedCpuFeatures() {
   static const CpuFeatures features = Detect();
   return features;
+}
+
+size_t SveVectorBytes() {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr int kGetVectorLength = 51;  // PR_SVE_GET_VL, which older headers lack
+  constexpr int kLengthMask = 0xffff;   // beside it are flags of inheritance
+  const int answer = prctl(kGetVectorLength);
+  return answer < 0 ? 0 : static_cast<size_t>(answer & kLengthMask);
+#else
+  return 0;
+#endif
 }
 
 }  // namespace internal

@@ -178,15 +178,15 @@ struct KeyPages {
 };
 
 // Attention of rows [row_begin, row_end) with one packed head, or with several of the same layout
-// one after the other: then each has a task of its own, in the same scratch.
+// one after the other: then each has a task of its own, in the same scratch, and leads to the next.
 struct AttendTask {
   PackedHead head;  // its centres serve all pages
   KeyPages pages;
   size_t kv_len;   // keys in use, <= head.shape.capacity where there are no pages
   bool continues;  // rows have seen other keys in the task before, and
   bool pauses;     // see more in the next one. Q and the modifications are the same in all of them.
+  const AttendTask* next;     // of one that pauses: that one, unless it is not known yet
   const float* score_offset;  // [group], finite: added to all scores; null: 0
-  const AttendTask* next;  // of one that pauses: its head and pages, to fetch them ahead, or null
   Rows q;
   Rows out;
   Rows lse;      // f32; optional
@@ -328,7 +328,7 @@ struct PrecisionKernels {
   size_t (*scratch_bytes)(const PackedShape& shape);
   AttendFunction prefill;  // up to kTaskRows rows
   bool prefill_weighs;     // and it can weigh them on the way
-  AttendFunction decode;   // up to decode_rows rows
+  AttendFunction decode;   // up to decode_rows rows; and all tasks that follow this one
   size_t decode_rows;
   // Second passes over the same rows, by drivers of the same kind, with the same scratch.
   AttendFunction weigh_many;

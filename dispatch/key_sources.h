@@ -98,7 +98,8 @@ class KeySources {
     if (are_tensors()) return spans_.at(sequence).count;
     size_t count = 0;
     for (size_t i = segments_begin(sequence); i < segments_end(sequence); ++i) {
-      count += keys(sequence, i).count;
+      // A memory may be listed so often that 32 bits cannot count its keys.
+      if (__builtin_add_overflow(count, keys(sequence, i).count, &count)) return SIZE_MAX;
     }
     return count;
   }

@@ -3,6 +3,7 @@
 #define SIGHTLINE_DISPATCH_MEMORY_H_
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include <memory>
 #include <new>
@@ -12,9 +13,20 @@
 namespace sightline {
 namespace internal {
 
+// A product of counts, or SIZE_MAX where it cannot be counted: on 32-bit machines two counts may
+// have such a product, and three on any. What is of that size is never there, whether it is to be
+// allocated or to be found in a file.
+inline size_t Product(size_t a, size_t b) {
+  size_t product;
+  return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
+}
+inline size_t Product(size_t a, size_t b, size_t c) { return Product(Product(a, b), c); }
+
 // Memory aligned to kPackedAlignBytes, of undefined contents; null if there is none. Free with
-// FreeAligned.
+// FreeAligned. No object is larger than half of what can be addressed; libraries that round the
+// size up for the alignment would pass its end.
 inline unsigned char* AllocateAligned(size_t bytes) {
+  if (bytes > SIZE_MAX / 2) return nullptr;
   return static_cast<unsigned char*>(
       ::operator new(bytes, std::align_val_t{kPackedAlignBytes}, std::nothrow));
 }

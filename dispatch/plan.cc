@@ -100,22 +100,24 @@ Status Plan::Create(const AttentionDesc& given, Plan* plan) {
   size_t all_scratch_bytes = 0;
   size_t bias_bytes = 0;
   const size_t batch = desc.max_kv_len == 0 ? 0 : static_cast<size_t>(desc.max_batch);
-  if (__builtin_mul_overflow(batch * heads.num_kv_heads, heads.offsets.bytes,
-                             &impl->packed_bytes) ||
+  bool overflows =
+      __builtin_mul_overflow(batch, heads.num_kv_heads, &impl->packed_bytes) ||
+      __builtin_mul_overflow(impl->packed_bytes, heads.offsets.bytes, &impl->packed_bytes) ||
       __builtin_mul_overflow(static_cast<size_t>(desc.num_heads),
                              impl->BiasPlaces() * sizeof(float), &bias_bytes) ||
       __builtin_mul_overflow(num_workers, impl->scratch_bytes, &all_scratch_bytes) ||
       __builtin_add_overflow(impl->packed_bytes, all_scratch_bytes, &impl->workspace_bytes) ||
-      __builtin_add_overflow(impl->workspace_bytes,
-                             internal::RoundUp(bias_bytes, internal::kPackedAlignBytes),
-                             &impl->workspace_bytes)) {
+      __builtin_add_overflow(bias_bytes, internal::kPackedAlignBytes - 1, &bias_bytes);
+  bias_bytes -= bias_bytes % internal::kPackedAlignBytes;
+  overflows |= __builtin_add_overflow(impl->workspace_bytes, bias_bytes, &impl->workspace_bytes);
+  if (overflows) {
     return Status::Error(
         StatusCode::kInvalidArgument,
         "max_batch %lld, num_kv_heads %lld and max_kv_len %lld overflow the address space",
         static_cast<long long>(desc.max_batch), static_cast<long long>(desc.num_kv_heads),
         static_cast<long long>(desc.max_kv_len));
   }
-  impl->bias_bytes = internal::RoundUp(bias_bytes, internal::kPackedAlignBytes);
+  impl->bias_bytes = bias_bytes;
   if (desc.relative_buckets.num_buckets > 0) {
     impl->buckets = NewBuckets(desc.relative_buckets);
     if (impl->buckets == nullptr) {

@@ -31,7 +31,8 @@ struct PlanImpl {
   size_t workspace_bytes;
 
   unsigned char* own_workspace = nullptr;
-  mutable std::atomic<bool> own_workspace_busy{false};
+  // A flag; not a bool, of which GCC 12 makes a call into libatomic on RISC-V.
+  mutable std::atomic<int> own_workspace_busy{0};
 
   PlanImpl() = default;
   PlanImpl(const PlanImpl&) = delete;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 
 #include "dispatch/key_sources.h"
 #include "dispatch/merge.h"
@@ -65,23 +66,32 @@ int64_t OffsetIn(const View& view, const RowSet& set) {
          static_cast<int64_t>(set.head) * view.head_stride;
 }
 
+// Sets *rows, which are those of no tensor, unless there is none. In place: what is copied when it
+// has just been written makes the CPU wait, and decode has little time.
+template <class View>
+void SetRows(const View& view, const RowSet& set, Rows* rows) {
+  if (view.data == nullptr) return;
+  // Inputs are only read: kernels take both through one type.
+  rows->data = const_cast<unsigned char*>(static_cast<const unsigned char*>(view.data)) +
+               OffsetIn(view, set);
+  rows->dtype = view.dtype;
+  if (view.scale.data != nullptr) {
+    rows->scale = HeadScales(view, set.batch, set.head);
+    rows->scale.data =
+        ScaleAt(rows->scale.data, static_cast<int64_t>(set.query) * rows->scale.length_stride);
+  }
+  rows->length_stride = view.length_stride;
+  rows->beam_stride = view.batch_stride;
+  rows->head_stride = view.head_stride;
+  rows->dim_stride = view.dim_stride;
+  rows->beams = set.beams;
+  rows->group = set.group;
+}
+
 template <class View>
 Rows RowsOf(const View& view, const RowSet& set) {
   Rows rows = {};
-  if (view.data == nullptr) return rows;
-  // Inputs are only read: kernels take both through one type.
-  rows.data = const_cast<unsigned char*>(static_cast<const unsigned char*>(view.data)) +
-              OffsetIn(view, set);
-  rows.dtype = view.dtype;
-  rows.scale = HeadScales(view, set.batch, set.head);
-  rows.scale.data =
-      ScaleAt(rows.scale.data, static_cast<int64_t>(set.query) * rows.scale.length_stride);
-  rows.length_stride = view.length_stride;
-  rows.beam_stride = view.batch_stride;
-  rows.head_stride = view.head_stride;
-  rows.dim_stride = view.dim_stride;
-  rows.beams = set.beams;
-  rows.group = set.group;
+  SetRows(view, set, &rows);
   return rows;
 }
 
@@ -139,27 +149,27 @@ DistanceBias DistanceBiasOf(const Call& call, size_t head) {
   return bias;
 }
 
-// The part of a sequence's keys that is segment i, or all keys of one whose K and V are tensors.
-KeyPart PartOf(const Call& call, size_t sequence, size_t i) {
-  KeyPart part = {};
+// Makes *part the one of a sequence's keys that is segment i, or all keys of one whose K and V are
+// tensors.
+void FindPart(const Call& call, size_t sequence, size_t i, KeyPart* part) {
   if (call.keys.are_tensors()) {
-    part.kernels = call.plan.kernels;
-    part.shape = &call.packed.shape;
-    part.offsets = &call.packed.offsets;
-    part.keys.heads = call.packed.at(sequence, 0).base;
-    part.width = part.count = call.keys.count(sequence);
-    return part;
+    part->kernels = call.plan.kernels;
+    part->shape = &call.packed.shape;
+    part->offsets = &call.packed.offsets;
+    part->keys = {call.packed.at(sequence, 0).base, {}, call.keys.count(sequence)};
+    part->width = part->count = part->keys.count;
+    part->bias = nullptr;
+    return;
   }
   const KvSegment& segment = call.keys.segment(i);
   const PackedKv& packed = *PackedOf(segment);
-  part.kernels = &call.plan.KernelsFor(packed);
-  part.shape = &packed.shape();
-  part.offsets = &packed.offsets();
-  part.keys = call.keys.keys(sequence, i);
-  part.width = part.count =
-      call.args.kv_lens != nullptr ? call.keys.count(sequence) : part.keys.count;
-  part.bias = segment.bias;
-  return part;
+  part->kernels = call.plan.desc.any_precision ? &call.plan.KernelsFor(packed) : call.plan.kernels;
+  part->shape = &packed.shape();
+  part->offsets = &packed.offsets();
+  part->keys = call.keys.keys(sequence, i);
+  part->width = part->count =
+      call.args.kv_lens != nullptr ? call.keys.count(sequence) : part->keys.count;
+  part->bias = segment.bias;
 }
 
 // The parts of a sequence's keys, in their order: those of which a kv head sees something, or one
@@ -179,33 +189,37 @@ class Parts {
     if (has_next_) {
       Next();
     } else {
-      part_.kernels = call.plan.kernels;
-      part_.shape = &call.plan.no_keys.shape;
-      part_.offsets = &call.plan.no_keys.offsets;
+      KeyPart& none = parts_[current_];
+      none.kernels = call.plan.kernels;
+      none.shape = &call.plan.no_keys.shape;
+      none.offsets = &call.plan.no_keys.offsets;
     }
   }
 
-  const KeyPart& operator*() const { return part_; }
-  const KeyPart* operator->() const { return &part_; }
+  const KeyPart& operator*() const { return parts_[current_]; }
+  const KeyPart* operator->() const { return &parts_[current_]; }
   size_t num_keys() const { return num_keys_; }  // of all parts
   // Whether another one follows, and if the same kernels read it in the same layout: rows keep
   // their Q, which rotated K has another one of.
   bool has_next() const { return has_next_; }
   bool continues() const {
-    return has_next_ && following_.kernels == part_.kernels &&
-           following_.shape->layout == part_.shape->layout;
+    return has_next_ && Following().kernels == (*this)->kernels &&
+           Following().shape->layout == (*this)->shape->layout;
   }
-  const KeyPart& next() const { return following_; }
   void Next() {
-    part_ = following_;
+    current_ = 1 - current_;
     has_next_ = false;
     Find();
   }
 
  private:
+  KeyPart& Following() { return parts_[1 - current_]; }
+  const KeyPart& Following() const { return parts_[1 - current_]; }
+
   void Find() {
     while (next_ != end_ && !has_next_) {
-      KeyPart part = PartOf(call_, sequence_, next_++);
+      KeyPart& part = Following();
+      FindPart(call_, sequence_, next_++, &part);
       part.begin = begin_;
       begin_ += part.width;
       const bool is_hidden = part.bias != nullptr && part.bias[head_] == -INFINITY;
@@ -213,7 +227,6 @@ class Parts {
       if (is_hidden || part.keys.heads == nullptr) part.count = 0;
       if (part.count == 0) part.bias = nullptr;
       has_next_ = part.count != 0 || (all_ && part.width != 0);
-      if (has_next_) following_ = part;
     }
   }
 
@@ -225,54 +238,54 @@ class Parts {
   size_t next_;
   size_t end_;
   size_t begin_ = 0;
-  KeyPart part_ = {};
-  KeyPart following_ = {};
+  KeyPart parts_[2] = {};  // this one and the following, by turns
+  size_t current_ = 0;
   bool has_next_ = false;
 };
 
-// A task over rows, but for their keys.
-AttendTask RowsTask(const Call& call, const Selection& rows) {
+// Sets what *task, which is all zeros, needs to know about rows, but for their keys.
+void SetTaskRows(const Call& call, const Selection& rows, AttendTask* task) {
   const AttentionDesc& desc = call.plan.desc;
   const AttentionArgs& args = call.args;
   const TokenSpan queries = call.queries.at(rows.sequence);
   const RowSet set = {queries.batch * call.beams + rows.beam, queries.begin, rows.head, rows.beams,
                       rows.group};
-  AttendTask task = {};
-  task.q = RowsOf(args.q, set);
-  task.out = RowsOf(args.out, set);
-  task.lse = RowsOf(args.lse, set);
-  task.q_len = queries.count;
-  task.row_end = NumRowsOf(call, rows);
-  task.scale_log2e = call.plan.scale_log2e;
-  task.window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
-  task.window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
-  task.masks[0] = MaskRowsOf(args.mask, set, 1, 1);
-  task.masks[1] =
+  SetRows(args.q, set, &task->q);
+  SetRows(args.out, set, &task->out);
+  SetRows(args.lse, set, &task->lse);
+  task->q_len = queries.count;
+  task->row_end = NumRowsOf(call, rows);
+  task->scale_log2e = call.plan.scale_log2e;
+  task->window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
+  task->window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
+  task->masks[0] = MaskRowsOf(args.mask, set, 1, 1);
+  task->masks[1] =
       MaskRowsOf(args.block_mask.blocks, set, args.block_mask.q_block, args.block_mask.kv_block);
-  task.softcap_log2e = desc.softcap * kLog2E;
-  task.bias = RowsOf(args.bias, set);
-  task.distance_bias = DistanceBiasOf(call, rows.head);
-  if (args.sinks != nullptr) task.sinks = args.sinks + rows.head;
-  return task;
+  task->softcap_log2e = desc.softcap * kLog2E;
+  SetRows(args.bias, set, &task->bias);
+  task->distance_bias = DistanceBiasOf(call, rows.head);
 }
 
 // Where a task finds the keys of a part.
 void SetKeys(const KeyPart& part, size_t kv_head, AttendTask* task) {
   const size_t head_offset = kv_head * part.offsets->bytes;
   unsigned char* heads = part.keys.heads;  // null where no token is there
-  task->head = {heads == nullptr ? heads : heads + head_offset, *part.shape, *part.offsets};
+  task->head.base = heads == nullptr ? heads : heads + head_offset;
+  task->head.shape = *part.shape;
+  task->head.offsets = *part.offsets;
   task->pages = part.keys.pages;
   task->pages.head_offset += head_offset;
   task->kv_len = part.count;
 }
 
 // The same, and what goes by their position. Keys count from the part's first one on: positions,
-// masks and biases, of a task that has not had a part before, move by as much.
-void SetPart(const Call& call, const Selection& rows, const Parts& parts, AttendTask* task) {
+// masks and biases move by as much, of a task whose keys began at `from`.
+void SetPart(const Call& call, const Selection& rows, const Parts& parts, size_t from,
+             AttendTask* task) {
   const AttentionArgs& args = call.args;
   const KeyPart& part = *parts;
   SetKeys(part, rows.head / call.group, task);
-  if (part.bias != nullptr) task->score_offset = part.bias + rows.head;
+  task->score_offset = part.bias != nullptr ? part.bias + rows.head : nullptr;
   const int64_t begin = static_cast<int64_t>(part.begin);
   const int64_t bottom_right =
       static_cast<int64_t>(parts.num_keys()) - static_cast<int64_t>(task->q_len);
@@ -283,12 +296,15 @@ void SetPart(const Call& call, const Selection& rows, const Parts& parts, Attend
     task->prefix_len = std::min(static_cast<size_t>(std::max<int64_t>(prefix, 0)), task->kv_len);
   }
   for (MaskRows& mask : task->masks) mask.first_key = part.begin;
-  if (task->bias.data != nullptr) task->bias.data += begin * task->bias.dim_stride;
+  if (task->bias.data != nullptr) {
+    task->bias.data += (begin - static_cast<int64_t>(from)) * task->bias.dim_stride;
+  }
 }
 
 AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
-  AttendTask task = RowsTask(call, rows);
-  SetPart(call, rows, parts, &task);
+  AttendTask task = {};
+  SetTaskRows(call, rows, &task);
+  SetPart(call, rows, parts, 0, &task);
   return task;
 }
 
@@ -319,52 +335,86 @@ bool WeighsOnTheWay(const Call& call, size_t sequence) {
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 
+// Tasks of the parts that decode reads in one go, each leading to the one behind it. They are made
+// as they are needed, on the stack: all 16 KiB would take as long as decoding a hundred keys.
+class PartTasks {
+ public:
+  // One over rows [row_begin, row_end), without keys.
+  PartTasks(const Call& call, const Selection& rows, size_t row_begin, size_t row_end)
+      : call_(call), rows_(rows), first_(*new(tasks_[0]) AttendTask()) {
+    SetTaskRows(call, rows, &first_);
+    first_.row_begin = row_begin;
+    first_.row_end = row_end;
+  }
+
+  AttendTask& first() { return first_; }
+  AttendTask& last() { return *last_; }  // which leaves the output
+
+  // Makes tasks of the next parts that the same kernels read, and leaves `parts` at the last.
+  // continues: rows have seen the parts before. Returns whether they go on with the next.
+  bool Take(bool continues, Parts* parts) {
+    last_ = &first_;
+    for (size_t count = 1;; ++count, parts->Next()) {
+      SetPart(call_, rows_, *parts, begin_, last_);
+      if (count == 1) begin_ = (*parts)->begin;
+      last_->next = nullptr;
+      last_->continues = continues;
+      last_->pauses = continues = parts->continues();
+      last_->sinks = nullptr;
+      if (!parts->has_next() && call_.args.sinks != nullptr) {
+        last_->sinks = call_.args.sinks + rows_.head;
+      }
+      if (!continues || count == kMost) return continues;
+      AttendTask* next = new (tasks_[count]) AttendTask(first_);
+      last_->next = next;
+      last_ = next;
+    }
+  }
+
+ private:
+  static constexpr size_t kMost = 16;
+
+  const Call& call_;
+  const Selection& rows_;
+  alignas(AttendTask) unsigned char tasks_[kMost][sizeof(AttendTask)];
+  AttendTask& first_;
+  AttendTask* last_ = &first_;
+  size_t begin_ = 0;  // of the first one's keys
+};
+
 // One task of the first pass, over all parts of its keys.
 void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_t row_end,
                 unsigned char* scratch) {
   const size_t kv_head = rows.head / call.group;
-  const size_t num_rows = NumRowsOf(call, rows);
   PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
   unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
-  const AttendTask all_rows = RowsTask(call, rows);
-  AttendTask next;  // its head and pages
+  PartTasks tasks(call, rows, row_begin, row_end);
+  AttendTask& first = tasks.first();
+  if (WeighsOnTheWay(call, rows.sequence)) {
+    const size_t listed = FindListed(call.args.weights, kv_head);
+    if (listed < static_cast<size_t>(call.args.weights.out.heads)) {
+      first.weights.out = WeightsRowsOf(call, rows.sequence, listed);
+      first.weights.num_keys = static_cast<size_t>(call.args.weights.out.dim);
+    }
+  }
   bool continues = false;
   bool is_merged = false;
   for (Parts parts(call, rows.sequence, kv_head);; parts.Next()) {
-    AttendTask task = all_rows;
-    SetPart(call, rows, parts, &task);
-    task.row_begin = row_begin;
-    task.row_end = row_end;
-    task.continues = continues;
-    task.pauses = continues = parts.continues();
-    if (task.pauses) {
-      SetKeys(parts.next(), kv_head, &next);
-      if (KeysOfTile(next, 0) != TileKeys::kNone) task.next = &next;
-    }
-    const bool is_last = !parts.has_next();
-    if (WeighsOnTheWay(call, rows.sequence)) {
-      const size_t listed = FindListed(call.args.weights, kv_head);
-      if (listed < static_cast<size_t>(call.args.weights.out.heads)) {
-        task.weights.out = WeightsRowsOf(call, rows.sequence, listed);
-        task.weights.num_keys = static_cast<size_t>(call.args.weights.out.dim);
+    continues = tasks.Take(continues, &parts);
+    // Kernels of different precisions leave what they have, to be merged.
+    is_merged |= !continues && parts.has_next();
+    if (is_merged) partial.Redirect(&tasks.last());
+    if (NumRowsOf(call, rows) <= parts->kernels->decode_rows) {
+      parts->kernels->decode(first, kernel_scratch);
+    } else {
+      for (const AttendTask* task = &first; task != nullptr; task = task->next) {
+        parts->kernels->prefill(*task, kernel_scratch);
       }
     }
-    if (!is_last) task.sinks = nullptr;
-    const bool few = num_rows <= parts->kernels->decode_rows;
-    const auto attend = few ? parts->kernels->decode : parts->kernels->prefill;
-    // Kernels of different precisions leave what they have, to be merged.
-    is_merged |= !task.pauses && !is_last;
-    if (is_merged) {
-      const AttendTask whole = task;
-      partial.Redirect(&task);
-      attend(task, kernel_scratch);
-      if (!task.pauses) partial.Add(whole);
-      if (is_last) partial.Store(whole);
-    } else {
-      attend(task, kernel_scratch);
-    }
-    if (is_last) return;
+    if (is_merged && !continues) partial.Add(first);
+    if (!parts.has_next()) break;
   }
+  if (is_merged) partial.Store(PartTasks(call, rows, row_begin, row_end).first());
 }
 
 // Rows of heads [begin, end), counted through the sequences: all kv heads of the first, then those

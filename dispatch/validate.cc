@@ -26,9 +26,6 @@ constexpr float kMaxScale = 1e38f;
 constexpr float kMinSoftcap = 1e-30f;
 constexpr float kMaxSoftcap = 1e30f;
 
-// Extents are checked in 64 bits; on a 32-bit machine they would have to fit 32.
-static_assert(sizeof(size_t) == 8, "32-bit address spaces are not supported yet");
-
 Status ValidateRange(const char* name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return Status();
   return Status::Error(kInvalid, "%s is %lld, must be %lld to %lld", name, LL{value}, LL{min},
@@ -49,8 +46,9 @@ template <typename T>
 MemorySpan SpanOf(const T* data, int64_t count) {
   if (data == nullptr) return {};
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t room = (UINTPTR_MAX - begin) / sizeof(T);
-  return {begin, begin + std::min(static_cast<uintptr_t>(count), room) * sizeof(T)};
+  const uint64_t room = (UINTPTR_MAX - begin) / sizeof(T);
+  const uint64_t reached = std::min(static_cast<uint64_t>(count), room);
+  return {begin, begin + static_cast<uintptr_t>(reached) * sizeof(T)};
 }
 
 // What a view touches; empty if it has no elements or no scales.
@@ -188,14 +186,15 @@ class ViewCheck {
       overflow |= __builtin_add_overflow(bound, reach, &bound);
     }
     overflow |= __builtin_add_overflow(high, element, &high);
-    // The low bound is negative or 0; its magnitude must not pass address 0.
-    overflow = overflow || static_cast<uintptr_t>(-(low + 1)) + 1 > address ||
-               __builtin_add_overflow(address, static_cast<uintptr_t>(high), &span->end);
+    // The low bound is negative or 0; its magnitude must not pass address 0. Extents are of 64
+    // bits, addresses may be of 32: the sum is exact, and overflows where its type does.
+    const uint64_t below = static_cast<uint64_t>(-(low + 1)) + 1;
+    overflow = overflow || below > address || __builtin_add_overflow(address, high, &span->end);
     if (overflow) {
       return Status::Error(kInvalid, "%s%s's sizes and strides overflow the address space", name_,
                            part);
     }
-    span->begin = address - (static_cast<uintptr_t>(-(low + 1)) + 1);
+    span->begin = address - static_cast<uintptr_t>(below);
     return Status();
   }
 
@@ -399,18 +398,23 @@ Status ValidateSegments(const PlanImpl& plan, const AttentionArgs& args, ArgMemo
   int64_t batch = 1;
   for (int64_t i = 0; i < args.num_segments; ++i) {
     const KvSegment& segment = args.segments[i];
-    char name[40];
+    const auto validate = [&](const char* name) {
+      SIGHTLINE_RETURN_IF_ERROR(ValidateSegment(name, plan, segment));
+      SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentBias(name, plan.desc, segment.bias));
+      const int64_t own_batch = PackedOf(segment)->geometry().batch;
+      if (own_batch == 1) return Status();
+      if (args.segment_indptr != nullptr || (batch != 1 && own_batch != batch)) {
+        const int64_t wanted = args.segment_indptr != nullptr ? 1 : batch;
+        return Status::Error(kInvalid, "%s's batch is %lld, must be %s%lld", name, LL{own_batch},
+                             wanted == 1 ? "" : "1 or ", LL{wanted});
+      }
+      batch = own_batch;
+      return Status();
+    };
+    if (validate("").ok()) continue;
+    char name[40];  // which takes time to write
     snprintf(name, sizeof(name), "segments[%lld]", LL{i});
-    SIGHTLINE_RETURN_IF_ERROR(ValidateSegment(name, plan, segment));
-    SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentBias(name, plan.desc, segment.bias));
-    const int64_t own_batch = PackedOf(segment)->geometry().batch;
-    if (own_batch == 1) continue;
-    if (args.segment_indptr != nullptr || (batch != 1 && own_batch != batch)) {
-      const int64_t wanted = args.segment_indptr != nullptr ? 1 : batch;
-      return Status::Error(kInvalid, "%s's batch is %lld, must be %s%lld", name, LL{own_batch},
-                           wanted == 1 ? "" : "1 or ", LL{wanted});
-    }
-    batch = own_batch;
+    return validate(name);
   }
   return Status();
 }

@@ -68,7 +68,7 @@ void Encode(CrossMemorySet* memories) {
     Must(memories->Fill(layer, k.View(), v.View()));
   }
   printf("encoder: %zu KiB in int8 for %d layers, %zu KiB in f32\n", memories->bytes() / 1024,
-         static_cast<int>(kLayers), 2 * k.data.size() * kLayers * sizeof(float) / 1024);
+         static_cast<int>(kLayers), 2 * k.data.size() * size_t{kLayers} * sizeof(float) / 1024);
 }
 
 Plan PlanFor(bool causal) {

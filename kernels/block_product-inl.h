@@ -2,10 +2,10 @@
 //
 //   acc[n][v] += B[step][n] * A[step][v]      n < kKeys, v < kVectors
 //
-// B is packed K (n = keys, steps along head_dim) or V (n = channels, steps along keys), read by
-// broadcasts; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit
-// lane a step: one float, or the two int16 or bf16 or four int8 that one dot product consumes. Per
-// step: kVectors loads and kKeys broadcasts feed kVectors * kKeys multiplications.
+// B is packed K (n = keys, steps along head_dim) or V (n = channels, steps along keys), read lane
+// by lane; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit lane
+// a step: one float, or the two int16 or bf16 or four int8 that one dot product consumes. Per step:
+// kVectors loads of A and kKeys / kLanesOfB of B feed kVectors * kKeys multiplications.
 //
 // Matrix products take two steps at once: matrix_product-inl.h.
 #ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
@@ -25,6 +25,12 @@ HWY_INLINE VI32 Broadcast32(const uint8_t* p) {
   return hn::Set(di32, bits);
 }
 
+// The next kLanesOfB lanes of B: see tier_ops-inl.h.
+HWY_INLINE VI32 LoadLanesOfB(const uint8_t* p) {
+  if constexpr (kLanesOfB == 1) return Broadcast32(p);
+  return hn::BitCast(di32, hn::Load(du8, p));
+}
+
 // One of the floats of a 32-bit lane: itself, or a bf16 of a pair.
 template <size_t kDepth>
 HWY_INLINE VF FloatOfLane(VI32 lane, size_t index) {
@@ -32,14 +38,19 @@ HWY_INLINE VF FloatOfLane(VI32 lane, size_t index) {
   return index == 0 ? LowerOfPairs(lane) : UpperOfPairs(lane);
 }
 
-// The multiplications. b is a broadcast 32-bit lane, a a vector of the panel; a lane of either
-// holds kDepth elements. Of matrix products both are two rows, of kSteps lanes.
+// The multiplications. MulAcc: b is a broadcast 32-bit lane, a a vector of the panel; a lane of
+// either holds kDepth elements. MulLane: the same by lane kLane of b, where kLanesOfB is not 1. Of
+// matrix products both are two rows, of kSteps lanes.
 struct F32Product {
   using Acc = VF;
   static constexpr size_t kDepth = 1;
   static constexpr size_t kSteps = 1;
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
     return hn::MulAdd(hn::BitCast(df, b), hn::BitCast(df, a), acc);
+  }
+  template <size_t kLane>
+  static HWY_INLINE VF MulLane(VF acc, VI32 b, VU8 a) {
+    return F32Ops::MulLane<kLane>(acc, hn::BitCast(df, b), hn::BitCast(df, a));
   }
 };
 struct BF16Product {
@@ -49,21 +60,35 @@ struct BF16Product {
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
     return BF16Ops::Dot(acc, hn::BitCast(di32, a), b);
   }
+  template <size_t kLane>
+  static HWY_INLINE VF MulLane(VF acc, VI32 b, VU8 a) {
+    return MulAcc(acc, hn::Broadcast<kLane>(b), a);
+  }
 };
+template <class Ops>
 struct I8QkProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 4;
   static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
-    return I8Ops::DotQK(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
+    return Ops::DotQK(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
+  }
+  template <size_t kLane>
+  static HWY_INLINE VI32 MulLane(VI32 acc, VI32 b, VU8 a) {
+    return Ops::template DotQKLane<kLane>(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
   }
 };
+template <class Ops>
 struct I16QkProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 2;
   static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
-    return I16Ops::Dot(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
+    return Ops::Dot(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
+  }
+  template <size_t kLane>
+  static HWY_INLINE VI32 MulLane(VI32 acc, VI32 b, VU8 a) {
+    return Ops::template DotLane<kLane>(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
   }
 };
 template <class Ops>
@@ -74,7 +99,26 @@ struct I8PvProduct {
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return Ops::DotPV(acc, a, hn::BitCast(di8, b));
   }
+  template <size_t kLane>
+  static HWY_INLINE VI32 MulLane(VI32 acc, VI32 b, VU8 a) {
+    return Ops::template DotPVLane<kLane>(acc, a, hn::BitCast(di8, b));
+  }
 };
+
+// Sums of keys n + kLane and on, which `acc` begins with, by the lanes of B that belong to them.
+template <class Product, size_t kLane, size_t kVectors>
+HWY_INLINE void MultiplyLanes(VI32 lanes, const VU8 (&av)[kVectors],
+                              typename Product::Acc (*acc)[kVectors]) {
+  HWY_UNROLL(8)
+  for (size_t v = 0; v < kVectors; ++v) {
+    if constexpr (kLanesOfB == 1) {
+      acc[kLane][v] = Product::MulAcc(acc[kLane][v], lanes, av[v]);
+    } else {
+      acc[kLane][v] = Product::template MulLane<kLane>(acc[kLane][v], lanes, av[v]);
+    }
+  }
+  if constexpr (kLane + 1 < kLanesOfB) MultiplyLanes<Product, kLane + 1>(lanes, av, acc);
+}
 
 // With all but matrix products.
 template <class Product, size_t kKeys, size_t kVectors>
@@ -89,12 +133,8 @@ HWY_INLINE void LaneBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_
     HWY_UNROLL(8)
     for (size_t v = 0; v < kVectors; ++v) av[v] = hn::Load(du8, a + v * kVectorBytes);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kKeys; ++n) {
-      const VI32 bn = Broadcast32(b + n * kLaneBytes);
-      HWY_UNROLL(8)
-      for (size_t v = 0; v < kVectors; ++v) {
-        acc[n][v] = Product::MulAcc(acc[n][v], bn, av[v]);
-      }
+    for (size_t n = 0; n < kKeys; n += kLanesOfB) {
+      MultiplyLanes<Product, 0>(LoadLanesOfB(b + n * kLaneBytes), av, acc + n);
     }
     a += a_stride_bytes;
     b += b_stride_bytes;

@@ -1,6 +1,6 @@
 // The driver for few rows: one decoding step, times the heads and beams that share K and V.
 //
-//   for each chunk of keys
+//   for each chunk of keys, of one part or of several
 //     for each block of up to six rows
 //       for each tile of 128 keys
 //         S = K·Q     lanes are keys: a vector of K is loaded once and multiplied for each row
@@ -29,12 +29,16 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // Rows that share one load: 6 x 4 accumulators, 4 vectors of K or V and a broadcast are 29 of 32
-// registers; 5 x 4 leave room for 4 vectors before and after they are widened. 5 x 2, 2 and 1 leave
-// three of 16 to that, or to products of several instructions.
+// registers; 5 x 4 leave room for 4 vectors before and after they are widened or taken apart, 3 x 4
+// for operands of two registers. 5 x 2, 2 and 1 leave three of 16 to that, or to products of
+// several instructions.
 constexpr size_t kMaxRowBlock = kNumRegisters == 32 ? 6 : 5;
 template <class KeysOrValues>
-constexpr size_t kRowBlock =
-    kLaneDepthOf<KeysOrValues> != kDepthOf<KeysOrValues> ? 5 : kMaxRowBlock;
+constexpr size_t kRowBlock = kOperandRegisters<kDepthOf<KeysOrValues>> > 1 ? 3
+                             : kLaneDepthOf<KeysOrValues> != kDepthOf<KeysOrValues> ||
+                                     (HWY_ARCH_ARM && kDepthOf<KeysOrValues> == 2)
+                                 ? 5
+                                 : kMaxRowBlock;
 
 // Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles
 // are at least half full.
@@ -56,40 +60,40 @@ template <class Values>
 constexpr size_t kChunkKeys = Values::kQuantized ? kMaxChunkKeys : kMaxChunkKeys / 2;
 
 // How far ahead of the products K and V are fetched: what is under way between memory and a core,
-// 50 GB/s x 120 ns. At the end of a turn that is the beginning of the next. In pages the tile that
-// comes next is fetched instead, wherever it is.
+// 50 GB/s x 120 ns; across turns, as if what follows lay behind them.
 constexpr ptrdiff_t kFetchAheadBytes = 6144;
 
 // Keys whose bytes of P fill a vector.
 constexpr size_t kSoftmaxKeys = 4 * kLanes;
 static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a vector of bytes");
 
-// What a row keeps while the chunks pass by, and from task to task of parts.
+// What a row keeps while the chunks pass by, and from call to call of parts.
 struct DecodeRow {
+  float* query;      // Q as it is multiplied with the mean of a part's keys
   uint8_t* q;        // head_dim / depth 32-bit lanes
   float* s;          // scores of num_tiles tiles, by turns, then P if that is in floats
   uint8_t* p;        // bytes: [kChunkKeys]
   float* o;          // [PaddedVHeadDim]
   float* d;          // [kLanes]: the running denominator is their sum
   float* weight;     // [kMaxChunkTiles]: of the chunk's tiles, what one unit of P is worth
+  float* mass;       // [kMaxChunkTiles]: and the sum of P in such units; quantised V of parts
   size_t num_tiles;  // a power of two
   float row_scale;   // quantised K, as in QueryTile
   int32_t acc_init;  // int8
-  float lack;        // as in QueryTile
   size_t index;      // in the task
-  KeyRange range;    // keys that it may see by position
-  float m;           // reference: near the running maximum
-  float offset;      // of parts, as in QueryTile
-  float before_m;
-  float before_d;
-  float kept_m;
+  // Of the part whose scores come next:
+  const AttendTask* part;
+  KeyRange range;                  // keys that it may see by position
+  float lack;                      // as in QueryTile
+  float product_added;             // what is added to products of Q and K,
+  float score_added;               // and to modified scores
+  float m;                         // reference: near the running maximum
   float tile_m;                    // of the tile whose P is due: maximum of the visible scores
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
 };
 
 struct DecodeScratch {
   DecodeRow* rows;
-  float* query;   // one row of Q at a time
   float* biases;  // of a row for a tile
 };
 
@@ -102,11 +106,11 @@ HWY_NOINLINE size_t LayOutDecodeScratch(const PackedShape& shape, size_t num_row
   const size_t channels = PaddedVHeadDim(shape);
   ScratchArena arena(base);
   scratch.rows = arena.Take<DecodeRow>(num_rows);
-  scratch.query = arena.Take<float>(dims);
   scratch.biases = arena.Take<float>(kKvTile);
   DecodeRow none;
   for (size_t r = 0; r < num_rows; ++r) {
     DecodeRow& row = base == nullptr ? none : scratch.rows[r];
+    row.query = arena.Take<float>(dims);
     row.q = arena.Take<uint8_t>(dims / q_depth * kLaneBytes);
     row.s = arena.Take<float>(score_tiles * kKvTile);
     row.num_tiles = score_tiles;
@@ -114,6 +118,7 @@ HWY_NOINLINE size_t LayOutDecodeScratch(const PackedShape& shape, size_t num_row
     row.o = arena.Take<float>(channels);
     row.d = arena.Take<float>(kLanes);
     row.weight = arena.Take<float>(kMaxChunkTiles);
+    row.mass = arena.Take<float>(kMaxChunkTiles);
   }
   return arena.used();
 }
@@ -174,38 +179,55 @@ HWY_INLINE Acc InitialSum([[maybe_unused]] int32_t init) {
   }
 }
 
-// The same for num_steps steps, b_stride_bytes apart. a_rows[r] points to row r's lanes; `ahead` of
-// B is what comes next.
+// The same for num_steps steps from b on, b_stride_bytes apart, which turn.from lies behind.
+// a_rows[r] points to row r's lanes.
 template <class Product, typename Stored, size_t kVectors, size_t kRows>
-HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes, ptrdiff_t ahead,
-                              const uint8_t* const (&a_rows)[kRows], size_t num_steps,
-                              typename Product::Acc (&acc)[kRows][kVectors]) {
+HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+                              const Turn& turn, const uint8_t* const (&a_rows)[kRows],
+                              size_t num_steps, typename Product::Acc (&acc)[kRows][kVectors]) {
+  size_t end = num_steps;  // of the steps that fetch what lies before the turn
+  ptrdiff_t ahead = kFetchAheadBytes;
+  if (turn.to != nullptr) {
+    const ptrdiff_t bytes = DistanceOf(b, turn.from) - kFetchAheadBytes;
+    if (bytes < static_cast<ptrdiff_t>(num_steps * b_stride_bytes)) {
+      end = bytes < 0 ? 0 : static_cast<size_t>(bytes) / b_stride_bytes / 2 * 2;
+    }
+  }
 #if HWY_COMPILER_GCC_ACTUAL
-  asm("" : "+r"(num_steps));  // as in BlockProduct
+  asm("" : "+r"(end));  // as in BlockProduct
 #endif
-  size_t step = 0;
-  if constexpr (kRows * kVectors < kMinSums) {
-    using Acc = typename Product::Acc;
-    Acc odd[kRows][kVectors];  // every other step has sums of its own
+  // Every other step has sums of its own where that is too few of them, whatever the turn.
+  constexpr bool kByTwos = kRows * kVectors * kOperandRegisters<Product::kDepth> < kMinSums;
+  using Acc = typename Product::Acc;
+  Acc odd[kRows][kVectors];
+  if constexpr (kByTwos) {
     HWY_UNROLL(8)
     for (size_t r = 0; r < kRows; ++r) {
       HWY_UNROLL(4)
       for (size_t v = 0; v < kVectors; ++v) odd[r][v] = InitialSum<Acc>(0);
     }
-    for (; step + 2 <= num_steps; step += 2) {
-      VectorStep<Product, Stored>(b, ahead, a_rows, step, acc);
-      VectorStep<Product, Stored>(b + b_stride_bytes, ahead, a_rows, step + 1, odd);
-      b += 2 * b_stride_bytes;
+  }
+  for (size_t step = 0;; end = num_steps) {
+    if constexpr (kByTwos) {
+      for (; step + 2 <= end; step += 2) {
+        VectorStep<Product, Stored>(b, ahead, a_rows, step, acc);
+        VectorStep<Product, Stored>(b + b_stride_bytes, ahead, a_rows, step + 1, odd);
+        b += 2 * b_stride_bytes;
+      }
     }
+    for (; step < end; ++step) {
+      VectorStep<Product, Stored>(b, ahead, a_rows, step, acc);
+      b += b_stride_bytes;
+    }
+    if (step == num_steps) break;
+    ahead += DistanceOf(turn.from, turn.to);
+  }
+  if constexpr (kByTwos) {
     HWY_UNROLL(8)
     for (size_t r = 0; r < kRows; ++r) {
       HWY_UNROLL(4)
       for (size_t v = 0; v < kVectors; ++v) acc[r][v] = hn::Add(acc[r][v], odd[r][v]);
     }
-  }
-  for (; step < num_steps; ++step) {
-    VectorStep<Product, Stored>(b, ahead, a_rows, step, acc);
-    b += b_stride_bytes;
   }
 }
 
@@ -228,20 +250,21 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
     for (size_t v = 0; v < kVectors; ++v) acc[r][v] = InitialSum<Acc>(rows[r].acc_init);
   }
   VectorProduct<typename Keys::Product, typename Keys::Stored, kVectors, kRows>(
-      KeyColumns<Keys>(kv, key), kKeyBlock * kStoredLaneBytes<typename Keys::Stored>, kv.ahead, q,
+      KeyColumns<Keys>(kv, key), kKeyBlock * kStoredLaneBytes<typename Keys::Stored>, kv.turn, q,
       num_steps, acc);
 
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
     float* HWY_RESTRICT s = ScoresOf(rows[r], t) + key;
+    const VF added = hn::Set(df, rows[r].product_added);
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
       if constexpr (Keys::kQuantized) {
         const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), hn::Set(df, rows[r].row_scale));
-        hn::Store(hn::Mul(product, hn::LoadU(df, kv.k_scale + key + v * kLanes)), df,
-                  s + v * kLanes);
+        const VF scale = hn::LoadU(df, kv.k_scale + key + v * kLanes);
+        hn::Store(hn::MulAdd(product, scale, added), df, s + v * kLanes);
       } else {
-        hn::Store(acc[r][v], df, s + v * kLanes);
+        hn::Store(hn::Add(acc[r][v], added), df, s + v * kLanes);
       }
     }
   }
@@ -276,7 +299,12 @@ HWY_NOINLINE void HideRowScores(const AttendTask& task, const DecodeRow& row, si
 // The same, after their modifications.
 HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
                              size_t num_scores, float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
-  if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
+  if (HWY_UNLIKELY(ModifiesScores(task))) {
+    ModifyRow(task, row.index, row.lack, key, n, s, biases);
+    const VF added = hn::Set(df, row.score_added);
+    for (size_t i = 0; i < n; i += kLanes)
+      hn::Store(hn::Add(hn::Load(df, s + i), added), df, s + i);
+  }
   const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
   if (HWY_LIKELY(!HasMasks(task) && KeysOfTile(task, key) == TileKeys::kAll &&
                  SeesAll(task, bounds, key, key + num_scores))) {
@@ -410,6 +438,9 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_
                                           sum_of_bytes);
     if (I8Ops::kBiasedV) row.p_init[t] = -kBias * hn::ReduceSum(di32, sum_of_bytes);
     unit *= 1.0f / Values::kMaxP;
+    if (HWY_UNLIKELY(IsPart(*row.part))) {
+      row.mass[t] = hn::ReduceSum(df, sum) * static_cast<float>(Values::kMaxP);
+    }
   } else if constexpr (kHasBF16P<Values>) {
     sum = ExpScoresToBF16(s, num_scores, tile_reference);
   } else {
@@ -423,39 +454,58 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_
 template <class Values>
 using SoftmaxOf = hwy::If<hwy::IsSame<typename Values::Product, F32Product>(), F32Values, Values>;
 
-// P of num_rows rows and all tiles of the chunk, which begins at `key`. It follows a tile behind
-// the scores: then their maximum is known, and K goes on streaming.
-template <class AnyForm>
-HWY_INLINE void DecodeProbabilities(const AttendTask& task, DecodeRow* rows, size_t num_rows,
-                                    size_t key, size_t num_keys, float* HWY_RESTRICT biases) {
-  using Softmax = SoftmaxOf<typename AnyForm::Values>;
-  const size_t channels = PaddedVHeadDim(task.head.shape);
-  size_t num_scores = 0;
-  const bool is_scattered = task.pages.data != nullptr || IsPart(task);
-  KvTile next = KTileAt(task, key);
-  size_t page_end = KeysInPage(task, key);
-  for (size_t t = 0, begin = 0; begin < num_keys; ++t, begin += kKvTile) {
-    const size_t n = MinOf(kKvTile, num_keys - begin);
-    KvTile kv = next;
-    if (begin + kKvTile < page_end) {
-      NextKTile(next);
-    } else if (begin + kKvTile < num_keys) {
-      next = KTileAt(task, key + begin + kKvTile);
-      page_end = begin + kKvTile + KeysInPage(task, key + begin + kKvTile);
-    }
-    const bool is_last = begin + kKvTile >= num_keys;
-    kv.ahead = kFetchAheadBytes;
-    if (is_scattered) kv.ahead = DistanceOf(kv.k, is_last ? KvTileAt(task, key).v : next.k);
-    num_scores = ScoreRows<typename AnyForm::Keys>(task, rows, num_rows, kv, t, n, biases);
-    for (size_t r = 0; r < num_rows; ++r) {
-      const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
-      if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, kKvTile);
-      rows[r].tile_m = tile_m;
-    }
+// Neighbouring keys of one part that are read in one go: whole tiles, but for its last one.
+struct KeyRun {
+  const AttendTask* part;
+  size_t key;
+  size_t num_keys;
+  size_t first_tile;  // of the chunk
+};
+
+HWY_INLINE size_t TilesOf(const KeyRun& run) { return (run.num_keys + kKvTile - 1) / kKvTile; }
+
+// What is read in one go: up to a turn's keys.
+struct Chunk {
+  KeyRun runs[kMaxChunkTiles];
+  size_t num_runs;
+  const uint8_t* after;  // what is read after it; null: nothing, or nobody knows
+};
+
+// A row begins to see a part, whose scores lack `lack`. Scores of several parts are to be compared,
+// so that they get what they lack and the part's bias as they are made; a row that sees no other
+// part does without.
+HWY_INLINE void SetPartOfRow(const AttendTask& part, float lack, DecodeRow& row) {
+  const float offset = IsPart(part) ? ScoreOffset(part, row.index, lack) : 0.0f;
+  row.part = &part;
+  row.range = RangeOf(part, row.index);
+  row.lack = lack;
+  row.product_added = ModifiesScores(part) ? 0.0f : offset;
+  row.score_added = ModifiesScores(part) ? offset : 0.0f;
+}
+
+// A row's Q, and its first part.
+template <class Keys>
+HWY_NOINLINE void LoadDecodeRow(const AttendTask& part, size_t r, DecodeRow& row) {
+  row.index = r;
+  const size_t head_dim = part.head.shape.head_dim;
+  const QueryScale scale = LoadQuery<Keys>(part, r, row.query);
+  __builtin_memcpy(row.q, row.query, QueryLanes<Keys>(head_dim) * kLaneBytes);
+  row.row_scale = scale.row_scale;
+  row.acc_init = scale.acc_init;
+  SetPartOfRow(part, scale.lack, row);
+  if (Keys::kQuantized && IsPart(part)) {
+    VI32 maxima[kLanes];
+    LoadFinite(part.q, r, 1, head_dim, NoCenter(), row.query, maxima);
   }
-  const size_t last = (num_keys - 1) / kKvTile;
-  for (size_t r = 0; r < num_rows; ++r) {
-    DecodeSoftmax<Softmax>(rows[r], channels, last, num_scores);
+}
+
+// The same with the Q of the part before, where parts have no rotations of their own.
+template <class Keys>
+HWY_NOINLINE void MeetPart(const AttendTask& part, DecodeRow& row) {
+  if (IsRotated(part.head.shape.layout)) {
+    LoadDecodeRow<Keys>(part, row.index, row);
+  } else {
+    SetPartOfRow(part, Keys::kQuantized ? hn::GetLane(ScoreLacks(part, row.query, 1)) : 0.0f, row);
   }
 }
 
@@ -464,16 +514,66 @@ struct VCursor {
   const uint8_t* data;
   size_t stride_bytes;
   const float* v_scale;
-  ptrdiff_t ahead;      // of data is what is to be fetched
-  const uint8_t* next;  // in pages: where the next one begins
+  Turn turn;
 };
 
 template <class Values>
 HWY_NOINLINE VCursor VCursorAt(const AttendTask& task, size_t key, size_t channel) {
-  const KvTile kv = KvTileAt(task, key);
+  KvTile kv;
+  SetVOfTile(task, key, kv);
   const VColumns columns = VColumnsAt<Values>(kv, PaddedVHeadDim(task.head.shape), channel);
-  return {columns.data, columns.stride_bytes, Values::kQuantized ? kv.v_scale + channel : nullptr,
-          kFetchAheadBytes, nullptr};
+  return {columns.data,
+          columns.stride_bytes,
+          Values::kQuantized ? kv.v_scale + channel : nullptr,
+          {nullptr, nullptr}};
+}
+
+// P of num_rows rows and all tiles of the chunk. It follows a tile behind the scores: then their
+// maximum is known, and K goes on streaming.
+template <class AnyForm>
+HWY_INLINE void DecodeProbabilities(const Chunk& chunk, DecodeRow* rows, size_t num_rows,
+                                    float* HWY_RESTRICT biases) {
+  using Keys = typename AnyForm::Keys;
+  using Softmax = SoftmaxOf<typename AnyForm::Values>;
+  const size_t channels = PaddedVHeadDim(chunk.runs[0].part->head.shape);
+  size_t num_scores = 0;
+  size_t t = 0;
+  KvTile next = KTileAt(*chunk.runs[0].part, chunk.runs[0].key);
+  for (const KeyRun* run = chunk.runs; run != chunk.runs + chunk.num_runs; ++run) {
+    const AttendTask& part = *run->part;
+    for (size_t r = 0; r < num_rows; ++r) {
+      if (rows[r].part != &part) MeetPart<Keys>(part, rows[r]);
+    }
+    for (size_t begin = 0, end = 0; begin < run->num_keys; begin = end) {  // page by page
+      end = MinOf(begin + KeysInPage(part, run->key + begin), run->num_keys);
+      KvTile kv = next;
+      kv.turn.from = kv.k + (end - begin + kKeyBlock - 1) / kKeyBlock * kv.k_block_bytes;
+      if (end < run->num_keys) {
+        next = KTileAt(part, run->key + end);
+        kv.turn.to = next.k;
+      } else if (run + 1 != chunk.runs + chunk.num_runs) {
+        next = KTileAt(*run[1].part, run[1].key);
+        kv.turn.to = next.k;
+      } else {
+        kv.turn.to =
+            VCursorAt<typename AnyForm::Values>(*chunk.runs[0].part, chunk.runs[0].key, 0).data;
+      }
+      for (size_t key = begin; key < end; ++t, key += kKvTile) {
+        const size_t scores_before = num_scores;
+        num_scores =
+            ScoreRows<Keys>(part, rows, num_rows, kv, t, MinOf(kKvTile, end - key), biases);
+        for (size_t r = 0; r < num_rows; ++r) {
+          const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
+          if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, scores_before);
+          rows[r].tile_m = tile_m;
+        }
+        NextKTile(kv);
+      }
+    }
+  }
+  for (size_t r = 0; r < num_rows; ++r) {
+    DecodeSoftmax<Softmax>(rows[r], channels, t - 1, num_scores);
+  }
 }
 
 // O of channels [channel, channel + kVectors * kLanes), by tile t.
@@ -493,7 +593,7 @@ HWY_INLINE void DecodeOutput(const DecodeRow* rows, const VCursor& v, size_t t, 
     }
   }
   VectorProduct<typename Values::Product, typename Values::Stored, kVectors, kRows>(
-      v.data, v.stride_bytes, v.ahead, p,
+      v.data, v.stride_bytes, v.turn, p,
       RoundUp(num_keys, kLaneDepthOf<Values>) / kLaneDepthOf<Values>, acc);
 
   HWY_UNROLL(8)
@@ -523,7 +623,7 @@ HWY_NOINLINE void DecodeVisible(const AttendTask& task, const DecodeRow* rows, s
   constexpr size_t kPDepth = kDepthOf<Values>;
   constexpr size_t kVDepth = kLaneDepthOf<Values>;
   for (const DecodeRow* row = rows; row != rows + num_rows; ++row) {
-    const RowMask mask = MaskOfRow(task, row->index, row->range, key, num_keys);
+    const RowMask mask = MaskOfRow(task, row->index, RangeOf(task, row->index), key, num_keys);
     const uint8_t* p = reinterpret_cast<const uint8_t*>(ScoresOf(*row, t));
     for (size_t c = 0; c < num_channels; c += kLanes) {
       const uint8_t* data = v.data + c * kStoredLaneBytes<typename Values::Stored>;
@@ -542,24 +642,20 @@ HWY_NOINLINE void DecodeVisible(const AttendTask& task, const DecodeRow* rows, s
   }
 }
 
-// O of these channels by keys [key, key_end) of the chunk, all of one V tile, where v is; the chunk
-// begins at key_begin.
+// O of these channels by keys [key, key_end) of a run, all of one V tile, where v is.
 template <class Values, size_t kVectors, size_t kRows>
-HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, VCursor v,
-                                size_t key_begin, size_t key, size_t key_end, size_t channel) {
+HWY_NOINLINE void DecodeOutputs(const KeyRun& run, const DecodeRow* rows, VCursor v, size_t key,
+                                size_t key_end, size_t channel) {
+  const AttendTask& part = *run.part;
   const size_t tile_bytes = kKvTile / kLaneDepthOf<Values> * v.stride_bytes;
   for (; key < key_end; key += kKvTile) {
-    if (v.next != nullptr) {
-      const bool is_last = key + kKvTile >= key_end;
-      v.ahead = is_last ? DistanceOf(v.data, v.next) : static_cast<ptrdiff_t>(tile_bytes);
-    }
-    const size_t t = key / kKvTile;
+    const size_t t = run.first_tile + key / kKvTile;
     const size_t num_keys = MinOf(kKvTile, key_end - key);
     bool is_special = false;
     if constexpr (!Values::kQuantized) {
-      is_special = HasSpecialV(task, key_begin + key);
+      is_special = HasSpecialV(part, run.key + key);
       if (HWY_UNLIKELY(is_special)) {
-        DecodeVisible<Values>(task, rows, kRows, v, t, channel, kVectors * kLanes, key_begin + key,
+        DecodeVisible<Values>(part, rows, kRows, v, t, channel, kVectors * kLanes, run.key + key,
                               num_keys);
       }
     }
@@ -567,77 +663,101 @@ HWY_NOINLINE void DecodeOutputs(const AttendTask& task, const DecodeRow* rows, V
       DecodeOutput<Values, kVectors, kRows>(rows, v, t, channel, num_keys);
     }
     v.data += tile_bytes;
-    if (Values::kQuantized) v.v_scale += PaddedVHeadDim(task.head.shape);
+    if (Values::kQuantized) v.v_scale += PaddedVHeadDim(part.head.shape);
+  }
+}
+
+// The mean of V of a run's part, with the weight of the run's keys.
+HWY_NOINLINE void AddCenter(const KeyRun& run, const float* HWY_RESTRICT v_center, DecodeRow& row) {
+  const size_t end = run.first_tile + TilesOf(run);
+  float weight = 0.0f;
+  for (size_t t = run.first_tile; t < end; ++t) weight += row.weight[t] * row.mass[t];
+  for (size_t c = 0; c < PaddedVHeadDim(run.part->head.shape); c += kLanes) {
+    const VF center = hn::Load(df, v_center + c);
+    hn::Store(hn::MulAdd(hn::Set(df, weight), center, hn::Load(df, row.o + c)), df, row.o + c);
   }
 }
 
 // O of num_rows rows, up to kBlock, and all channels, in the order in which V lies in memory.
 template <class Values, size_t kBlock>
-HWY_INLINE void DecodeChunkOutputs(const AttendTask& task, const DecodeRow* rows, size_t num_rows,
-                                   size_t key_begin, size_t num_keys) {
-  const size_t channels = PaddedVHeadDim(task.head.shape);
+HWY_INLINE void DecodeChunkOutputs(const Chunk& chunk, DecodeRow* rows, size_t num_rows) {
+  const size_t channels = PaddedVHeadDim(chunk.runs[0].part->head.shape);
   const size_t block_channels = VectorsPerBlock(num_rows) * kLanes;
-  const bool is_scattered = task.pages.data != nullptr || IsPart(task);
-  VCursor next = VCursorAt<Values>(task, key_begin, 0);
-  for (size_t key = 0, end = 0; key < num_keys; key = end) {
-    end = MinOf(key + KeysInVTile(task, key_begin + key), num_keys);
-    for (size_t channel = 0, channel_end = 0; channel < channels; channel = channel_end) {
-      const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
-      const bool is_block = channel + block_channels <= panel_end;
-      channel_end = channel + (is_block ? block_channels : kLanes);
-      VCursor v = next;
-      if (channel_end < channels) {
-        next = VCursorAt<Values>(task, key_begin + key, channel_end);
-      } else if (end < num_keys) {
-        next = VCursorAt<Values>(task, key_begin + end, 0);
-      } else {
-        next.data = task.next == nullptr ? nullptr : KTileAt(*task.next, 0).k;
-      }
-      if (is_scattered) v.next = next.data;
-      WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
-        constexpr size_t kRows = decltype(count)::value;
-        if (is_block) {
-          DecodeOutputs<Values, VectorsPerBlock(kRows), kRows>(task, rows, v, key_begin, key, end,
-                                                               channel);
+  VCursor next = VCursorAt<Values>(*chunk.runs[0].part, chunk.runs[0].key, 0);
+  for (const KeyRun* run = chunk.runs; run != chunk.runs + chunk.num_runs; ++run) {
+    const AttendTask& part = *run->part;
+    for (size_t key = 0, end = 0; key < run->num_keys; key = end) {
+      end = MinOf(key + KeysInVTile(part, run->key + key), run->num_keys);
+      for (size_t channel = 0, channel_end = 0; channel < channels; channel = channel_end) {
+        const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
+        const bool is_block = channel + block_channels <= panel_end;
+        channel_end = channel + (is_block ? block_channels : kLanes);
+        VCursor v = next;
+        if (channel_end < channels) {
+          next = VCursorAt<Values>(part, run->key + key, channel_end);
+        } else if (end < run->num_keys) {
+          next = VCursorAt<Values>(part, run->key + end, 0);
+        } else if (run + 1 != chunk.runs + chunk.num_runs) {
+          next = VCursorAt<Values>(*run[1].part, run[1].key, 0);
         } else {
-          DecodeOutputs<Values, 1, kRows>(task, rows, v, key_begin, key, end, channel);
+          next.data = chunk.after;
         }
-      });
+        const size_t v_rows = (end - key + kLaneDepthOf<Values> - 1) / kLaneDepthOf<Values>;
+        v.turn = {v.data + v_rows * v.stride_bytes, next.data};
+        WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
+          constexpr size_t kRows = decltype(count)::value;
+          if (is_block) {
+            DecodeOutputs<Values, VectorsPerBlock(kRows), kRows>(*run, rows, v, key, end, channel);
+          } else {
+            DecodeOutputs<Values, 1, kRows>(*run, rows, v, key, end, channel);
+          }
+        });
+      }
+    }
+    if (Values::kQuantized && HWY_UNLIKELY(IsPart(part))) {
+      const float* v_center = VCenter(part);
+      for (size_t r = 0; v_center != nullptr && r < num_rows; ++r) {
+        AddCenter(*run, v_center, rows[r]);
+      }
     }
   }
 }
 
-// What rows see of keys, in runs: whole tiles, at most max_keys and none beyond what anybody
-// sees.
-class SeenRuns {
+// What rows see of the keys of one part.
+class SeenKeys {
  public:
-  SeenRuns(const AttendTask& task, const DecodeRow* rows, size_t num_rows)
-      : task_(task), rows_(rows), num_rows_(num_rows) {
-    const KeyRange& first = rows[0].range;  // ranges never fall from row to row
-    const KeyRange& last = rows[num_rows - 1].range;
+  SeenKeys(const AttendTask& part, const DecodeRow* rows, size_t num_rows)
+      : part_(&part), rows_(rows), num_rows_(num_rows) {
+    const KeyRange first = RangeOf(part, rows[0].index);  // ranges never fall from row to row
+    const KeyRange last = RangeOf(part, rows[num_rows - 1].index);
     bounds_ = {first.begin, last.begin, first.limit, last.limit};
-    end_ = MaxOf(last.limit, task.prefix_len);
+    end_ = MaxOf(last.limit, part.prefix_len);
   }
 
-  // The next run from *key on; false if there is none.
-  HWY_NOINLINE bool Next(size_t max_keys, size_t* key, size_t* num_keys) const {
-    if (*key >= task_.prefix_len) *key = MaxOf(*key, bounds_.min_begin / kKvTile * kKvTile);
+  // The next run from *key on, which it is moved beyond: whole tiles, at most max_keys and none
+  // beyond what anybody sees. False if there is none.
+  HWY_NOINLINE bool Next(size_t max_keys, size_t* key, KeyRun* run) const {
+    if (*key >= part_->prefix_len) *key = MaxOf(*key, bounds_.min_begin / kKvTile * kKvTile);
     while (*key < end_ && !IsSeen(*key)) *key += kKvTile;
     if (*key >= end_) return false;
     size_t end = *key + kKvTile;
     while (end < end_ && end - *key < max_keys && IsSeen(end)) end += kKvTile;
-    *num_keys = MinOf(end, end_) - *key;
+    run->part = part_;
+    run->key = *key;
+    run->num_keys = MinOf(end, end_) - *key;
+    *key = end;
     return true;
   }
 
   // Whether any row sees some of the tile.
   HWY_NOINLINE bool IsSeen(size_t key) const {
-    const size_t n = MinOf(kKvTile, task_.kv_len - key);
-    const TileKeys keys = KeysOfTile(task_, key);
-    if (keys == TileKeys::kNone || SeesNone(task_, bounds_, key, key + n)) return false;
-    if (keys == TileKeys::kAll && !HasMasks(task_)) return true;
+    const size_t n = MinOf(kKvTile, part_->kv_len - key);
+    const TileKeys keys = KeysOfTile(*part_, key);
+    if (keys == TileKeys::kNone || SeesNone(*part_, bounds_, key, key + n)) return false;
+    if (keys == TileKeys::kAll && !HasMasks(*part_)) return true;
     for (size_t r = 0; r < num_rows_; ++r) {
-      const RowMask mask = MaskOfRow(task_, rows_[r].index, rows_[r].range, key, n);
+      const size_t row = rows_[r].index;
+      const RowMask mask = MaskOfRow(*part_, row, RangeOf(*part_, row), key, n);
       for (const uint32_t word : mask.words) {
         if (word != 0) return true;
       }
@@ -646,59 +766,68 @@ class SeenRuns {
   }
 
  private:
-  const AttendTask& task_;
+  const AttendTask* part_;
   const DecodeRow* rows_;
   size_t num_rows_;
   RangeBounds bounds_;
   size_t end_;
 };
 
-// A row's Q and ranges; of one that continues, whose Q is there already, what depends on the
-// keys.
-template <class Keys>
-HWY_NOINLINE void LoadDecodeRow(const AttendTask& task, size_t r, float* HWY_RESTRICT scratch_row,
-                                DecodeRow& row) {
-  row.index = r;
-  row.range = RangeOf(task, r);
-  if (task.continues && !IsRotated(task.head.shape.layout)) {
-    if (Keys::kQuantized) row.lack = hn::GetLane(LacksOfRows(task, r, 1, scratch_row));
-    return;
+// Goes through what rows see of a task and of those that follow it, by chunks.
+class Chunks {
+ public:
+  Chunks(const AttendTask& first, const DecodeRow* rows, size_t num_rows)
+      : part_(&first), seen_(first, rows, num_rows), rows_(rows), num_rows_(num_rows) {}
+
+  // The next one, of at most max_keys keys; false if there is none.
+  HWY_NOINLINE bool Next(size_t max_keys, Chunk* chunk) {
+    chunk->num_runs = 0;
+    size_t t = 0;
+    while (t * kKvTile < max_keys) {
+      KeyRun& run = chunk->runs[chunk->num_runs];
+      if (seen_.Next(max_keys - t * kKvTile, &key_, &run)) {
+        run.first_tile = t;
+        t += TilesOf(run);
+        ++chunk->num_runs;
+      } else if (part_->next != nullptr) {
+        part_ = part_->next;
+        key_ = 0;
+        seen_ = SeenKeys(*part_, rows_, num_rows_);
+      } else {
+        break;
+      }
+    }
+    chunk->after = After();
+    return chunk->num_runs != 0;
   }
-  const QueryScale scale = LoadQuery<Keys>(task, r, scratch_row);
-  const size_t lanes = QueryLanes<Keys>(task.head.shape.head_dim);
-  __builtin_memcpy(row.q, scratch_row, lanes * kLaneBytes);
-  row.row_scale = scale.row_scale;
-  row.acc_init = scale.acc_init;
-  row.lack = scale.lack;
-}
+
+ private:
+  // K of what comes next, if all goes well.
+  const uint8_t* After() const {
+    const AttendTask* part = part_;
+    size_t key = key_;
+    if (key >= part->kv_len) {
+      part = part->next;
+      key = 0;
+    }
+    if (part == nullptr || part->kv_len == 0 || KeysOfTile(*part, key) == TileKeys::kNone) {
+      return nullptr;
+    }
+    return KTileAt(*part, key).k;
+  }
+
+  const AttendTask* part_;
+  SeenKeys seen_;
+  const DecodeRow* rows_;
+  size_t num_rows_;
+  size_t key_ = 0;  // of the part
+};
 
 HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
   row.m = kNegInf;
   hn::Store(hn::Zero(df), df, row.d);
   for (size_t t = 0; t < kMaxChunkTiles; t += kLanes) hn::Store(hn::Zero(df), df, row.weight + t);
   for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, row.o + c);
-}
-
-// OpenPart and ClosePart of one row.
-HWY_NOINLINE void OpenDecodePart(const AttendTask& task, DecodeRow& row) {
-  row.offset = ScoreOffset(task, row.index, row.lack);
-  row.kept_m = row.m;
-  row.m -= row.offset;
-  row.before_m = row.m;
-  row.before_d = hn::ReduceSum(df, hn::Load(df, row.d));
-  hn::Store(hn::Zero(df), df, row.d);
-}
-
-HWY_NOINLINE void CloseDecodePart(const float* v_center, size_t channels, DecodeRow& row) {
-  const float d = hn::ReduceSum(df, hn::Load(df, row.d));
-  float before = 0.0f;
-  if (row.before_d != 0.0f) before = row.before_d * __builtin_exp2f(row.before_m - row.m);
-  for (size_t c = 0; v_center != nullptr && c < channels; c += kLanes) {
-    const VF center = hn::Load(df, v_center + c);
-    hn::Store(hn::MulAdd(hn::Set(df, d), center, hn::Load(df, row.o + c)), df, row.o + c);
-  }
-  hn::Store(hn::IfThenElseZero(hn::FirstN(df, 1), hn::Set(df, d + before)), df, row.d);
-  row.m = row.before_d != 0.0f && row.m == row.before_m ? row.kept_m : row.m + row.offset;
 }
 
 // O / d and V's centre, to the caller's row; see StoreOutput.
@@ -733,43 +862,44 @@ size_t DecodeScratchBytes(const PackedShape& shape) {
   return LayOutDecode<AnyForm>(shape, kDecodeRows, nullptr, scratch);
 }
 
-// The task has at most kDecodeRows rows.
+// The task, and those that follow it, have at most kDecodeRows rows.
 template <class AnyForm>
-void Decode(const AttendTask& task, unsigned char* scratch_bytes) {
+void Decode(const AttendTask& first, unsigned char* scratch_bytes) {
   using Keys = typename AnyForm::Keys;
   using Values = typename AnyForm::Values;
   constexpr size_t kBlock = MinOf(kRowBlock<Keys>, kRowBlock<Values>);
   DecodeScratch scratch;
-  const size_t num_rows = task.row_end - task.row_begin;
-  LayOutDecode<AnyForm>(task.head.shape, num_rows, scratch_bytes, scratch);
-  const size_t channels = PaddedVHeadDim(task.head.shape);
+  const size_t num_rows = first.row_end - first.row_begin;
+  LayOutDecode<AnyForm>(first.head.shape, num_rows, scratch_bytes, scratch);
   for (size_t r = 0; r < num_rows; ++r) {
     DecodeRow& row = scratch.rows[r];
-    LoadDecodeRow<Keys>(task, task.row_begin + r, scratch.query, row);
-    if (!task.continues) ClearDecodeRow(channels, row);
-    if (HWY_UNLIKELY(IsPart(task))) OpenDecodePart(task, row);
+    if (first.continues) {
+      row.part = nullptr;  // those of the call before are no more
+    } else {
+      LoadDecodeRow<Keys>(first, first.row_begin + r, row);
+      ClearDecodeRow(PaddedVHeadDim(first.head.shape), row);
+    }
   }
 
   const size_t num_blocks = (num_rows + kBlock - 1) / kBlock;
   const size_t block_rows = (num_rows + num_blocks - 1) / num_blocks;  // 8 are 4 + 4, not 6 + 2
   // Blocks after the first find a shorter chunk in L2.
   const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Values> : kVTileKeys;
-  const SeenRuns runs(task, scratch.rows, num_rows);
-  size_t num_keys = 0;
-  for (size_t key = 0; runs.Next(chunk_keys, &key, &num_keys); key += RoundUp(num_keys, kKvTile)) {
+  Chunk chunk;
+  for (Chunks chunks(first, scratch.rows, num_rows); chunks.Next(chunk_keys, &chunk);) {
     for (size_t r = 0; r < num_rows; r += block_rows) {
       DecodeRow* rows = scratch.rows + r;
       const size_t count = MinOf(block_rows, num_rows - r);
-      DecodeProbabilities<AnyForm>(task, rows, count, key, num_keys, scratch.biases);
-      DecodeChunkOutputs<Values, kBlock>(task, rows, count, key, num_keys);
+      DecodeProbabilities<AnyForm>(chunk, rows, count, scratch.biases);
+      DecodeChunkOutputs<Values, kBlock>(chunk, rows, count);
     }
   }
 
-  const float* v_center = VCenter(task);
-  for (size_t r = 0; r < num_rows; ++r) {
-    if (HWY_UNLIKELY(IsPart(task))) CloseDecodePart(v_center, channels, scratch.rows[r]);
-    if (!task.pauses) EndDecodeRow(task, IsPart(task) ? nullptr : v_center, scratch.rows[r]);
-  }
+  const AttendTask* last = &first;
+  while (last->next != nullptr) last = last->next;
+  if (last->pauses) return;
+  const float* v_center = IsPart(*last) ? nullptr : VCenter(*last);
+  for (size_t r = 0; r < num_rows; ++r) EndDecodeRow(*last, v_center, scratch.rows[r]);
 }
 
 }  // namespace

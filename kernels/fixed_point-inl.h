@@ -135,14 +135,61 @@ HWY_INLINE int SumShift(size_t head_dim) {
   return bits > 15 ? bits - 15 : 0;
 }
 
+// Sums of two keys, shifted right to words.
+HWY_INLINE VI16 WordsOfSums(VI32 lower, VI32 upper, VI32 shift) {
+#if HWY_ARCH_ARM
+  // One instruction takes the lower words of two vectors.
+  return hn::InterleaveEven(di16, hn::BitCast(di16, hn::Shr(lower, shift)),
+                            hn::BitCast(di16, hn::Shr(upper, shift)));
+#else
+  // The sum of the upper word is shifted up instead of down and up again.
+  const VI32 shift_up = hn::Sub(hn::Set(di32, 16), shift);
+  const VI16 low = hn::BitCast(di16, hn::Shr(lower, shift));
+  const VI16 high = hn::BitCast(di16, hn::Shl(upper, shift_up));
+  return hn::OddEven(high, low);
+#endif
+}
+
+// Adds P of four keys to two sums, so that one addition need not wait for the other.
+HWY_INLINE void AddP(VI16 p02, VI16 p13, VI32& sum02, [[maybe_unused]] VI32& sum13) {
+#if HWY_ARCH_ARM
+  // Two fit 16 bits, and one instruction adds pairs of those.
+  const VU16 both = hn::Add(hn::BitCast(du16, p02), hn::BitCast(du16, p13));
+  sum02 = hn::Add(sum02, hn::BitCast(di32, hn::SumsOf2(both)));
+#else
+  const VI16 one = hn::Set(di16, 1);
+  sum02 = I16Ops::Dot(sum02, p02, one);
+  sum13 = I16Ops::Dot(sum13, p13, one);
+#endif
+}
+
 // P of four keys, rounded to bytes in the order of V.
 template <int kMaxP>
 HWY_INLINE VU8 BytesOfP(VI16 p02, VI16 p13) {
+#if HWY_ARCH_ARM
+  // Other pipes than those of multiplications.
+  const VI16 first = hn::RoundingShiftRight<kPBits<kMaxP>>(p02);
+  const VI16 second = hn::RoundingShiftRight<kPBits<kMaxP>>(p13);
+  return hn::InterleaveEven(du8, hn::BitCast(du8, first), hn::BitCast(du8, second));
+#else
   // A product with it is p / 2^kPBits, rounded.
   const VI16 round = hn::Set(di16, 1 << (15 - kPBits<kMaxP>));
   const VI16 even = hn::MulFixedPoint15(p02, round);
   const VI16 odd = hn::MulFixedPoint15(p13, round);
   return hn::BitCast(du8, hn::Or(even, hn::ShiftLeft<8>(odd)));
+#endif
+}
+
+// Where sums of P·V start instead of at `start`, and what they are then. A tile's sum has 23 bits:
+// it fits the mantissa of kMagic, and a subtraction converts it, which ARM's cores do several times
+// as fast as a conversion.
+static_assert(kKvTile * 255 * 128 < (1 << 22), "sums of P·V stay in kMagic's octave");
+HWY_INLINE VI32 StartOfValues(VI32 start) {
+  return HWY_ARCH_ARM ? hn::Add(start, hn::Set(di32, kMagicBits)) : start;
+}
+HWY_INLINE VF SumOfValues(VI32 sum) {
+  if constexpr (HWY_ARCH_ARM) return hn::Sub(hn::BitCast(df, sum), hn::Set(df, kMagic));
+  return hn::ConvertTo(df, sum);
 }
 
 // The same value in both words of each lane.

@@ -10,6 +10,12 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
+// Where reading leaves off, to go on elsewhere; to nullptr: nobody knows.
+struct Turn {
+  const uint8_t* from;
+  const uint8_t* to;
+};
+
 // Keys from key_begin on of one head: a tile of kKvTile; of V also what follows in its V tile.
 struct KvTile {
   const uint8_t* k;  // block of 64 keys after block, k_block_bytes apart
@@ -21,7 +27,7 @@ struct KvTile {
   const float* v_scale;  // quantised V: [tiles][PaddedVHeadDim]
   bool v_special;        // a NaN or an infinity is among V of the first tile
   size_t key_begin;
-  ptrdiff_t ahead;  // decode: of K is what it reads next
+  Turn turn;  // decode: of K
 };
 
 // In bytes, of any memory.
@@ -68,41 +74,44 @@ HWY_NOINLINE bool HasSpecialV(const AttendTask& task, size_t key) {
   return base[task.head.offsets.v_special + key / kKvTile] != 0;
 }
 
-// K of the tile that begins at `key`, where it is in memory.
+// K of the tile that begins at `key`, where it is in memory,
 HWY_NOINLINE KvTile KTileAt(const AttendTask& task, size_t key) {
-  const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
-  const size_t k_bytes = KElementBytes(shape.layout);
   KvTile tile = {};
   tile.key_begin = key;
   const uint8_t* base = FindPage(task, &key);
-  tile.k = base + offsets.k + KBlockOffset(shape, key) * k_bytes;
-  tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * k_bytes;
-  if (HasQuantizedK(shape.layout)) {
+  tile.k = base + offsets.k + key / kKeyBlock * offsets.k_block_bytes;
+  tile.k_block_bytes = offsets.k_block_bytes;
+  if (HasQuantizedK(task.head.shape.layout)) {
     tile.k_scale = reinterpret_cast<const float*>(base + offsets.k_scale) + key;
   }
   return tile;
 }
 
-// And V as well.
-HWY_NOINLINE KvTile KvTileAt(const AttendTask& task, size_t key) {
+// its V,
+HWY_NOINLINE void SetVOfTile(const AttendTask& task, size_t key, KvTile& tile) {
   const PackedShape& shape = task.head.shape;
   const PackedOffsets& offsets = task.head.offsets;
-  KvTile tile = KTileAt(task, key);
-  tile.v_special = HasSpecialV(task, key);
   const uint8_t* base = FindPage(task, &key);
   const size_t channels = PaddedVHeadDim(shape);
-  const size_t v_bytes = VElementBytes(shape.layout);
-  const size_t panel = VPanelAt(shape, key, 0).offset;
-  tile.v = base + offsets.v + panel * v_bytes;
-  if (channels > kPanelWidth) {
-    tile.v_panel_bytes = (VPanelAt(shape, key, kPanelWidth).offset - panel) * v_bytes;
+  const size_t tile_begin = key / kVTileKeys * kVTileKeys;
+  tile.v = base + offsets.v + tile_begin * offsets.v_key_bytes;
+  if (channels > kPanelWidth) {  // see VPanelAt
+    tile.v_panel_bytes =
+        MinOf(kVTileKeys, shape.capacity - tile_begin) * kPanelWidth * VElementBytes(shape.layout);
   }
   tile.v_key = key % kVTileKeys;
   if (HasQuantizedV(shape.layout)) {
     tile.v_scale =
         reinterpret_cast<const float*>(base + offsets.v_scale) + key / kKvTile * channels;
   }
+}
+
+// and both.
+HWY_NOINLINE KvTile KvTileAt(const AttendTask& task, size_t key) {
+  KvTile tile = KTileAt(task, key);
+  tile.v_special = HasSpecialV(task, key);
+  SetVOfTile(task, key, tile);
   return tile;
 }
 

@@ -88,14 +88,12 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
   constexpr size_t kSteps = Values::Product::kSteps;
   RaiseReferences<kQV>(q, padded_channels, scratch);
   const Exp2Fixed<kMaxP> exp2;
-  const VI16 one = hn::Set(di16, 1);
   HWY_UNROLL(8)
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
     const VI16 tile_m = hn::Load(di16, scratch.tile_m + row * 2);
     const int16_t* HWY_RESTRICT s = scratch.s + row * 2;
     uint8_t* HWY_RESTRICT p = scratch.p + row * 4;
-    // Two sums, so that one addition need not wait for the other.
     VI32 sum02 = hn::Zero(di32);
     VI32 sum13 = hn::Zero(di32);
     VI32 sum_of_bytes = hn::Zero(di32);
@@ -108,8 +106,7 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
         const VI16 s13 = hn::Load(di16, s + ((quad + i) * 2 + 1) * kRowWords);
         const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));
         const VI16 p13 = exp2(hn::SaturatedSub(tile_m, s13));
-        sum02 = I16Ops::Dot(sum02, p02, one);
-        sum13 = I16Ops::Dot(sum13, p13, one);
+        AddP(p02, p13, sum02, sum13);
         bytes[i] = BytesOfP<kMaxP>(p02, p13);
         if constexpr (Values::kBiased) {
           sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes[i], hn::Set(di8, 1));
@@ -131,7 +128,8 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
     hn::Store(hn::MulAdd(weight, sum, d), df, q.d + row);
     hn::Store(weight, df, scratch.weight + row);
     if constexpr (Values::kBiased) {
-      hn::Store(hn::Mul(sum_of_bytes, hn::Set(di32, -kBias)), di32, scratch.p_init + row);
+      const VI32 bias = hn::Mul(sum_of_bytes, hn::Set(di32, -kBias));
+      hn::Store(StartOfValues(bias), di32, scratch.p_init + row);
     }
   }
 }

@@ -254,7 +254,8 @@ HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
 HWY_INLINE bool HasNextTile(const AttendTask& task, size_t key, size_t visible, size_t warm) {
   const size_t next_end = key + 2 * kKvTile;
   if (key + kKvTile >= visible) {
-    return task.next != nullptr && task.next->kv_len >= kKvTile && warm == 0;
+    return task.next != nullptr && task.next->kv_len >= kKvTile && warm == 0 &&
+           KeysOfTile(*task.next, 0) != TileKeys::kNone;
   }
   return next_end <= visible && next_end > warm &&
          KeysOfTile(task, key + kKvTile) != TileKeys::kNone;

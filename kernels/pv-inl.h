@@ -8,6 +8,7 @@
 #ifndef SIGHTLINE_KERNELS_PV_INL_H_
 #define SIGHTLINE_KERNELS_PV_INL_H_
 
+#include "kernels/fixed_point-inl.h"
 #include "kernels/kv_tile-inl.h"
 #include "kernels/mask-inl.h"
 #include "kernels/schemes-inl.h"
@@ -114,7 +115,8 @@ HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const 
   for (size_t v = 0; v < kQV; ++v) {
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
-      acc[n][v] = Values::kBiased ? hn::Load(di32, scratch.p_init + v * kLanes) : hn::Zero(di32);
+      acc[n][v] = Values::kBiased ? hn::Load(di32, scratch.p_init + v * kLanes)
+                                  : StartOfValues(hn::Zero(di32));
     }
   }
   ValueStep<Values, kStep, kQV>(kv, spans, padded_channels, channel, scratch.p, acc);
@@ -125,7 +127,7 @@ HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const 
     for (size_t n = 0; n < kStep; ++n) {
       float* out = o + (n * kQV + v) * kLanes;
       const VF unit = hn::Mul(weight, hn::Set(df, kv.v_scale[channel + n]));
-      hn::Store(hn::MulAdd(hn::ConvertTo(df, acc[n][v]), unit, hn::Load(df, out)), df, out);
+      hn::Store(hn::MulAdd(SumOfValues(acc[n][v]), unit, hn::Load(df, out)), df, out);
     }
   }
 }

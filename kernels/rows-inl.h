@@ -210,7 +210,7 @@ HWY_INLINE void StoreRowOf(const float* HWY_RESTRICT from, size_t n, const Row& 
   // A quotient, not a product with the reciprocal: the contract promises its rounding.
   const auto load = [&](size_t i) HWY_ATTR {
     const VF x = hn::Load(df, from + i);
-    return hwy::IsSame<T, int8_t>() ? hn::Div(x, LoadScales(row, i, n)) : x;
+    return hwy::IsSame<T, int8_t>() ? Div(x, LoadScales(row, i, n)) : x;
   };
   size_t i = 0;
   if (HWY_LIKELY(IsDense(row))) {

@@ -514,6 +514,13 @@ void Attend(const AttendTask& task, unsigned char* scratch) {
   }
 }
 
+template <class Keys, class Values>
+void AttendAll(const AttendTask& first, unsigned char* scratch) {
+  for (const AttendTask* task = &first; task != nullptr; task = task->next) {
+    Attend<Keys, Values>(*task, scratch);
+  }
+}
+
 // Weights of a row from its lse; see kernels/weights-inl.h.
 template <class Keys>
 void WeighRow(const AttendTask& task, size_t r) {
@@ -562,7 +569,7 @@ constexpr PrecisionKernels KernelsOf(LayoutId layout, PackFunction center, PackF
           &ScratchBytes,
           &Attend<Keys, Values>,
           false,
-          &Attend<Keys, Values>,
+          &AttendAll<Keys, Values>,
           kTaskRows,
           &Weigh<Keys>,
           &Weigh<Keys>,

@@ -40,7 +40,7 @@ struct I8Keys {
   static constexpr size_t kStep = I8Ops::kStep;
   static constexpr int kAdded = I8Ops::kBiasedV ? 0 : kBias;  // to the quanta of K
   using Stored = int8_t;
-  using Product = I8QkProduct;
+  using Product = I8QkProduct<I8Ops>;
 
   static HWY_INLINE int MaxQ(size_t) { return I8Ops::kMaxQ; }
   static HWY_INLINE int MaxK(size_t) { return static_cast<int>(kMaxQuantum); }
@@ -50,7 +50,7 @@ struct I8Keys {
 struct I16Keys : I8Keys {
   static constexpr int kAdded = 0;
   using Stored = int16_t;
-  using Product = I16QkProduct;
+  using Product = I16QkProduct<I16Ops>;
 
   static HWY_INLINE int MaxQ(size_t head_dim) { return MaxWideQuantum(head_dim); }
   static HWY_INLINE int MaxK(size_t head_dim) { return MaxWideQuantum(head_dim); }
@@ -118,13 +118,13 @@ template <class Product>
 struct MatrixProductOf {
   static constexpr bool kExists = false;
 };
-template <>
-struct MatrixProductOf<I8QkProduct> {
+template <class Ops>
+struct MatrixProductOf<I8QkProduct<Ops>> {
   static constexpr bool kExists = MatrixOps::kNative;
   using Type = I8QkMatrixProduct<MatrixOps>;
 };
-template <>
-struct MatrixProductOf<I16QkProduct> {
+template <class Ops>
+struct MatrixProductOf<I16QkProduct<Ops>> {
   static constexpr bool kExists = MatrixOps::kNative;
   using Type = I16QkMatrixProduct<MatrixOps>;
 };

@@ -36,7 +36,7 @@ HWY_INLINE VF Tanh(VF x) {
   q = hn::MulAdd(q, u, hn::Set(df, 2.58708233e-2f));
   q = hn::MulAdd(q, u, hn::Set(df, 0.467129789f));
   q = hn::MulAdd(q, u, hn::Set(df, 1.0f));
-  return hn::Div(hn::Mul(x, p), q);
+  return Div(hn::Mul(x, p), q);
 }
 
 // cap * tanh(s / cap). Scores mostly are small parts of the cap, for which a short polynomial will

@@ -183,7 +183,6 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
   VI32 acc[kKeys][kVectors];
   SumScores<Keys, kQV, SumsBegin::kRounded>(q, kv, num_steps, key, first, acc);
 
-  const VI32 shift_up = hn::Sub(hn::Set(di32, 16), shift);
   int16_t* HWY_RESTRICT s_out = scratch.s + key / 2 * kRowWords;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kVectors; ++v) {
@@ -194,12 +193,10 @@ HWY_INLINE void ScoreWords(const QueryTile& q, const KvTile& kv, const KeyFactor
     HWY_UNROLL(4)
     for (size_t pair = 0; pair < kKeys / 2; ++pair) {
       const size_t n = pair / 2 * 4 + pair % 2;
-      // The sum of key n + 2 is shifted to the upper word instead of down and up again.
-      const VI16 low = hn::BitCast(di16, hn::Shr(acc[n][v], shift));
-      const VI16 high = hn::BitCast(di16, hn::Shl(acc[n + 2][v], shift_up));
+      const VI16 words = WordsOfSums(acc[n][v], acc[n + 2][v], shift);
       const VI16 key_factor =
           hn::BitCast(di16, hn::Set(di32, static_cast<int32_t>(keys.words[key / 2 + pair])));
-      VI16 s = hn::MulFixedPoint15(hn::OddEven(high, low), key_factor);
+      VI16 s = hn::MulFixedPoint15(words, key_factor);
       s = hn::MulFixedPoint15(s, row_factor);
       if constexpr (kSteep) {
         const VI16 bound = hn::Load(di16, scratch.bound + row);

@@ -63,12 +63,29 @@ constexpr int32_t kMagicBits = 0x4b400000;
 constexpr float kNegInf = -__builtin_huge_valf();
 HWY_INLINE VF NegInf() { return hn::Set(df, kNegInf); }
 
+// a / b, correctly rounded in every tier, so that all quantise alike. ARMv7 divides no vectors, and
+// Highway's iteration there errs in the last bit.
+HWY_INLINE VF Div(VF a, VF b) {
+#if HWY_ARCH_ARM_V7
+  float quotients[kLanes];
+  float divisors[kLanes];
+  hn::StoreU(a, df, quotients);
+  hn::StoreU(b, df, divisors);
+  for (size_t i = 0; i < kLanes; ++i) quotients[i] /= divisors[i];
+  return hn::LoadU(df, quotients);
+#else
+  return hn::Div(a, b);
+#endif
+}
+
 // 2^x for x < 127, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
 // Cost: 6 FMA-port and 4 other instructions.
 HWY_INLINE VF Exp2(VF x) {
   const VF floor = hn::Set(df, -127.0f);
 #if HWY_ARCH_X86
   x = hn::Max(floor, x);  // x86's max returns the second operand when either is NaN
+#elif HWY_ARCH_ARM
+  x = VF(vmaxq_f32(floor.raw, x.raw));  // NaN when either is; Highway's Max returns the number
 #else
   x = hn::IfThenElse(hn::Lt(x, floor), floor, x);  // others may return the number
 #endif
@@ -98,7 +115,7 @@ HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<int8_t, DF>> v) {
 }
 HWY_INLINE VF ToF32(hn::VFromD<hn::Rebind<hwy::float16_t, DF>> v) {
   const VF x = hn::PromoteTo(df, v);
-#if HWY_ARCH_X86 && !defined(__F16C__)
+#if (HWY_ARCH_X86 && !defined(__F16C__)) || HWY_ARCH_WASM
   // Highway's emulation takes infinities and NaN for numbers of 2^16 and more.
   const hn::RebindToUnsigned<DF> du32;
   const hn::Rebind<uint16_t, DF> du16;

@@ -154,6 +154,7 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
                            const TileScratch& scratch) {
   static_assert(kKeys % (2 * kBF16PSteps) == 0, "P comes in pairs of keys");
   typename Keys::Product::Acc acc[kKeys][kVectors];
+  if constexpr (!kChecked && Keys::Product::kSteps != 1) Keys::Product::Matrix::FreeRegisters();
   SumScores<Keys, kQV, SumsBegin::kAtZero>(q, kv, num_steps, key, first, acc);
 
   const VF steps = hn::Set(df, float{kBF16Steps});

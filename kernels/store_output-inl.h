@@ -54,8 +54,8 @@ HWY_INLINE VF FactorsOfRows(const AttendTask& task, const QueryTile& q, size_t v
   if (HWY_LIKELY(task.sinks == nullptr && task.lse.data == nullptr)) {
     const VF d = hn::Load(df, q.d + v * kLanes);
     const auto seen = hn::Not(hn::Eq(d, hn::Zero(df)));  // NaN too
-    center_factor = hn::IfThenElseZero(seen, hn::Div(d, d));
-    return hn::IfThenElseZero(seen, hn::Div(hn::Set(df, 1.0f), d));
+    center_factor = hn::IfThenElseZero(seen, Div(d, d));
+    return hn::IfThenElseZero(seen, Div(hn::Set(df, 1.0f), d));
   }
   HWY_ALIGN float o_factors[kLanes] = {};
   HWY_ALIGN float center_factors[kLanes] = {};

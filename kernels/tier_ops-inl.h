@@ -17,6 +17,8 @@
 #include "kernels/ops/x86_vnni-inl.h"
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include "kernels/ops/neon_dot-inl.h"
+#elif HWY_ARCH_ARM_A64
+#include "kernels/ops/neon-inl.h"
 #elif HWY_ARCH_X86
 #include "kernels/ops/x86_maddubs-inl.h"
 #else
@@ -38,11 +40,28 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-constexpr size_t kNumRegisters = HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 ? 16 : 32;
+// Lanes of K or V that a register block reads at once (block_product-inl.h). NEON multiplies a
+// vector by any lane of a register: one load serves four keys or channels. A load that broadcasts,
+// x86's way, takes a slot of the pipes that multiply on most of ARM's cores.
+constexpr size_t kLanesOfB = HWY_ARCH_ARM_A64 ? kLanes : 1;
+
+// Registers that an operand of kDepth elements a lane becomes, each for two instructions of the
+// product: bytes are taken apart where NEON has no dot product of them (kernels/ops/neon-inl.h).
+template <size_t kDepth>
+#if HWY_ARCH_ARM_A64 && !defined(__ARM_FEATURE_DOTPROD)
+constexpr size_t kOperandRegisters = kDepth == 4 ? 2 : 1;
+#else
+constexpr size_t kOperandRegisters = 1;
+#endif
+
+// WebAssembly has as many as the machine below, of which x86 has least.
+constexpr size_t kNumRegisters =
+    HWY_ARCH_ARM_V7 || HWY_ARCH_WASM || (HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3) ? 16 : 32;
 
 // f32 products: kQueryVectors x kStep accumulators, kQueryVectors operands and a broadcast fill the
 // register file: 24 + 3 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 with AVX2. Without FMA the product
-// needs a register of its own. NEON multiplies by a lane: 16 + 4 + 1 of 32.
+// needs a register of its own. NEON multiplies by a lane: 16 + 4 + 1 of 32; on ARMv7 it has 16, and
+// no multiply-add by a lane.
 struct F32Ops {
 #if HWY_TARGET <= HWY_AVX3
   static constexpr size_t kQueryVectors = 3;
@@ -50,13 +69,23 @@ struct F32Ops {
 #elif HWY_TARGET <= HWY_AVX2
   static constexpr size_t kQueryVectors = 3;
   static constexpr size_t kStep = 4;
-#elif HWY_ARCH_X86
+#elif HWY_ARCH_X86 || HWY_ARCH_ARM_V7 || HWY_ARCH_WASM
   static constexpr size_t kQueryVectors = 2;
   static constexpr size_t kStep = 4;
 #else
   static constexpr size_t kQueryVectors = 4;
   static constexpr size_t kStep = 4;
 #endif
+
+  // acc + a * (lane kLane of b). GCC 12 makes two instructions of the portable form.
+  template <size_t kLane>
+  static HWY_INLINE VF MulLane(VF acc, VF b, VF a) {
+#if HWY_ARCH_ARM_A64
+    return VF(vfmaq_laneq_f32(acc.raw, a.raw, b.raw, kLane));
+#else
+    return hn::MulAdd(a, hn::Broadcast<kLane>(b), acc);
+#endif
+  }
 };
 
 }  // namespace

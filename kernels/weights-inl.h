@@ -120,12 +120,12 @@ void WeighFew(const AttendTask& task, unsigned char* scratch_bytes) {
   const size_t num_rows = task.row_end - task.row_begin;
   LayOutWeighFew<Keys>(task.head.shape, num_rows, scratch_bytes, scratch);
   for (size_t r = 0; r < num_rows; ++r) {
-    LoadDecodeRow<Keys>(task, task.row_begin + r, scratch.query, scratch.rows[r]);
+    LoadDecodeRow<Keys>(task, task.row_begin + r, scratch.rows[r]);
   }
-  const SeenRuns runs(task, scratch.rows, num_rows);
+  const SeenKeys seen(task, scratch.rows, num_rows);
   for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
     const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
-    const size_t in_use = key < task.kv_len && runs.IsSeen(key) ? MinOf(n, task.kv_len - key) : 0;
+    const size_t in_use = key < task.kv_len && seen.IsSeen(key) ? MinOf(n, task.kv_len - key) : 0;
     if (in_use != 0) {
       const KvTile kv = KTileAt(task, key);
       for (size_t r = 0; r < num_rows; r += kRowBlock<Keys>) {

@@ -28,6 +28,7 @@ BlockPool::~BlockPool() {
 
 // Under the lock, whose holder knows that there may be one more.
 Block* BlockPool::Allocate() {
+  if (block_bytes_ > SIZE_MAX / 2) return nullptr;  // nor could it be added to
   unsigned char* memory = AllocateAligned(sizeof(Block) + block_bytes_);
   if (memory == nullptr) return nullptr;
   Block* block = new (memory) Block();

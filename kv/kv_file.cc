@@ -139,7 +139,7 @@ Status PageList::Create(const PackedKv& packed, const uint32_t* kept) {
   num_tiles_ = TilesOf(packed.length());
   const size_t num_kv_heads = static_cast<size_t>(packed.geometry().num_kv_heads);
   const size_t page_bytes = num_kv_heads * packed.offsets().bytes;
-  const size_t entries = static_cast<size_t>(packed.geometry().batch) * num_pages_;
+  const size_t entries = Product(static_cast<size_t>(packed.geometry().batch), num_pages_);
 
   // Beams share most of their pages: equal ones become neighbours, the first of which is written.
   table_.reset(new (std::nothrow) uint32_t[entries]());
@@ -147,7 +147,7 @@ Status PageList::Create(const PackedKv& packed, const uint32_t* kept) {
   const std::unique_ptr<Page[]> pages(new (std::nothrow) Page[entries]);
   const std::unique_ptr<size_t[]> first(new (std::nothrow) size_t[entries]);
   if (table_ == nullptr || pieces_ == nullptr || pages == nullptr || first == nullptr) {
-    return NoMemory("a table of pages", entries * (sizeof(Page) + sizeof(FilePiece)));
+    return NoMemory("a table of pages", Product(entries, sizeof(Page) + sizeof(FilePiece)));
   }
   for (size_t i = 0; i < entries; ++i) {
     pages[i] = {packed.keys(i / num_pages_).pages.data[i % num_pages_], i};
@@ -164,9 +164,9 @@ Status PageList::Create(const PackedKv& packed, const uint32_t* kept) {
   }
   unsigned char* copy = nullptr;
   if (num_copies != 0) {
-    copy = AllocateAligned(num_copies * page_bytes);
+    copy = AllocateAligned(Product(num_copies, page_bytes));
     if (copy != nullptr) copies_ = ShareOrNull(copy, FreeAligned);
-    if (copies_ == nullptr) return NoMemory("copies of pages", num_copies * page_bytes);
+    if (copies_ == nullptr) return NoMemory("copies of pages", Product(num_copies, page_bytes));
   }
   // In the order of tokens, so that equal caches make equal files.
   for (size_t i = 0; i < entries; ++i) {
@@ -245,7 +245,7 @@ Status SavePacked(const PackedKv& packed, const PagedKv* cache, const char* path
 
   std::unique_ptr<uint32_t[]> kept;
   if (!FindKept(packed, &kept))
-    return NoMemory("bits of tokens", batch * TilesOf(meta.length) * 16);
+    return NoMemory("bits of tokens", Product(batch, TilesOf(meta.length), 16));
   PageList pages;
   Status status = pages.Create(packed, kept.get());
   if (!status.ok()) return status;
@@ -266,10 +266,11 @@ Status SavePacked(const PackedKv& packed, const PagedKv* cache, const char* path
     meta.forgotten_pages = static_cast<int64_t>(cache->forgotten_pages());
     const size_t bytes = meta.length == 0 ? 0 : cache->tail_bytes();
     if (bytes != 0) {
-      tails.reset(new (std::nothrow) unsigned char[batch * bytes]());
-      if (tails == nullptr) return NoMemory("open tiles", batch * bytes);
+      const size_t all_bytes = Product(batch, bytes);
+      tails.reset(new (std::nothrow) unsigned char[all_bytes]());
+      if (tails == nullptr) return NoMemory("open tiles", all_bytes);
       for (size_t b = 0; b < batch; ++b) cache->CopyTail(b, tails.get() + b * bytes);
-      sections.Add(kTailsSection, tails.get(), batch * bytes);
+      sections.Add(kTailsSection, tails.get(), all_bytes);
     }
   }
   sections.Add(kDataSection, pages.pieces(), pages.count());
@@ -415,10 +416,11 @@ class Converter {
 Status Converter::TakeRows() {
   const size_t length = static_cast<size_t>(from_.length());
   const PackedShape& shape = from_.shape();
-  k_.reset(new (std::nothrow) float[length * shape.head_dim]);
-  v_.reset(new (std::nothrow) float[length * shape.v_head_dim]);
+  k_.reset(new (std::nothrow) float[Product(length, shape.head_dim)]);
+  v_.reset(new (std::nothrow) float[Product(length, shape.v_head_dim)]);
   if (k_ != nullptr && v_ != nullptr) return Status();
-  return NoMemory("a head in f32", length * (shape.head_dim + shape.v_head_dim) * sizeof(float));
+  return NoMemory("a head in f32",
+                  Product(length, (shape.head_dim + shape.v_head_dim) * sizeof(float)));
 }
 
 // Rows of tokens that are not kept become those of a neighbour, which moves no mean and no range

@@ -197,43 +197,52 @@ static inline size_t NumKvTiles(const PackedShape& s) {
   return (s.capacity + kKvTile - 1) / kKvTile;
 }
 
-// Byte offsets inside one head. Scales and centres exist where K or V is quantised, and are f32.
+// Byte offsets inside one head, and distances. Scales and centres exist where K or V is quantised,
+// and are f32. In 32 bits a head may be larger than what can be addressed: all of them are SIZE_MAX
+// from there on, and nobody allocates so much (dispatch/memory.h).
 struct PackedOffsets {
   size_t k;
   size_t v;
-  size_t k_scale;    // [capacity]: per token
-  size_t v_scale;    // [NumKvTiles][PaddedVHeadDim]: per tile and channel
-  size_t k_center;   // [head_dim]: subtracted from every key; softmax does not notice
-  size_t v_center;   // [PaddedVHeadDim]: subtracted from every value, added to the output
-  size_t q_factor;   // [RoundUp(head_dim, kChannelAlign)]: of rotated K: what channels of Q are
-                     // multiplied by, those of K divided; padding is not 0
-  size_t v_special;  // u8 [NumKvTiles]: 1 if a float V tile holds a NaN or an infinity
-  size_t bytes;      // of the whole head
+  size_t k_scale;        // [capacity]: per token
+  size_t v_scale;        // [NumKvTiles][PaddedVHeadDim]: per tile and channel
+  size_t k_center;       // [head_dim]: subtracted from every key; softmax does not notice
+  size_t v_center;       // [PaddedVHeadDim]: subtracted from every value, added to the output
+  size_t q_factor;       // [RoundUp(head_dim, kChannelAlign)]: of rotated K: what channels of Q are
+                         // multiplied by, those of K divided; padding is not 0
+  size_t v_special;      // u8 [NumKvTiles]: 1 if a float V tile holds a NaN or an infinity
+  size_t bytes;          // of the whole head
+  size_t k_block_bytes;  // kKeyBlock keys of K
+  size_t v_key_bytes;    // one key's V
 };
+
+static inline size_t AddressableBytes(uint64_t bytes) {
+  return bytes < SIZE_MAX ? static_cast<size_t>(bytes) : SIZE_MAX;
+}
 
 static inline PackedOffsets OffsetsOf(const PackedShape& s) {
   PackedOffsets o = {};
   const bool quantized_k = HasQuantizedK(s.layout);
   const bool quantized_v = HasQuantizedV(s.layout);
-  size_t end = 0;
-  o.k = end;
-  end = RoundUp(end + s.capacity * PaddedHeadDim(s) * KElementBytes(s.layout), kPackedAlignBytes);
-  o.v = end;
-  end = RoundUp(end + s.capacity * PaddedVHeadDim(s) * VElementBytes(s.layout), kPackedAlignBytes);
-  o.k_scale = end;
-  end = RoundUp(end + (quantized_k ? s.capacity * 4 : 0), kPackedAlignBytes);
-  o.v_scale = end;
-  end = RoundUp(end + (quantized_v ? NumKvTiles(s) * PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
-  o.k_center = end;
-  end = RoundUp(end + (quantized_k ? s.head_dim * 4 : 0), kPackedAlignBytes);
-  o.v_center = end;
-  end = RoundUp(end + (quantized_v ? PaddedVHeadDim(s) * 4 : 0), kPackedAlignBytes);
-  o.q_factor = end;
-  end = RoundUp(end + (IsRotated(s.layout) ? RoundUp(s.head_dim, kChannelAlign) * 4 : 0),
-                kPackedAlignBytes);
-  o.v_special = end;
-  end = RoundUp(end + (quantized_v ? 0 : NumKvTiles(s)), kPackedAlignBytes);
-  o.bytes = end;
+  // In 64 bits, since 2^31 keys of 512 channels leave 32.
+  uint64_t end = 0;
+  const auto place = [&end](uint64_t count, uint64_t element_bytes) {
+    const size_t begin = AddressableBytes(end);
+    const uint64_t mask = kPackedAlignBytes - 1;
+    end = (end + count * element_bytes + mask) & ~mask;
+    return begin;
+  };
+  const uint64_t capacity = s.capacity;
+  o.k = place(capacity * PaddedHeadDim(s), KElementBytes(s.layout));
+  o.v = place(capacity * PaddedVHeadDim(s), VElementBytes(s.layout));
+  o.k_scale = place(quantized_k ? capacity : 0, 4);
+  o.v_scale = place(quantized_v ? uint64_t{NumKvTiles(s)} * PaddedVHeadDim(s) : 0, 4);
+  o.k_center = place(quantized_k ? s.head_dim : 0, 4);
+  o.v_center = place(quantized_v ? PaddedVHeadDim(s) : 0, 4);
+  o.q_factor = place(IsRotated(s.layout) ? RoundUp(s.head_dim, kChannelAlign) : 0, 4);
+  o.v_special = place(quantized_v ? 0 : NumKvTiles(s), 1);
+  o.bytes = AddressableBytes(end);
+  o.k_block_bytes = kKeyBlock * PaddedHeadDim(s) * KElementBytes(s.layout);
+  o.v_key_bytes = PaddedVHeadDim(s) * VElementBytes(s.layout);
   return o;
 }
 

@@ -19,8 +19,9 @@ bool MultiplyAdd(size_t a, size_t b, size_t c, size_t* product) {
 }
 
 size_t HeadsOffset(int64_t batch) {
-  return RoundUp(sizeof(PackedHeader) + static_cast<size_t>(batch) * sizeof(int32_t),
-                 kPackedAlignBytes);
+  const uint64_t bytes = sizeof(PackedHeader) + static_cast<uint64_t>(batch) * sizeof(int32_t);
+  const uint64_t mask = kPackedAlignBytes - 1;
+  return AddressableBytes((bytes + mask) & ~mask);
 }
 
 }  // namespace
@@ -33,7 +34,8 @@ Status PackedBlock::BytesFor(const CrossMemoryDesc& desc, LayoutId layout, size_
   size_t total = 0;
   if (!MultiplyAdd(static_cast<size_t>(desc.batch), static_cast<size_t>(desc.num_kv_heads), 0,
                    &num_heads) ||
-      !MultiplyAdd(num_heads, OffsetsOf(shape).bytes, HeadsOffset(desc.batch), &total)) {
+      !MultiplyAdd(num_heads, OffsetsOf(shape).bytes, HeadsOffset(desc.batch), &total) ||
+      total == SIZE_MAX) {  // what cannot be counted: see AddressableBytes
     return Status::Error(StatusCode::kInvalidArgument,
                          "batch %lld, num_kv_heads %lld and kv_len %lld overflow the address space",
                          static_cast<long long>(desc.batch),

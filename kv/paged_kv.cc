@@ -79,8 +79,9 @@ KvPoolImpl::KvPoolImpl(const KvPoolDesc& given, const PrecisionKernels& with, si
       shape(ShapeOf(LayoutOf(with, given.format.rotate_k), static_cast<size_t>(given.head_dim),
                     static_cast<size_t>(given.v_head_dim), static_cast<size_t>(given.page_tokens))),
       offsets(OffsetsOf(shape)),
-      pages(static_cast<size_t>(given.num_kv_heads) * offsets.bytes, max_pages),
-      tails(static_cast<size_t>(given.num_kv_heads) * TailHeadBytes(shape, offsets), SIZE_MAX),
+      pages(Product(static_cast<size_t>(given.num_kv_heads), offsets.bytes), max_pages),
+      tails(Product(static_cast<size_t>(given.num_kv_heads), TailHeadBytes(shape, offsets)),
+            SIZE_MAX),
       no_pages(PageTable::Create(shape.capacity, 1)) {}
 
 PagedKv::PagedKv(std::shared_ptr<KvPoolImpl> pool, const KvGeometry& geometry, const Limits& limits)

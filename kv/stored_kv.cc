@@ -133,7 +133,8 @@ bool FindKept(const PackedKv& packed, std::unique_ptr<uint32_t[]>* kept) {
                                               [](TileKeys keys) { return keys == TileKeys::kAll; });
   }
   if (has_all) return true;
-  std::unique_ptr<uint32_t[]> bits(new (std::nothrow) uint32_t[batch * num_tiles * kTileWords]);
+  std::unique_ptr<uint32_t[]> bits(new (std::nothrow)
+                                       uint32_t[Product(batch, num_tiles, kTileWords)]);
   if (bits == nullptr) return false;
   uint32_t* out = bits.get();
   size_t gone = 0;
@@ -193,9 +194,8 @@ Status StoredKv::Fetch(uint32_t id, size_t bytes, void* out) const {
 // The section of K and V.
 Status StoredKv::PlaceData(size_t count, size_t bytes_of_each) {
   const MappedFile::Section section = file_->Find(kDataSection);
-  size_t bytes = 0;
-  const bool overflows = __builtin_mul_overflow(count, bytes_of_each, &bytes);
-  if (overflows || section.data == nullptr || section.bytes != bytes) {
+  const size_t bytes = Product(count, bytes_of_each);
+  if (section.data == nullptr || section.bytes != bytes) {
     return Status::Error(StatusCode::kCorrupt,
                          "%s: section %lu has %zu bytes, must have %zu times %zu", file_->name(),
                          static_cast<unsigned long>(kDataSection), section.bytes, count,
@@ -218,20 +218,17 @@ Status StoredKv::CheckLens() const {
 }
 
 Status StoredKv::ReadBlock() {
-  size_t num_heads = 0;
-  if (__builtin_mul_overflow(static_cast<size_t>(meta_.batch),
-                             static_cast<size_t>(meta_.num_kv_heads), &num_heads)) {
-    num_heads = SIZE_MAX;
-  }
+  const size_t num_heads =
+      Product(static_cast<size_t>(meta_.batch), static_cast<size_t>(meta_.num_kv_heads));
   return PlaceData(num_heads, offsets_.bytes);
 }
 
 // Tiles and bits for kernels, from those that are kept.
 Status StoredKv::MakeTiles() {
   const size_t num_tiles = TilesOf(meta_.length);
-  const size_t all_tiles = static_cast<size_t>(meta_.batch) * num_tiles;
+  const size_t all_tiles = Product(static_cast<size_t>(meta_.batch), num_tiles);
   tiles_.reset(new (std::nothrow) TileKeys[all_tiles]);
-  bits_.reset(new (std::nothrow) uint32_t[all_tiles * kTileWords]);
+  bits_.reset(new (std::nothrow) uint32_t[Product(all_tiles, kTileWords)]);
   if (tiles_ == nullptr || bits_ == nullptr) {
     return Status::Error(StatusCode::kOutOfMemory, "the bits of %lld tokens",
                          static_cast<long long>(meta_.length));
@@ -250,7 +247,7 @@ Status StoredKv::ReadPages() {
   const size_t batch = static_cast<size_t>(meta_.batch);
   const size_t num_pages = NumPages();
   const size_t num_tiles = TilesOf(meta_.length);
-  const size_t entries = batch * num_pages;
+  const size_t entries = Product(batch, num_pages);
   const Status no_memory =
       Status::Error(StatusCode::kOutOfMemory, "%s: tables of %zu pages", file_->name(), entries);
   // Sizes first: nothing is allocated that is larger than the file.
@@ -268,12 +265,12 @@ Status StoredKv::ReadPages() {
 
   const MappedFile::Section kept = file_->Find(kKeptSection);
   if (kept.data != nullptr) {
-    const size_t words = batch * num_tiles * kTileWords;
+    const size_t words = Product(batch, num_tiles, kTileWords);
     if (kept.bytes / sizeof(uint32_t) == words) {
       kept_.reset(new (std::nothrow) uint32_t[words]);
       if (kept_ == nullptr) return no_memory;
     }
-    status = Fetch(kKeptSection, words * sizeof(uint32_t), kept_.get());
+    status = Fetch(kKeptSection, Product(words, sizeof(uint32_t)), kept_.get());
     if (status.ok()) status = MakeTiles();
     if (!status.ok()) return status;
     for (size_t b = 0; b < batch; ++b) {
@@ -322,7 +319,7 @@ Status StoredKv::Open(std::shared_ptr<const MappedFile> file, std::shared_ptr<St
   Precision precision = Precision::kF32;
   status = CheckMeta(file->name(), meta, &precision);
   if (!status.ok()) return status;
-  const size_t lens_bytes = static_cast<size_t>(meta.batch) * sizeof(int32_t);
+  const size_t lens_bytes = Product(static_cast<size_t>(meta.batch), sizeof(int32_t));
   if (file->Find(kLensSection).bytes != lens_bytes) {
     return Status::Error(StatusCode::kCorrupt, "%s: section %lu has %zu bytes, must have %zu",
                          file->name(), static_cast<unsigned long>(kLensSection),
@@ -346,10 +343,9 @@ Status StoredKv::Open(std::shared_ptr<const MappedFile> file, std::shared_ptr<St
     const MappedFile::Section tails = from.Find(kTailsSection);
     // Their number is at most that of the sequences, whose lengths are in the file.
     const size_t head_bytes = TailHeadBytes(opened->shape_, opened->offsets_);
-    size_t bytes = 0;
-    if (__builtin_mul_overflow(static_cast<size_t>(meta.num_kv_heads), head_bytes, &bytes) ||
-        __builtin_mul_overflow(static_cast<size_t>(meta.batch), bytes, &bytes) ||
-        tails.data == nullptr || tails.bytes != bytes) {
+    const size_t bytes = Product(static_cast<size_t>(meta.num_kv_heads), head_bytes,
+                                 static_cast<size_t>(meta.batch));
+    if (tails.data == nullptr || tails.bytes != bytes) {
       return Status::Error(StatusCode::kCorrupt,
                            "%s: section %lu has %zu bytes, must have %lld times %lld times %zu",
                            from.name(), static_cast<unsigned long>(kTailsSection), tails.bytes,
@@ -392,9 +388,10 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
   const size_t num_tiles = TilesOf(length);
   const size_t num_pages = created->NumPages();
   const size_t page_tiles = static_cast<size_t>(page_tokens) / kKvTile;
-  created->pages_.reset(new (std::nothrow) const unsigned char*[batch * num_pages]);
+  const size_t entries = Product(batch, num_pages);
+  created->pages_.reset(new (std::nothrow) const unsigned char*[entries]);
   if (created->pages_ == nullptr) {
-    return Status::Error(StatusCode::kOutOfMemory, "a table of %zu pages", batch * num_pages);
+    return Status::Error(StatusCode::kOutOfMemory, "a table of %zu pages", entries);
   }
   const auto has_tokens = [&](size_t b, size_t page) {
     if (created->kept_ == nullptr) return true;
@@ -404,9 +401,8 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
     return std::any_of(begin, end, [](TileKeys keys) { return keys != TileKeys::kNone; });
   };
   size_t count = 0;
-  for (size_t i = 0; i < batch * num_pages; ++i) count += has_tokens(i / num_pages, i % num_pages);
-  size_t bytes = 0;
-  if (__builtin_mul_overflow(count, created->PageBytes(), &bytes)) bytes = SIZE_MAX / 2;
+  for (size_t i = 0; i < entries; ++i) count += has_tokens(i / num_pages, i % num_pages);
+  const size_t bytes = Product(count, created->PageBytes());
   unsigned char* data = AllocateAligned(std::max<size_t>(bytes, 1));
   if (data != nullptr) created->owned_ = ShareOrNull(data, FreeAligned);
   if (created->owned_ == nullptr) {
@@ -414,7 +410,7 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
   }
   memset(data, 0, bytes);
   created->bytes_ = bytes;
-  for (size_t i = 0; i < batch * num_pages; ++i) {
+  for (size_t i = 0; i < entries; ++i) {
     const bool is_there = has_tokens(i / num_pages, i % num_pages);
     created->pages_[i] = is_there ? data : nullptr;
     if (is_there) data += created->PageBytes();

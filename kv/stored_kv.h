@@ -14,6 +14,7 @@
 
 #include <memory>
 
+#include "dispatch/memory.h"
 #include "kv/file.h"
 #include "kv/packed_kv.h"
 #include "kv/paged_kv.h"
@@ -111,7 +112,9 @@ class StoredKv final : public PackedKv {
   Status CheckLens() const;
   Status MakeTiles();
   size_t NumPages() const { return PagesOf(meta_.length, meta_.page_tokens); }
-  size_t PageBytes() const { return static_cast<size_t>(meta_.num_kv_heads) * offsets_.bytes; }
+  size_t PageBytes() const {
+    return Product(static_cast<size_t>(meta_.num_kv_heads), offsets_.bytes);
+  }
 
   KvMeta meta_;
   std::shared_ptr<const MappedFile> file_;

@@ -186,7 +186,7 @@ HWY_INLINE void PackValuePairs(const PackTask& task, Reader reader, size_t begin
 }
 
 // V in bf16, where neighbouring keys share lanes.
-HWY_NOINLINE void PackBF16Values(const PackTask& task, unsigned char* scratch) {
+[[maybe_unused]] HWY_NOINLINE void PackBF16Values(const PackTask& task, unsigned char* scratch) {
   const size_t n = task.head.shape.v_head_dim;
   float* row = reinterpret_cast<float*>(scratch);
   const auto pack_single = [&](size_t i) HWY_ATTR {
@@ -265,7 +265,7 @@ HWY_NOINLINE void MeanOfRows(const SourceRows& source, size_t num_rows, size_t n
   });
   const VF divisor = hn::Set(df, static_cast<float>(sample.count));
   for (size_t c = 0; c < RowBufferElements(n); c += kLanes) {
-    hn::Store(hn::Div(hn::Load(df, mean + c), divisor), df, mean + c);
+    hn::Store(Div(hn::Load(df, mean + c), divisor), df, mean + c);
   }
 }
 
@@ -293,7 +293,7 @@ HWY_INLINE void SumDistances(const SourceRows& source, size_t num_rows, size_t n
 // are no use, or it is few steps.
 HWY_INLINE VF WholeSteps(VF mean, VF scale) {
   const VF step = hn::Abs(scale);
-  const VF steps = hn::Round(hn::Div(mean, step));
+  const VF steps = hn::Round(Div(mean, step));
   const auto many = hn::Ge(hn::Abs(steps), hn::Set(df, kFewSteps));
   const auto usable = hn::Gt(KeptRange(scale), hn::Zero(df));
   return hn::IfThenElseZero(hn::And(many, usable), hn::Mul(steps, step));

@@ -32,7 +32,7 @@ HWY_INLINE QuantStep StepForRange(VF range, float max_quantum) {
   const auto usable = hn::Ge(range, hn::Set(df, kSmallestRange));
   QuantStep step;
   step.scale = hn::IfThenElseZero(usable, hn::Mul(range, hn::Set(df, 1.0f / max_quantum)));
-  step.inverse = hn::IfThenElseZero(usable, hn::Div(hn::Set(df, max_quantum), range));
+  step.inverse = hn::IfThenElseZero(usable, Div(hn::Set(df, max_quantum), range));
   return step;
 }
 

@@ -164,7 +164,7 @@ HWY_INLINE void LoadKeyFactors(const PackedHead& head, float* HWY_RESTRICT k_fac
   const size_t head_dim = head.shape.head_dim;
   const VF scale = hn::Set(df, 1.0f / static_cast<float>(RotationBlock(head_dim)));
   for (size_t i = 0; i < RowBufferElements(head_dim); i += kLanes) {
-    hn::Store(hn::Div(scale, hn::Load(df, q_factor + i)), df, k_factor + i);
+    hn::Store(Div(scale, hn::Load(df, q_factor + i)), df, k_factor + i);
   }
 }
 

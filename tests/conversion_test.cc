@@ -76,7 +76,7 @@ TEST_CASE("every f16 and bf16 is read as what it is", "[conversion]") {
       PassThrough(tier, Values(values.data(), type), Results(out.data(), DType::kF32));
       size_t wrong = 0;
       for (size_t i = 0; i < kElements; ++i) {
-        const float expected = LoadElement(type, &values[i]);
+        const float expected = AsTierSees(tier, LoadElement(type, &values[i]));
         if (SameOrBothNan(out[i], expected)) continue;
         UNSCOPED_INFO(Name(type) << " pattern " << i << ": " << out[i] << ", not " << expected);
         if (++wrong == 5) break;
@@ -97,7 +97,7 @@ TEST_CASE("results are rounded to nearest even", "[conversion]") {
         size_t wrong = 0;
         for (size_t i = 0; i < kElements; ++i) {
           const float actual = LoadElement(type, &out[i]);
-          const float expected = RoundThrough(type, values[i]);
+          const float expected = RoundThrough(type, AsTierSees(tier, values[i]));
           if (SameOrBothNan(actual, expected)) continue;
           UNSCOPED_INFO(values[i] << " to " << Name(type) << ": " << actual << ", not "
                                   << expected);
@@ -144,7 +144,8 @@ TEST_CASE("every quantum is read as what it is worth", "[conversion]") {
       PassThrough(tier, Values(quanta.data(), DType::kI8, scale), Results(out.data(), DType::kF32));
       size_t wrong = 0;
       for (size_t i = 0; i < kElements; ++i) {
-        const float expected = F32FromI8(quanta[i], scales.per_element[i]);
+        const float factor = AsTierSees(tier, scales.per_element[i]);
+        const float expected = AsTierSees(tier, F32FromI8(quanta[i], factor));
         if (SameOrBothNan(out[i], expected)) continue;
         UNSCOPED_INFO(int{quanta[i]} << " times " << scales.per_element[i] << ": " << out[i]
                                      << ", not " << expected);
@@ -178,7 +179,7 @@ TEST_CASE("results become the nearest quantum, saturated", "[conversion]") {
       PassThrough(tier, Values(values.data(), DType::kF32), Results(out.data(), DType::kI8, scale));
       size_t wrong = 0;
       for (size_t i = 0; i < kElements; ++i) {
-        const int8_t expected = I8FromF32(values[i], scales.per_element[i]);
+        const int8_t expected = I8FromF32(AsTierSees(tier, values[i]), scales.per_element[i]);
         if (out[i] == expected) continue;
         UNSCOPED_INFO(values[i] << " by " << scales.per_element[i] << ": " << int{out[i]}
                                 << ", not " << int{expected});

@@ -442,9 +442,10 @@ TEST_CASE("absurd sizes that the file really has", "[file]") {
     if (status.ok()) {
       CHECK(file->Find(1).bytes == section_bytes);
       CHECK(file->Find(1).data[0] == 0);
-      CHECK(file->Find(1).data[section_bytes - 1] == 0);
+      CHECK(file->Find(1).data[static_cast<size_t>(section_bytes - 1)] == 0);
     } else {
-      CHECK(status.code() == StatusCode::kOutOfMemory);
+      CHECK(status.code() ==
+            (file_bytes > SIZE_MAX ? StatusCode::kUnsupported : StatusCode::kOutOfMemory));
     }
     // A header alone, cut from such a file.
     REQUIRE(truncate(path.c_str(), 4096) == 0);
@@ -631,7 +632,8 @@ TEST_CASE("SaveFile refuses what contradicts its documentation", "[file]") {
   CHECK_THAT(save(same_id, 3), IsError(kInvalid, "id"));
   CHECK_THAT(save(&null_piece, 1), IsError(kInvalid, "data"));
   CHECK_THAT(save(&null_pieces, 1), IsError(kInvalid, "pieces"));
-  CHECK_THAT(save(&overflowing, 1), IsError(kInvalid, "sections"));
+  // With 32 bits no three pieces are that long.
+  if (sizeof(size_t) == 8) CHECK_THAT(save(&overflowing, 1), IsError(kInvalid, "sections"));
   CHECK_THAT(Save("", SmallContents()), IsError(kInvalid, "path"));
   CHECK_THAT(Save(directory.path() + "/", SmallContents()), IsError(kInvalid, "path"));
   CHECK_THAT(Save(directory.path(), SmallContents()), IsError(kInvalid, "path"));

@@ -341,10 +341,12 @@ TEST_CASE("int8 keeps quanta of -128 and unusual scales as documented", "[i8]") 
         problem.k.SetQuantum(0, key, 0, key % 20, -128);
         if (key % 3 == 0) problem.v.SetQuantum(0, key, 1, key % 79, -128);
         if (k_scales == kPerToken && key % 2 == 1) {
-          problem.k.SetScale(0, key, 0, 0, kScales[key / 2 % 12]);
+          problem.k.SetScale(0, key, 0, 0, AsTierSees(BestTier(), kScales[key / 2 % 12]));
         }
       }
-      for (int64_t d = 0; d < 12; ++d) problem.v.SetScale(0, 0, 0, 5 * d, kScales[d]);
+      for (int64_t d = 0; d < 12; ++d) {
+        problem.v.SetScale(0, 0, 0, 5 * d, AsTierSees(BestTier(), kScales[d]));
+      }
       for (const char* tier : SupportedTiers()) {
         for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
           INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);

@@ -444,7 +444,7 @@ class RandomCall {
       const int64_t group = g_.heads / g_.kv_heads;
       if (random_.Chance(0.3)) {
         const int64_t hidden = random_.Between(0, g_.kv_heads - 1) * group;
-        std::fill_n(bias->begin() + hidden, group, -HUGE_VALF);
+        std::fill_n(bias->begin() + static_cast<ptrdiff_t>(hidden), group, -HUGE_VALF);
       }
       segment.bias = bias->data();
       biases_.push_back(std::move(bias));

@@ -41,7 +41,9 @@ Case MaskedCase(int64_t q_len, int64_t kv_len) {
 // A few of kQueries, others for each seed: all are met in three.
 std::vector<int64_t> SomeQueries(uint64_t seed) {
   std::vector<int64_t> some = {1};
-  for (size_t i = 1 + seed % 3; i < kNumQueries; i += 3) some.push_back(kQueries[i]);
+  for (size_t i = static_cast<size_t>(1 + seed % 3); i < kNumQueries; i += 3) {
+    some.push_back(kQueries[i]);
+  }
   return some;
 }
 

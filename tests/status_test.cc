@@ -29,6 +29,11 @@ constexpr StatusCode kCapacity = StatusCode::kCapacityExceeded;
 constexpr StatusCode kOutOfMemory = StatusCode::kOutOfMemory;
 constexpr int64_t kHuge = INT64_MAX - 3;  // a multiple of 4
 
+// What fits addresses, but no machine: bytes of so many sequences of so many keys.
+constexpr bool kIs64Bit = sizeof(size_t) == 8;
+constexpr int64_t kManySequences = kIs64Bit ? 1 << 14 : 3;
+constexpr int64_t ManyKeys(int64_t if_32_bit) { return kIs64Bit ? 1 << 30 : if_32_bit; }
+
 // The longest stride with which n elements still span less than 2^62 bytes; two such axes reach
 // further than an int64_t can say.
 int64_t LongStride(int64_t n) { return INT64_MAX / 2 / (n - 1) / 4 * 4; }
@@ -175,9 +180,9 @@ TEST_CASE("Plan::Create refuses", "[status]") {
       {"no such tier", kInvalid, "tier", [](auto& d) { d.tier = "abacus"; }},
       {"more memory than there is", kOutOfMemory, "workspace",
        [](auto& d) {
-         // 2^44 keys of 1 KiB: it fits an address, not a machine.
-         d.max_batch = 1 << 14;
-         d.max_kv_len = 1 << 30;
+         // 2^44 keys of 2 KiB, or 3 GiB.
+         d.max_batch = kManySequences;
+         d.max_kv_len = ManyKeys(1 << 19);
          d.head_dim = d.v_head_dim = 128;
          d.owns_workspace = true;
        }},
@@ -1458,6 +1463,53 @@ TEST_CASE("tiers read each other's memories if the layout is theirs", "[status]"
   }
 }
 
+// Counts that 32 bits hold, and products of them that they do not: at home in 64 bits, refused
+// in 32.
+TEST_CASE("products of counts that 32 bits cannot count", "[status]") {
+  AttentionDesc desc;
+  desc.num_heads = desc.num_kv_heads = desc.max_batch = 1 << 16;
+  desc.head_dim = 8;
+  desc.max_kv_len = 64;
+  desc.max_q_len = 1;
+  desc.owns_workspace = false;
+  Plan plan;
+  const Status planned = Plan::Create(desc, &plan);
+  if (kIs64Bit) {
+    CHECK_THAT(planned, IsOk());
+    CHECK(plan.workspace_bytes() > uint64_t{1} << 32);
+  } else {
+    CHECK_THAT(planned, IsError(kInvalid, "address space"));
+  }
+
+  const auto bytes_of = [](int64_t batch, int64_t kv_len, int64_t heads) {
+    CrossMemoryDesc memory;
+    memory.batch = batch;
+    memory.kv_len = kv_len;
+    memory.num_kv_heads = heads;
+    memory.head_dim = 512;
+    size_t bytes = 0;
+    const Status status = CrossMemory::Bytes(memory, &bytes);
+    if (!kIs64Bit) CHECK_THAT(status, IsError(kInvalid, "address space"));
+    return uint64_t{bytes};
+  };
+  const uint64_t expected[] = {bytes_of(1, 1 << 20, 1), bytes_of(1 << 16, 1, 1 << 16),
+                               bytes_of(1 << 30, 0, 1)};
+  for (const uint64_t bytes : expected) CHECK((bytes > UINT32_MAX) == kIs64Bit);
+
+  // Pages of 2^48 bytes: where they cannot be counted they are not there either.
+  KvCacheDesc cache_desc;
+  cache_desc.num_kv_heads = 1 << 20;
+  cache_desc.head_dim = 512;
+  cache_desc.page_tokens = cache_desc.capacity = 65536;
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(cache_desc, &cache), IsOk());
+  std::vector<float> row(512);
+  ConstTensorView token = ConstTensorView::Dense(row.data(), DType::kF32, 1, 1, 1, 512);
+  token.heads = 1 << 20;
+  token.head_stride = 0;
+  CHECK_THAT(cache.Append(token, token), IsError(kOutOfMemory, "page"));
+}
+
 // ---- CrossMemory::Create ----------------------------------------------------------------------
 
 struct MemoryCall {
@@ -1500,9 +1552,9 @@ TEST_CASE("CrossMemory::Create refuses", "[status]") {
       {"workers that nobody runs", kInvalid, "run", [](auto& c) { c.parallel.num_workers = 2; }},
       {"more memory than there is", kOutOfMemory, "bytes",
        [](auto& c) {
-         // The same key again and again, 2^30 times for each of 2^14 sequences.
-         c.k.batch = c.v.batch = 1 << 14;
-         c.k.length = c.v.length = 1 << 30;
+         // The same key again and again, 2^30 times for each of 2^14 sequences, or 3 GB.
+         c.k.batch = c.v.batch = kManySequences;
+         c.k.length = c.v.length = ManyKeys(1 << 24);
          c.k.batch_stride = c.v.batch_stride = c.k.length_stride = c.v.length_stride = 0;
        }},
   };
@@ -1916,8 +1968,9 @@ TEST_CASE("CrossMemorySet refuses", "[status]") {
       {"no such tier", kInvalid, "tier", [](auto& c) { c.desc.format.tier = "abacus"; }},
       {"beyond the address space", kInvalid, "num_layers",
        [](auto& c) {
-         c.desc.kv_len = c.num_layers = 1 << 30;
-         c.desc.batch = 1 << 10;
+         c.desc.kv_len = ManyKeys(1 << 20);
+         c.num_layers = 1 << 30;
+         c.desc.batch = kIs64Bit ? 1 << 10 : 1;
        }},
   };
   CrossMemorySet set;

@@ -103,6 +103,18 @@ TEST_CASE("the best supported tier is active unless something else was asked for
   CHECK_THAT(GetActiveTier(nullptr), IsError(StatusCode::kInvalidArgument, "name"));
 }
 
+// On the CPUs of tests/emulated_cpus.cmake.
+TEST_CASE("the expected tier is active, and runs", "[tiers]") {
+  const char* expected = getenv("SIGHTLINE_TESTS_EXPECTED_TIER");
+  if (expected == nullptr) SKIP("SIGHTLINE_TESTS_EXPECTED_TIER is not set");
+  const char* active = nullptr;
+  REQUIRE_THAT(GetActiveTier(&active), IsOk());
+  CHECK(std::string(active) == expected);
+  CHECK(DefaultTier() == expected);
+  const Problem problem(SmallCase(), 3);
+  CHECK_THAT(Attend(problem, {}), IsClose(Expect(problem, {expected})));
+}
+
 TEST_CASE("SetActiveTier overrides, and nullptr or \"\" take it back", "[tiers]") {
   const TierGuard guard;
   const std::string before = DefaultTier();

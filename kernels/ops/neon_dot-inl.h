@@ -4,6 +4,7 @@
 #ifndef SIGHTLINE_KERNELS_OPS_NEON_DOT_INL_H_
 #define SIGHTLINE_KERNELS_OPS_NEON_DOT_INL_H_
 
+#include "kernels/ops/neon_i16-inl.h"
 #include "kernels/simd-inl.h"
 
 namespace sightline {
@@ -14,29 +15,31 @@ struct I8Ops {
   static constexpr bool kBiasedV = true;
   static constexpr int kMaxQ = 127;
   static constexpr int kMaxP = 255;
-  // 16 accumulators of 32 registers; 4x8 would spill.
-  static constexpr size_t kQueryVectors = 4;
-  static constexpr size_t kStep = 4;
+  // 24 accumulators, 3 vectors of Q or P and 2 of K or V are 29 of 32 registers.
+  static constexpr size_t kQueryVectors = 3;
+  static constexpr size_t kStep = 8;
 
-  // acc + k · q over groups of four bytes.
+  // acc + k · q over groups of four bytes; the same by one group of k.
   static HWY_INLINE VI32 DotQK(VI32 acc, VI8 k, VI8 q) {
     return VI32(vdotq_s32(acc.raw, k.raw, q.raw));
+  }
+  template <size_t kLane>
+  static HWY_INLINE VI32 DotQKLane(VI32 acc, VI8 k, VI8 q) {
+    return VI32(vdotq_laneq_s32(acc.raw, q.raw, k.raw, kLane));
   }
   // acc + p · v; v is u8 with bias 128.
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
     return VI32(vreinterpretq_s32_u32(
         vdotq_u32(vreinterpretq_u32_s32(acc.raw), p.raw, vreinterpretq_u8_s8(v.raw))));
   }
+  template <size_t kLane>
+  static HWY_INLINE VI32 DotPVLane(VI32 acc, VU8 p, VI8 v) {
+    return VI32(vreinterpretq_s32_u32(
+        vdotq_laneq_u32(vreinterpretq_u32_s32(acc.raw), p.raw, vreinterpretq_u8_s8(v.raw), kLane)));
+  }
 };
 
 using ExactPvOps = I8Ops;
-
-struct I16Ops {
-  // acc + a · b over pairs.
-  static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
-    return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));
-  }
-};
 
 }  // namespace
 }  // namespace SIGHTLINE_TIER

@@ -38,6 +38,19 @@ struct MatrixOps {
   static HWY_INLINE void LoadAfter(const uint8_t* HWY_RESTRICT& p, V sum) {
     asm("" : "+r"(p) : "w"(sum.raw));
   }
+
+  // For before a block: nothing stays in a register of vectors. GCC 12 may keep constants there for
+  // what follows the block, and then has none for some of the sums.
+  static HWY_INLINE void FreeRegisters() {
+#if HWY_COMPILER_GCC_ACTUAL
+    asm volatile(""
+                 :
+                 :
+                 : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12",
+                   "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23",
+                   "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+#endif
+  }
 };
 
 // Subnormal numbers count as zeros, and none are made.

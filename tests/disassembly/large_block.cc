@@ -1,13 +1,34 @@
-// A register block that does not fit the registers, for the check that has to notice.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#else
+// A register block that does not fit the registers, for the check that has to notice: 40 sums,
+// where there are 32.
+#if defined(__aarch64__)
 #include <arm_neon.h>
-#endif
+
+constexpr int kRows = 10;
+constexpr int kVectors = 4;
+
+void LargeBlock(const float* a, const float* b, int num_steps, float32x4_t* out) {
+  float32x4_t sums[kRows][kVectors] = {};
+  for (int step = 0; step < num_steps; ++step, a += 4 * kVectors, b += kRows) {
+#pragma GCC unroll 10
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[row][v] = vfmaq_n_f32(sums[row][v], vld1q_f32(a + 4 * v), b[row]);
+      }
+    }
+  }
+#pragma GCC unroll 10
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) out[kVectors * row + v] = sums[row][v];
+  }
+}
+
+#else
+#include <immintrin.h>
 
 constexpr int kRows = 20;
 
-#if defined(__x86_64__)
 void LargeBlock(const float* a, const float* b, int num_steps, __m512* out) {
   __m512 sums[kRows][2] = {};
   for (int step = 0; step < num_steps; ++step, a += 32, b += kRows) {
@@ -25,22 +46,5 @@ void LargeBlock(const float* a, const float* b, int num_steps, __m512* out) {
     out[2 * row + 1] = sums[row][1];
   }
 }
-#else
-void LargeBlock(const float* a, const float* b, int num_steps, float32x4_t* out) {
-  float32x4_t sums[kRows][2] = {};
-  for (int step = 0; step < num_steps; ++step, a += 8, b += kRows) {
-    const float32x4_t first = vld1q_f32(a);
-    const float32x4_t second = vld1q_f32(a + 4);
-#pragma GCC unroll 20
-    for (int row = 0; row < kRows; ++row) {
-      const float32x4_t factor = vld1q_dup_f32(b + row);
-      sums[row][0] = vfmaq_f32(sums[row][0], factor, first);
-      sums[row][1] = vfmaq_f32(sums[row][1], factor, second);
-    }
-  }
-  for (int row = 0; row < kRows; ++row) {
-    out[2 * row] = sums[row][0];
-    out[2 * row + 1] = sums[row][1];
-  }
-}
+
 #endif

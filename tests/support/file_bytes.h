@@ -54,8 +54,8 @@ inline void PutNumber(uint64_t x, unsigned char* at, size_t bytes) {
 // Makes the checksum of header and table right, as far as the table is there.
 inline void SealHead(unsigned char* file, size_t bytes) {
   if (bytes < kHeaderBytes) return;
-  const size_t num_sections =
-      std::min<size_t>(GetNumber(file + kNumSectionsAt, 4), (bytes - kHeaderBytes) / kEntryBytes);
+  const size_t num_sections = std::min(static_cast<size_t>(GetNumber(file + kNumSectionsAt, 4)),
+                                       (bytes - kHeaderBytes) / kEntryBytes);
   uint32_t crc = Crc32c(file, kHeadCrcAt);
   crc = Crc32c(file + kHeaderBytes, num_sections * kEntryBytes, crc);
   PutNumber(crc, file + kHeadCrcAt, 4);

@@ -647,8 +647,11 @@ Expected ExpectQuantized(const Problem& p, const Expectations::Method& method) {
         const int64_t task_begin = row / task_rows * task_rows;
         const int64_t task_end = std::min(task_begin + task_rows, num_rows);
         SeenKeys seen;
-        seen.task_visible = static_cast<size_t>(*std::max_element(
-            limits.begin() + task_begin / sharing, limits.begin() + (task_end - 1) / sharing + 1));
+        const auto limit = [&](int64_t at) {
+          return limits.begin() + static_cast<ptrdiff_t>(at / sharing);
+        };
+        seen.task_visible =
+            static_cast<size_t>(*std::max_element(limit(task_begin), limit(task_end - 1) + 1));
         seen.visible.resize(static_cast<size_t>(limits[static_cast<size_t>(i)]));
         for (size_t j = 0; j < seen.visible.size(); ++j) {
           seen.visible[j] = Sees(masks, s, i, h, static_cast<int64_t>(j));

@@ -29,6 +29,10 @@ bool IsEmulated();
 // With sanitizers, some ten times slower: most of it the reference's time.
 bool IsSanitized();
 
+// What a tier takes x for. The vectors of ARMv7 take subnormal numbers for zeros, and make zeros of
+// results that are.
+float AsTierSees(const char* tier, float x);
+
 // Whether this one of many cases is run on a tier: in the scalar tier and under an emulator one of
 // three is, spread evenly; with sanitizers one of six, as each tier has its own turns and all of
 // them together see nearly every case.

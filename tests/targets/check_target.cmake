@@ -1,0 +1,29 @@
+# Compiles the tiers of a target whose system is not here, and looks at what their objects export: as much as can be done
+# without its headers, of which tiers need none.
+#
+#   cmake -DCLANG=clang++-19 -DNM=llvm-nm-19 -DTRIPLE=arm64-apple-ios14 -DPROCESSOR=arm64 -DPOINTER_BYTES=8 -DHIGHWAY=…
+#         -DWORK_DIR=… -P check_target.cmake
+
+cmake_minimum_required(VERSION 3.25)
+set(source ${CMAKE_CURRENT_LIST_DIR}/../..)
+set(CMAKE_SYSTEM_PROCESSOR ${PROCESSOR})
+set(CMAKE_SIZEOF_VOID_P ${POINTER_BYTES})
+set(CMAKE_CXX_COMPILER_ID Clang)
+include(${source}/cmake/tiers.cmake)
+if(NOT SIGHTLINE_TIERS)
+  message(FATAL_ERROR "No tiers for ${PROCESSOR} with pointers of ${POINTER_BYTES} bytes")
+endif()
+file(MAKE_DIRECTORY ${WORK_DIR})
+foreach(tier IN LISTS SIGHTLINE_TIERS)
+  list(TRANSFORM SIGHTLINE_${tier}_OWNS PREPEND "Precision::" OUTPUT_VARIABLE owns)
+  list(JOIN owns "," owns)
+  list(TRANSFORM SIGHTLINE_${tier}_DEFINITIONS PREPEND -D OUTPUT_VARIABLE definitions)
+  execute_process(COMMAND ${CLANG} --target=${TRIPLE} -ffreestanding -nostdlibinc -std=c++17 -Wall -Wextra -Wconversion -Werror
+    -I${source} -I${source}/include -isystem ${HIGHWAY} -DSIGHTLINE_TIER=${tier} -DSIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
+    -DSIGHTLINE_TIER_OWNS=${owns} -Dhwy=hwy_${tier} -DHWY_COMPILE_ONLY_STATIC -DHWY_NO_LIBCXX ${definitions}
+    ${SIGHTLINE_${tier}_FLAGS} -O1 -ffp-contract=off -fno-exceptions -fno-rtti
+    -c ${source}/kernels/tier.cc -o ${WORK_DIR}/${tier}.o COMMAND_ERROR_IS_FATAL ANY)
+  execute_process(COMMAND ${CMAKE_COMMAND} -DNM=${NM} -DTIER=${tier} -DGETTER=GetTable -DOBJECTS=${WORK_DIR}/${tier}.o
+    -P ${source}/cmake/check_tier_symbols.cmake COMMAND_ERROR_IS_FATAL ANY)
+  message(STATUS "${TRIPLE}: ${tier} compiles")
+endforeach()
