@@ -131,7 +131,7 @@ def int8_kinds(qk, qk_roof, pv, pv_roof, name="i8"):
     return [
         Kind(f"{name}: K·Q", lambda loop, after: qk(loop), by_products, qk_roof),
         Kind(f"{name}: scores", lambda loop, after: qk(loop) and in_fixed_point(after), of_words, follows=True),
-        Kind(f"{name}: softmax", lambda loop, after: has(loop, "sqsub", "smin", "sqrdmulh") and loop["sqsub"] == 2 * loop["str q"], by_stores(16)),
+        Kind(f"{name}: softmax", lambda loop, after: has(loop, "sqsub", "smin") and loop["sqrdmulh"] == 2 * loop["sqsub"], of_differences),
         Kind(f"{name}: P·V", lambda loop, after: pv(loop), by_products, pv_roof),
         Kind(f"{name}: O", lambda loop, after: pv(loop) and after["fmla"] >= MIN_BLOCK and after["fmul"] >= MIN_BLOCK, of_output(by="fmla"), follows=True),
     ]
@@ -163,6 +163,11 @@ def widens(counts, sign):
 def of_words(texts):
     """Two rounding multiplications for eight scores."""
     return SCORES / 8 * 2 / counts_of(texts)["sqrdmulh"]
+
+
+def of_differences(texts):
+    """One for eight scores."""
+    return SCORES / 8 / counts_of(texts)["sqsub"]
 
 
 def of_distances(texts):
