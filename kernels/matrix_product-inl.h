@@ -32,7 +32,7 @@ struct I8QkMatrixProduct {
     return Ops::MulI8(acc, hn::BitCast(di8, a), hn::BitCast(di8, b));
   }
 };
-// Of int16 as bytes: four products for one, at a sixth of what widening multiplications cost.
+// Of int16 as bytes: four products for one, at a quarter of what widening multiplications cost.
 template <class Ops>
 struct I16QkMatrixProduct : I8QkMatrixProduct<Ops> {
   static constexpr size_t kDepth = 2;
