@@ -90,10 +90,20 @@ void Fp32Fma(size_t rounds) {
        [](VF sum, VF a, VF b) HWY_ATTR { return AddProduct(sum, a, b); });
 }
 
+// A matrix product multiplies two rows with two, in as many bytes as a dot product two of four.
+constexpr double kMatrixRows = MatrixOps::kNative ? 2.0 : 1.0;
+
 // What the kernels multiply bytes with: one instruction, or three without dot products.
+template <class Matrix>
 void Int8Dot(size_t rounds) {
   Peak(rounds, hn::Zero(di32), hn::Set(di8, 1), hn::Set(di8, 1),
-       [](VI32 sum, VI8 a, VI8 b) HWY_ATTR { return I8Ops::DotPV(sum, hn::BitCast(du8, a), b); });
+       [](VI32 sum, VI8 a, VI8 b) HWY_ATTR {
+         if constexpr (Matrix::kNative) {
+           return Matrix::MulI8(sum, a, b);
+         } else {
+           return I8Ops::DotPV(sum, hn::BitCast(du8, a), b);
+         }
+       });
 }
 
 void Int16Dot(size_t rounds) {
@@ -101,13 +111,20 @@ void Int16Dot(size_t rounds) {
        [](VI32 sum, VI16 a, VI16 b) HWY_ATTR { return I16Ops::Dot(sum, a, b); });
 }
 
+template <class Matrix>
 void BF16Dot(size_t rounds) {
   const VI32 half = hn::BitCast(di32, hn::Set(df, 0.5f));
-  Peak(rounds, hn::Zero(df), half, half,
-       [](VF sum, VI32 a, VI32 b) HWY_ATTR { return BF16Ops::Dot(sum, a, b); });
+  Peak(rounds, hn::Zero(df), half, half, [](VF sum, VI32 a, VI32 b) HWY_ATTR {
+    if constexpr (Matrix::kNative) {
+      return Matrix::MulBF16(sum, a, b);
+    } else {
+      return BF16Ops::Dot(sum, a, b);
+    }
+  });
 }
 constexpr PeakKernel kBF16Dot =
-    BF16Ops::kNative ? PeakKernel{&BF16Dot, OperationsPerRound(di16)} : PeakKernel{};
+    BF16Ops::kNative ? PeakKernel{&BF16Dot<MatrixOps>, kMatrixRows* OperationsPerRound(di16)}
+                     : PeakKernel{};
 
 void Read(const void* data, size_t bytes, size_t passes) {
   constexpr size_t kBytes = kLanes * sizeof(int32_t);
@@ -140,11 +157,12 @@ void Read(const void* data, size_t bytes, size_t passes) {
 const bench::RoofKernels& GetRoofKernels();  // bench/roofs.cc declares it for every tier
 
 const bench::RoofKernels& GetRoofKernels() {
-  static constexpr RoofKernels kKernels = {{&Fp32Fma, OperationsPerRound(df)},
-                                           {&Int8Dot, OperationsPerRound(di8)},
-                                           {&Int16Dot, OperationsPerRound(di16)},
-                                           kBF16Dot,
-                                           &Read};
+  static constexpr RoofKernels kKernels = {
+      {&Fp32Fma, OperationsPerRound(df)},
+      {&Int8Dot<MatrixOps>, kMatrixRows * OperationsPerRound(di8)},
+      {&Int16Dot, OperationsPerRound(di16)},
+      kBF16Dot,
+      &Read};
   return kKernels;
 }
 

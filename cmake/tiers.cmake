@@ -94,6 +94,9 @@ elseif(processor MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL
   sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16" ""
                  NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32
                  OVER neon OWNS kI8 kI8Fine)
+  sightline_tier(neon_i8mm HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16+i8mm+bf16" ""
+                 NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32 i8mm bf16
+                 OVER neon OWNS kI8 kI8Fine kBF16 kMixed16)
 elseif(processor MATCHES "^(arm|aarch64)")  # 32-bit programs, whatever the kernel
   # NEON with multiply-add, without which Highway has no vectors on ARMv7 and results would not be those of the other tiers.
   # Two flags: Clang does not take armv7-a+neon-vfpv4.

@@ -6,9 +6,12 @@
 // by lane; A is the panel of Q or P, read by whole vectors of queries. Both advance one 32-bit lane
 // a step: one float, or the two int16 or bf16 or four int8 that one dot product consumes. Per step:
 // kVectors loads of A and kKeys / kLanesOfB of B feed kVectors * kKeys multiplications.
+//
+// Matrix products take two steps at once: matrix_product-inl.h.
 #ifndef SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 #define SIGHTLINE_KERNELS_BLOCK_PRODUCT_INL_H_
 
+#include "kernels/matrix_product-inl.h"
 #include "kernels/simd-inl.h"
 #include "kernels/tier_ops-inl.h"
 
@@ -36,10 +39,12 @@ HWY_INLINE VF FloatOfLane(VI32 lane, size_t index) {
 }
 
 // The multiplications. MulAcc: b is a broadcast 32-bit lane, a a vector of the panel; a lane of
-// either holds kDepth elements. MulLane: the same by lane kLane of b, where kLanesOfB is not 1.
+// either holds kDepth elements. MulLane: the same by lane kLane of b, where kLanesOfB is not 1. Of
+// matrix products both are two rows, of kSteps lanes.
 struct F32Product {
   using Acc = VF;
   static constexpr size_t kDepth = 1;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
     return hn::MulAdd(hn::BitCast(df, b), hn::BitCast(df, a), acc);
   }
@@ -51,6 +56,7 @@ struct F32Product {
 struct BF16Product {
   using Acc = VF;
   static constexpr size_t kDepth = 2;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VF MulAcc(VF acc, VI32 b, VU8 a) {
     return BF16Ops::Dot(acc, hn::BitCast(di32, a), b);
   }
@@ -63,6 +69,7 @@ template <class Ops>
 struct I8QkProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 4;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return Ops::DotQK(acc, hn::BitCast(di8, b), hn::BitCast(di8, a));
   }
@@ -75,6 +82,7 @@ template <class Ops>
 struct I16QkProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 2;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return Ops::Dot(acc, hn::BitCast(di16, b), hn::BitCast(di16, a));
   }
@@ -87,6 +95,7 @@ template <class Ops>
 struct I8PvProduct {
   using Acc = VI32;
   static constexpr size_t kDepth = 4;
+  static constexpr size_t kSteps = 1;
   static HWY_INLINE VI32 MulAcc(VI32 acc, VI32 b, VU8 a) {
     return Ops::DotPV(acc, a, hn::BitCast(di8, b));
   }
@@ -111,10 +120,11 @@ HWY_INLINE void MultiplyLanes(VI32 lanes, const VU8 (&av)[kVectors],
   if constexpr (kLane + 1 < kLanesOfB) MultiplyLanes<Product, kLane + 1>(lanes, av, acc);
 }
 
+// With all but matrix products.
 template <class Product, size_t kKeys, size_t kVectors>
-HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
-                             const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes, size_t num_steps,
-                             typename Product::Acc (&acc)[kKeys][kVectors]) {
+HWY_INLINE void LaneBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+                                 const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes,
+                                 size_t num_steps, typename Product::Acc (&acc)[kKeys][kVectors]) {
 #if HWY_COMPILER_GCC_ACTUAL
   asm("" : "+r"(num_steps));  // hides the trip count: g++ 12 peels the loop and spills the block
 #endif
@@ -128,6 +138,17 @@ HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byte
     }
     a += a_stride_bytes;
     b += b_stride_bytes;
+  }
+}
+
+template <class Product, size_t kKeys, size_t kVectors>
+HWY_INLINE void BlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
+                             const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes, size_t num_steps,
+                             typename Product::Acc (&acc)[kKeys][kVectors]) {
+  if constexpr (Product::kSteps != 1) {
+    MatrixBlockProduct<Product>(b, b_stride_bytes, a, a_stride_bytes, num_steps, acc);
+  } else {
+    LaneBlockProduct<Product>(b, b_stride_bytes, a, a_stride_bytes, num_steps, acc);
   }
 }
 

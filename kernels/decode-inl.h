@@ -195,9 +195,6 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
       end = bytes < 0 ? 0 : static_cast<size_t>(bytes) / b_stride_bytes / 2 * 2;
     }
   }
-#if HWY_COMPILER_GCC_ACTUAL
-  asm("" : "+r"(end));  // as in BlockProduct
-#endif
   // Every other step has sums of its own where that is too few of them, whatever the turn.
   constexpr bool kByTwos = kRows * kVectors * kOperandRegisters<Product::kDepth> < kMinSums;
   using Acc = typename Product::Acc;
@@ -210,6 +207,9 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
     }
   }
   for (size_t step = 0;; end = num_steps) {
+#if HWY_COMPILER_GCC_ACTUAL
+    asm("" : "+r"(end));  // as in BlockProduct; here, or g++ makes one loop of both
+#endif
     if constexpr (kByTwos) {
       for (; step + 2 <= end; step += 2) {
         VectorStep<Product, Stored>(b, ahead, a_rows, step, acc);

@@ -142,17 +142,31 @@ HWY_INLINE bool WidensV(LayoutId layout) {
   return hwy::IsSame<Values, F32Values>() && layout != LayoutId::kF32;
 }
 
-// Where it puts the f32 form of a tile.
-struct WideTile {
-  float* k;  // [kKvTile / 64][head_dim][64]
-  float* v;  // panels of [kKvTile][width], kKvTile * 64 apart
+// What prefill makes of a tile where it cannot multiply by it as it is packed: widened, or with its
+// steps interleaved (matrix_product-inl.h). Blocks of K and panels of V follow one another as they
+// do in memory.
+struct OwnTile {
+  uint8_t* k;  // [kKvTile / 64][steps][64 lanes]
+  uint8_t* v;  // panels of [steps][width], for kKvTile keys; kPanelWidth lanes apart
 };
-HWY_INLINE WideTile TakeWideTile(const PackedShape& shape, bool widens_k, bool widens_v,
-                                 ScratchArena& arena) {
-  WideTile wide;
-  wide.k = arena.Take<float>(widens_k ? kKvTile * PaddedHeadDim(shape) : 0);
-  wide.v = arena.Take<float>(widens_v ? kKvTile * PaddedVHeadDim(shape) : 0);
-  return wide;
+// Bytes of it; 0 where there is none.
+template <class Keys>
+HWY_INLINE size_t OwnKBytes(const PackedShape& shape) {
+  if (WidensK<Keys>(shape.layout)) return kKvTile * PaddedHeadDim(shape) * sizeof(float);
+  if (Keys::Product::kSteps == 1) return 0;
+  return kKvTile * RoundUp(shape.head_dim, kFullDepthOf<Keys>) * KElementBytes(shape.layout);
+}
+template <class Values>
+HWY_INLINE size_t OwnVBytes(const PackedShape& shape) {
+  if (WidensV<Values>(shape.layout)) return kKvTile * PaddedVHeadDim(shape) * sizeof(float);
+  if (Values::Product::kSteps == 1) return 0;
+  return kKvTile * PaddedVHeadDim(shape) * VElementBytes(shape.layout);
+}
+HWY_INLINE OwnTile TakeOwnTile(size_t k_bytes, size_t v_bytes, ScratchArena& arena) {
+  OwnTile own;
+  own.k = arena.Take<uint8_t>(k_bytes);
+  own.v = arena.Take<uint8_t>(v_bytes);
+  return own;
 }
 
 // Rows of `width` elements, a multiple of kLanes, of one block or panel: f16, or bf16 in pairs of
@@ -177,17 +191,16 @@ HWY_NOINLINE void WidenRows(bool is_f16, const uint8_t* HWY_RESTRICT from, size_
   }
 }
 
-HWY_INLINE void WidenKeys(const PackedShape& shape, size_t num_keys, float* HWY_RESTRICT wide,
-                          KvTile& tile) {
+HWY_INLINE void WidenKeys(const PackedShape& shape, size_t num_keys, uint8_t* own, KvTile& tile) {
   const size_t rows = RoundUp(num_keys, kKeyBlock) / kKeyBlock * PaddedHeadDim(shape);
-  WidenRows(shape.layout == LayoutId::kF16, tile.k, rows, kKeyBlock, wide);
-  tile.k = reinterpret_cast<const uint8_t*>(wide);
+  WidenRows(shape.layout == LayoutId::kF16, tile.k, rows, kKeyBlock, reinterpret_cast<float*>(own));
+  tile.k = own;
   tile.k_block_bytes = kKeyBlock * PaddedHeadDim(shape) * sizeof(float);
 }
 
-HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, float* HWY_RESTRICT wide,
-                            KvTile& tile) {
+HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, uint8_t* own, KvTile& tile) {
   const size_t channels = PaddedVHeadDim(shape);
+  float* wide = reinterpret_cast<float*>(own);
   for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
     const size_t width = MinOf(kPanelWidth, channels - channel);
     const uint8_t* panel = tile.v + channel / kPanelWidth * tile.v_panel_bytes;
@@ -195,29 +208,89 @@ HWY_INLINE void WidenValues(const PackedShape& shape, size_t num_keys, float* HW
               panel + tile.v_key * width * VElementBytes(shape.layout), num_keys, width,
               wide + channel * kKvTile);
   }
-  tile.v = reinterpret_cast<const uint8_t*>(wide);
+  tile.v = own;
   tile.v_panel_bytes = kKvTile * kPanelWidth * sizeof(float);
+  tile.v_key = 0;
+}
+
+// Arranges num_rows rows of `width` lanes, a multiple of kLanes, kSteps at a time; rows that are
+// missing to a multiple of it are 0. flip: bits to be changed.
+template <size_t kSteps>
+HWY_NOINLINE void ArrangeRows(const uint8_t* HWY_RESTRICT from, size_t num_rows, size_t width,
+                              int32_t flip, uint8_t* HWY_RESTRICT to) {
+  const size_t row_bytes = width * kLaneBytes;
+  const VI32 flipped = hn::Set(di32, flip);
+  for (size_t row = 0; row < num_rows; row += kSteps) {
+    for (size_t i = 0; i < row_bytes; i += kVectorBytes) {
+      VI32 x[kSteps];
+      HWY_UNROLL(4)
+      for (size_t step = 0; step < kSteps; ++step) {
+        x[step] = hn::Zero(di32);
+        if (row + step >= num_rows) continue;
+        x[step] = hn::BitCast(di32, hn::Load(du8, from + step * row_bytes + i));
+        x[step] = hn::Xor(x[step], flipped);
+      }
+      ArrangeSteps(x);
+      HWY_UNROLL(4)
+      for (size_t step = 0; step < kSteps; ++step) {
+        hn::Store(hn::BitCast(du8, x[step]), du8, to + step * row_bytes + i);
+      }
+    }
+    from += kSteps * row_bytes;
+    to += kSteps * row_bytes;
+  }
+}
+
+template <class Keys>
+HWY_INLINE void ArrangeKeys(const PackedShape& shape, size_t num_keys, uint8_t* own, KvTile& tile) {
+  constexpr size_t kSteps = Keys::Product::kSteps;
+  const size_t rows = PaddedHeadDim(shape) / kDepthOf<Keys>;
+  const size_t block_bytes = RoundUp(rows, kSteps) * kKeyBlock * kLaneBytes;
+  for (size_t block = 0; block < RoundUp(num_keys, kKeyBlock) / kKeyBlock; ++block) {
+    ArrangeRows<kSteps>(tile.k + block * tile.k_block_bytes, rows, kKeyBlock, 0,
+                        own + block * block_bytes);
+  }
+  tile.k = own;
+  tile.k_block_bytes = block_bytes;
+}
+
+template <class Values>
+HWY_INLINE void ArrangeValues(const PackedShape& shape, size_t num_keys, uint8_t* own,
+                              KvTile& tile) {
+  constexpr int32_t kAllBiases = -0x7f7f7f80;  // kBias in each byte
+  constexpr int32_t kFlip = Values::kQuantized && I8Ops::kBiasedV ? kAllBiases : 0;
+  const size_t channels = PaddedVHeadDim(shape);
+  const size_t rows = RoundUp(num_keys, kDepthOf<Values>) / kDepthOf<Values>;
+  const size_t panel_bytes = kKvTile / kDepthOf<Values> * kPanelWidth * kLaneBytes;
+  for (size_t channel = 0; channel < channels; channel += kPanelWidth) {
+    const VColumns columns = VColumnsAt<Values>(tile, channels, channel);
+    ArrangeRows<Values::Product::kSteps>(columns.data, rows, columns.stride_bytes / kLaneBytes,
+                                         kFlip, own + channel / kPanelWidth * panel_bytes);
+  }
+  tile.v = own;
+  tile.v_panel_bytes = panel_bytes;
   tile.v_key = 0;
 }
 
 // The tile of keys that begins at `key`, of which num_keys are in use, as prefill reads its K,
 template <class Keys>
 HWY_INLINE KvTile LoadKTile(const AttendTask& task, size_t key, size_t num_keys,
-                            const WideTile& wide) {
+                            const OwnTile& own) {
   const PackedShape& shape = task.head.shape;
   KvTile tile = KvTileAt(task, key);
-  if (WidensK<Keys>(shape.layout)) WidenKeys(shape, num_keys, wide.k, tile);
+  if (WidensK<Keys>(shape.layout)) WidenKeys(shape, num_keys, own.k, tile);
+  if constexpr (Keys::Product::kSteps != 1) ArrangeKeys<Keys>(shape, num_keys, own.k, tile);
   return tile;
 }
 // and V as well.
 template <class AnyScheme>
 HWY_INLINE KvTile LoadKvTile(const AttendTask& task, size_t key, size_t num_keys,
-                             const WideTile& wide) {
+                             const OwnTile& own) {
+  using Values = typename AnyScheme::Values;
   const PackedShape& shape = task.head.shape;
-  KvTile tile = LoadKTile<typename AnyScheme::Keys>(task, key, num_keys, wide);
-  if (WidensV<typename AnyScheme::Values>(shape.layout)) {
-    WidenValues(shape, num_keys, wide.v, tile);
-  }
+  KvTile tile = LoadKTile<typename AnyScheme::Keys>(task, key, num_keys, own);
+  if (WidensV<Values>(shape.layout)) WidenValues(shape, num_keys, own.v, tile);
+  if constexpr (Values::Product::kSteps != 1) ArrangeValues<Values>(shape, num_keys, own.v, tile);
   return tile;
 }
 

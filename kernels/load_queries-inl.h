@@ -105,6 +105,19 @@ HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RES
   }
 }
 
+// Arranges the steps of kLanes rows of a panel for matrix products.
+template <size_t kSteps>
+HWY_INLINE void ArrangePanel(int32_t* HWY_RESTRICT panel, size_t lanes, size_t row_stride) {
+  for (size_t lane = 0; lane < lanes; lane += kSteps, panel += kSteps * row_stride) {
+    VI32 x[kSteps];
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kSteps; ++i) x[i] = hn::Load(di32, panel + i * row_stride);
+    ArrangeSteps(x);
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kSteps; ++i) hn::Store(x[i], di32, panel + i * row_stride);
+  }
+}
+
 // Rows [r, r + kLanes) of the tile, as LoadQuery would leave them, side by side in the panel's
 // vector of lanes. Rows that the tile does not have are 0.
 template <class Keys>
@@ -148,6 +161,10 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     } else {
       RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
     }
+  }
+  if constexpr (Keys::Product::kSteps != 1) {
+    static_assert(kChannelAlign % kFullDepthOf<Keys> == 0, "a panel has whole groups of steps");
+    ArrangePanel<Keys::Product::kSteps>(panel, lanes, row_stride);
   }
 }
 

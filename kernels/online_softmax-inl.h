@@ -80,10 +80,12 @@ HWY_INLINE void RaiseReferences(const QueryTile& q, size_t padded_channels,
 }
 
 // Of what each vector of rows sees of the tile; hidden scores are kHiddenScore.
-template <int kMaxP, size_t kQV>
+template <class Values, size_t kQV>
 HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_t padded_channels,
                                  const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
+  constexpr int kMaxP = Values::kMaxP;
+  constexpr size_t kSteps = Values::Product::kSteps;
   RaiseReferences<kQV>(q, padded_channels, scratch);
   const Exp2Fixed<kMaxP> exp2;
   HWY_UNROLL(8)
@@ -96,17 +98,25 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
     VI32 sum13 = hn::Zero(di32);
     VI32 sum_of_bytes = hn::Zero(di32);
     const size_t end = mask.seen[v].padded_end() / 4;
-    for (size_t quad = mask.seen[v].first / 4; quad < end; ++quad) {
-      const VI16 s02 = hn::Load(di16, s + quad * 2 * kRowWords);
-      const VI16 s13 = hn::Load(di16, s + (quad * 2 + 1) * kRowWords);
-      const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));
-      const VI16 p13 = exp2(hn::SaturatedSub(tile_m, s13));
-      AddP(p02, p13, sum02, sum13);
-      const VU8 bytes = BytesOfP<kMaxP>(p02, p13);
-      if constexpr (I8Ops::kBiasedV) {
-        sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes, hn::Set(di8, 1));
+    for (size_t quad = mask.seen[v].first / 4; quad < end; quad += kSteps) {
+      VU8 bytes[kSteps];
+      HWY_UNROLL(2)
+      for (size_t i = 0; i < kSteps; ++i) {
+        const VI16 s02 = hn::Load(di16, s + (quad + i) * 2 * kRowWords);
+        const VI16 s13 = hn::Load(di16, s + ((quad + i) * 2 + 1) * kRowWords);
+        const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));
+        const VI16 p13 = exp2(hn::SaturatedSub(tile_m, s13));
+        AddP(p02, p13, sum02, sum13);
+        bytes[i] = BytesOfP<kMaxP>(p02, p13);
+        if constexpr (Values::kBiased) {
+          sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes[i], hn::Set(di8, 1));
+        }
       }
-      hn::Store(bytes, du8, p + quad * kRowWords * 2);
+      if constexpr (kSteps == 2) InterleaveSteps(bytes[0], bytes[1]);
+      HWY_UNROLL(2)
+      for (size_t i = 0; i < kSteps; ++i) {
+        hn::Store(bytes[i], du8, p + (quad + i) * kRowWords * 2);
+      }
     }
     // A row that has seen nothing in this tile has maximum -inf and thus no weight, whatever P is.
     const VF reference = FiniteReference(hn::Load(df, q.m + row));
@@ -117,7 +127,7 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
     const VF d = hn::Load(df, q.d + row);
     hn::Store(hn::MulAdd(weight, sum, d), df, q.d + row);
     hn::Store(weight, df, scratch.weight + row);
-    if constexpr (I8Ops::kBiasedV) {
+    if constexpr (Values::kBiased) {
       const VI32 bias = hn::Mul(sum_of_bytes, hn::Set(di32, -kBias));
       hn::Store(StartOfValues(bias), di32, scratch.p_init + row);
     }

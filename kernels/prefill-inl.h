@@ -51,7 +51,7 @@ struct TaskScratch {
   FixedScratch fixed;
   BiasScratch biases;
   KeyFactors keys = {};
-  WideTile wide;
+  OwnTile own;
 };
 
 // v_channels: of O, with padding; 0 if there is none.
@@ -123,8 +123,7 @@ HWY_INLINE size_t LayOutScratch(const PackedShape& shape, uint8_t* base,
     task.keys.words = arena.Take<uint32_t>(kKvTile / 2);
   }
   task.biases = TakeBiasScratch(kRows, arena);
-  task.wide =
-      TakeWideTile(shape, WidensK<Keys>(shape.layout), WidensV<Values>(shape.layout), arena);
+  task.own = TakeOwnTile(OwnKBytes<Keys>(shape), OwnVBytes<Values>(shape), arena);
   return arena.used();
 }
 
@@ -220,7 +219,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
       const KvTile part_kv = TileFrom(kv, part);
       ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
                                 scratch.fixed, scratch.floats, scratch.biases);
-      SoftmaxTileFixed<Values::kMaxP, kQV>(q, seen, channels, scratch.fixed);
+      SoftmaxTileFixed<Values, kQV>(q, seen, channels, scratch.fixed);
       AccumulateTileFixed<Values, kStep, kQV>(q, part_kv, seen, channels, scratch.fixed);
     }
   } else {
@@ -281,9 +280,9 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   if constexpr (Values::kQuantized) SetWordTable(task, scratch.fixed);
 
   const size_t visible = MaxOf(queries.tiles[queries.count - 1].max_limit, task.prefix_len);
-  // Tiles that are widened are read once, from one end to the other, which hardware expects:
+  // Tiles that become others are read once, from one end to the other, which hardware expects:
   // nothing is to be done for them.
-  const bool widens = WidensK<Keys>(shape.layout) || WidensV<Values>(shape.layout);
+  const bool owns = OwnKBytes<Keys>(shape) != 0 || OwnVBytes<Values>(shape) != 0;
   const size_t warm = WarmKeys(task, visible);
   const size_t window_begin = queries.tiles[0].min_begin / kKvTile * kKvTile;
   size_t done = 0;
@@ -296,9 +295,9 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
       done = key + tile_keys;
     }
     if (!is_seen) continue;
-    const KvTile kv = LoadKvTile<AnyScheme>(task, key, tile_keys, scratch.wide);
+    const KvTile kv = LoadKvTile<AnyScheme>(task, key, tile_keys, scratch.own);
     if constexpr (Values::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
-    const bool has_next = !widens && HasNextTile(task, key, visible, warm);
+    const bool has_next = !owns && HasNextTile(task, key, visible, warm);
     KvTile next = {};
     if (has_next) {
       const bool is_last = key + kKvTile >= visible;

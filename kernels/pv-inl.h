@@ -115,7 +115,7 @@ HWY_INLINE void AccumulateStepFixed(const QueryTile& q, const KvTile& kv, const 
   for (size_t v = 0; v < kQV; ++v) {
     HWY_UNROLL(8)
     for (size_t n = 0; n < kStep; ++n) {
-      acc[n][v] = I8Ops::kBiasedV ? hn::Load(di32, scratch.p_init + v * kLanes)
+      acc[n][v] = Values::kBiased ? hn::Load(di32, scratch.p_init + v * kLanes)
                                   : StartOfValues(hn::Zero(di32));
     }
   }
@@ -144,6 +144,41 @@ HWY_INLINE VI32 VisibleParts(VI32 lane, const TileMask& mask, size_t key, size_t
   return hn::And(lane, seen);
 }
 
+// What a step has of a panel of P for vector v of the rows, and of V for one channel, from either's
+// beginning.
+template <class Product>
+HWY_INLINE VU8 PanelVector(const uint8_t* HWY_RESTRICT panel, size_t stride_bytes, size_t step) {
+  if constexpr (Product::kSteps == 1) {
+    return hn::Load(du8, panel + step * stride_bytes);
+  } else {
+    VU8 even = hn::Load(du8, panel + step / 2 * 2 * stride_bytes);
+    VU8 odd = hn::Load(du8, panel + (step / 2 * 2 + 1) * stride_bytes);
+    SeparateSteps(even, odd);
+    return step % 2 == 0 ? even : odd;
+  }
+}
+template <class Product>
+HWY_INLINE VI32 ValueLane(const VColumns& columns, size_t channel, size_t step) {
+  if constexpr (Product::kSteps == 1) {
+    return Broadcast32(columns.data + step * columns.stride_bytes);
+  } else {
+    const size_t i = channel % kLanes;
+    const uint8_t* vector = columns.data - i * kLaneBytes;
+    const size_t row = step / 2 * 2 + i / 2;
+    return Broadcast32(vector + row * columns.stride_bytes + (i % 2 * 2 + step % 2) * kLaneBytes);
+  }
+}
+
+// acc + lane · p of one step.
+template <class Product>
+HWY_INLINE VF MulAccLane(VF acc, VI32 lane, VU8 p) {
+  if constexpr (Product::kSteps == 1) {
+    return Product::MulAcc(acc, lane, p);
+  } else {
+    return BF16Product::MulAcc(acc, lane, p);
+  }
+}
+
 // 0 * NaN is NaN, so a row must not even multiply by the value of a key that it does not see.
 // Floats only, for the rare tile that holds a NaN or an infinity and that some row sees in part.
 template <class Values, size_t kQV>
@@ -156,11 +191,12 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, const 
       float* out = q.o + (channel * kQV + v) * kLanes;
       VF acc = hn::Zero(df);
       const KeySpan& span = mask.seen[v];
+      const uint8_t* panel = reinterpret_cast<const uint8_t*>(scratch.s) + v * kVectorBytes;
       for (size_t step = span.first / kDepth; step < RoundUp(span.end, kDepth) / kDepth; ++step) {
-        const VU8 p = hn::BitCast(du8, hn::Load(df, scratch.s + (step * kQV + v) * kLanes));
-        const VI32 lane = Broadcast32(columns.data + step * columns.stride_bytes);
+        const VU8 p = PanelVector<typename Values::Product>(panel, kQV * kVectorBytes, step);
+        const VI32 lane = ValueLane<typename Values::Product>(columns, channel, step);
         const VI32 seen = VisibleParts<kDepth, kQV>(lane, mask, step * kDepth, v);
-        acc = Values::Product::MulAcc(acc, seen, p);
+        acc = MulAccLane<typename Values::Product>(acc, seen, p);
       }
       const VF rescale = hn::Load(df, scratch.rescale + v * kLanes);
       hn::Store(hn::MulAdd(hn::Load(df, out), rescale, acc), df, out);
@@ -171,10 +207,10 @@ HWY_NOINLINE void AccumulateVisible(const QueryTile& q, const KvTile& kv, const 
 template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                size_t padded_channels, const TileScratch& scratch) {
-  if (HWY_UNLIKELY(kv.v_special && !AllSeeAll(mask, kDepthOf<Values>))) {
+  if (HWY_UNLIKELY(kv.v_special && !AllSeeAll(mask, kFullDepthOf<Values>))) {
     return AccumulateVisible<Values, kQV>(q, kv, mask, padded_channels, scratch);
   }
-  const ValueSpans spans = SpansOfValues(mask, kQV, kDepthOf<Values>);
+  const ValueSpans spans = SpansOfValues(mask, kQV, kFullDepthOf<Values>);
   for (size_t channel = 0; channel < padded_channels; channel += kStep) {
     AccumulateStep<Values, kStep, kQV>(q, kv, spans, padded_channels, channel, scratch);
   }
@@ -183,7 +219,7 @@ HWY_INLINE void AccumulateTile(const QueryTile& q, const KvTile& kv, const TileM
 template <class Values, size_t kStep, size_t kQV>
 HWY_INLINE void AccumulateTileFixed(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                                     size_t padded_channels, const FixedScratch& scratch) {
-  const ValueSpans spans = SpansOfValues(mask, kQV, kDepthOf<Values>);
+  const ValueSpans spans = SpansOfValues(mask, kQV, kFullDepthOf<Values>);
   for (size_t channel = 0; channel < padded_channels; channel += kStep) {
     AccumulateStepFixed<Values, kStep, kQV>(q, kv, spans, padded_channels, channel, scratch);
   }

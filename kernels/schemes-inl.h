@@ -78,6 +78,7 @@ struct BF16Values : F32Values {
 template <class Ops, size_t kTileKeys>
 struct I8Values {
   static constexpr bool kQuantized = true;
+  static constexpr bool kBiased = I8Ops::kBiasedV;
   static constexpr size_t kPTileKeys = kTileKeys;
   static constexpr int kMaxP = Ops::kMaxP;
   using Stored = int8_t;
@@ -112,19 +113,62 @@ struct Scheme {
   using Values = ValuesOfScheme;
 };
 
-// Floats that have no product of their own are widened to f32, tile by tile, once for all rows of a
-// task: see LoadKvTile.
+// The matrix product that does what a product does; none but for these.
+template <class Product>
+struct MatrixProductOf {
+  static constexpr bool kExists = false;
+};
+template <class Ops>
+struct MatrixProductOf<I8QkProduct<Ops>> {
+  static constexpr bool kExists = MatrixOps::kNative;
+  using Type = I8QkMatrixProduct<MatrixOps>;
+};
+template <class Ops>
+struct MatrixProductOf<I16QkProduct<Ops>> {
+  static constexpr bool kExists = MatrixOps::kNative;
+  using Type = I16QkMatrixProduct<MatrixOps>;
+};
+template <class Ops>
+struct MatrixProductOf<I8PvProduct<Ops>> {
+  static constexpr bool kExists = MatrixOps::kNative;
+  using Type = I8PvMatrixProduct<MatrixOps>;
+};
+template <>
+struct MatrixProductOf<BF16Product> {
+  static constexpr bool kExists = MatrixOps::kNative;
+  using Type = BF16MatrixProduct<MatrixOps>;
+};
+
+// Keys or values with it. Their tiles are interleaved, once for all rows of a task, and lose V's
+// bias on the way: see LoadKvTile.
+template <class KeysOrValues, class Ops = MatrixOps>
+struct Interleaved : KeysOrValues {
+  static constexpr size_t kQueryVectors = Ops::kQueryVectors;
+  static constexpr size_t kStep = Ops::kStep;
+  static constexpr bool kBiased = false;
+  using Product = typename MatrixProductOf<typename KeysOrValues::Product>::Type;
+};
+
+// Floats that have no product of their own are widened to f32, tile by tile as well.
+template <class KeysOrValues>
+constexpr bool kIsWidened = !hwy::IsSame<typename KeysOrValues::Stored, float>() &&
+                            hwy::IsSame<typename KeysOrValues::Product, F32Product>();
+
+// What becomes of the keys or values of a form.
 template <class KeysOrValues, class Wide>
-using Widened = hwy::If<!hwy::IsSame<typename KeysOrValues::Stored, float>() &&
-                            hwy::IsSame<typename KeysOrValues::Product, F32Product>(),
-                        Wide, KeysOrValues>;
+using InScheme =
+    hwy::If<MatrixProductOf<typename KeysOrValues::Product>::kExists, Interleaved<KeysOrValues>,
+            hwy::If<kIsWidened<KeysOrValues>, Wide, KeysOrValues>>;
 template <class AnyForm>
-using SchemeOf =
-    Scheme<Widened<typename AnyForm::Keys, F32Keys>, Widened<typename AnyForm::Values, F32Values>>;
+using SchemeOf = Scheme<InScheme<typename AnyForm::Keys, F32Keys>,
+                        InScheme<typename AnyForm::Values, F32Values>>;
 
 // Elements of a 32-bit lane of Q or P,
 template <class KeysOrValues>
 constexpr size_t kDepthOf = KeysOrValues::Product::kDepth;
+// of as many as are multiplied together,
+template <class KeysOrValues>
+constexpr size_t kFullDepthOf = KeysOrValues::Product::kDepth * KeysOrValues::Product::kSteps;
 
 // and of one of K or V in memory: the same, but for pairs of bf16 that become f32 as they are
 // loaded.
@@ -143,7 +187,7 @@ constexpr size_t kStoredLaneBytes =
 
 // True if P is pairs of bf16.
 template <class Values>
-constexpr bool kHasBF16P = hwy::IsSame<typename Values::Product, BF16Product>();
+constexpr bool kHasBF16P = !Values::kQuantized && kDepthOf<Values> == 2;
 
 // True if prefill leaves weights on the way: not where P is in fixed point, nor where it comes
 // straight from sums of integers. Scores in f32 would round otherwise, and to ask for weights shall

@@ -83,7 +83,47 @@ struct DirectP<true> {
     return hn::BitCast(di32, hn::BitwiseIfThenElse(mask, hn::BitCast(di16, mantissa), linear));
   }
 };
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// 2^f - 1 is f - f (1 - f) (c0 + c1 f). In units of 2^-15, of i = 128 f and of a product of up to
+// 2^14: c0 and c1 are 0.306 and 0.078.
+constexpr int16_t kBelow0 = -10012;
+constexpr int16_t kBelow1 = -20;
+constexpr int kBelowBits = 9;
+
+// It gives what the table has, for all of it.
+constexpr bool BelowMatchesTable() {
+  for (int i = 0; i < kBF16Steps; ++i) {
+    const int below = MulQ15(i * 4 * (kBF16Steps - i), kBelow1 * i + kBelow0);
+    const int mantissa = i + ((below + (1 << (kBelowBits - 1))) >> kBelowBits);
+    if (mantissa != kMantissaTable.entry[i]) return false;
+  }
+  return true;
+}
+static_assert(BelowMatchesTable(), "P of bf16 is the same on every CPU");
+
+template <>
+struct DirectP<true> {
+  HWY_INLINE VI32 operator()(VI32 even, VI32 odd) const {
+    const VI16 linear =
+        hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(odd)), hn::BitCast(di16, even));
+    const VI16 i = hn::And(linear, hn::Set(di16, kBF16Steps - 1));
+    const VI16 product = hn::Mul(i, hn::Sub(hn::Set(di16, 4 * kBF16Steps), hn::ShiftLeft<2>(i)));
+    const VI16 slope = hn::MulAdd(i, hn::Set(di16, kBelow1), hn::Set(di16, kBelow0));
+    const VI16 below = hn::MulFixedPoint15(product, slope);
+    return hn::BitCast(di32, hn::Add(linear, hn::RoundingShiftRight<kBelowBits>(below)));
+  }
+};
 #endif
+
+// Steps of P that are multiplied together.
+constexpr size_t kBF16PSteps = SchemeOf<BF16Form>::Values::Product::kSteps;
+
+// P of 2 * kBF16PSteps keys to the panel, row_lanes to a row of it.
+HWY_INLINE void StoreP(VI32 (&p)[kBF16PSteps], size_t row_lanes, int32_t* HWY_RESTRICT out) {
+  if constexpr (kBF16PSteps == 2) InterleaveSteps(p[0], p[kBF16PSteps - 1]);
+  HWY_UNROLL(2)
+  for (size_t i = 0; i < kBF16PSteps; ++i) hn::Store(p[i], di32, out + i * row_lanes);
+}
 
 // What makes 128 (s - m) + kDirectOne of 128 s: exact, as references are whole octaves; NaN for
 // those of which that is not true.
@@ -112,8 +152,9 @@ template <class Keys, size_t kQV, bool kMasked, bool kChecked, size_t kKeys, siz
 HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                            size_t num_steps, size_t key, size_t first, const NativeP& direct_p,
                            const TileScratch& scratch) {
-  static_assert(kKeys % 2 == 0, "P comes in pairs of keys");
+  static_assert(kKeys % (2 * kBF16PSteps) == 0, "P comes in pairs of keys");
   typename Keys::Product::Acc acc[kKeys][kVectors];
+  if constexpr (!kChecked && Keys::Product::kSteps != 1) Keys::Product::Matrix::FreeRegisters();
   SumScores<Keys, kQV, SumsBegin::kAtZero>(q, kv, num_steps, key, first, acc);
 
   const VF steps = hn::Set(df, float{kBF16Steps});
@@ -129,32 +170,37 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
     VI32 all_bits = hn::Load(di32, scratch.bits + row);
     VF sum = hn::Load(df, scratch.sum + row);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kKeys; n += 2) {
-      VI32 bits[2];
+    for (size_t n = 0; n < kKeys; n += 2 * kBF16PSteps) {
+      VI32 p[kBF16PSteps];
       HWY_UNROLL(2)
-      for (size_t i = 0; i < 2; ++i) {
-        const size_t index = key + n + i;
-        const VF k_scale = KeyScale<Keys>(kv, index);
-        VF distance = DistanceFrom(start, acc[n + i][v], row_steps, k_scale);
-        if constexpr (!kChecked) {
-          const VF any = DistanceFromAny(m, ScoreOf(acc[n + i][v], row_scale, k_scale));
-          distance = hn::IfThenElse(hn::IsNaN(start), any, distance);
+      for (size_t step = 0; step < kBF16PSteps; ++step) {
+        VI32 bits[2];
+        HWY_UNROLL(2)
+        for (size_t i = 0; i < 2; ++i) {
+          const size_t of_block = n + 2 * step + i;
+          const size_t index = key + of_block;
+          const VF k_scale = KeyScale<Keys>(kv, index);
+          VF distance = DistanceFrom(start, acc[of_block][v], row_steps, k_scale);
+          if constexpr (!kChecked) {
+            const VF any = DistanceFromAny(m, ScoreOf(acc[of_block][v], row_scale, k_scale));
+            distance = hn::IfThenElse(hn::IsNaN(start), any, distance);
+          }
+          bits[i] = hn::BitCast(di32, distance);
+          if constexpr (kMasked) {
+            bits[i] = hn::IfThenElseZero(SeenBy<kQV>(mask, index, first + v), bits[i]);
+          }
+          if constexpr (kChecked) {  // as unsigned, so that negative numbers stay and are found
+            const auto zero = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
+            bits[i] = hn::BitCast(di32, hn::Max(hn::BitCast(du32, bits[i]), zero));
+          } else {
+            bits[i] = hn::Max(bits[i], hn::Set(di32, kDirectZero));
+          }
         }
-        bits[i] = hn::BitCast(di32, distance);
-        if constexpr (kMasked) {
-          bits[i] = hn::IfThenElseZero(SeenBy<kQV>(mask, index, first + v), bits[i]);
-        }
-        if constexpr (kChecked) {  // as unsigned, so that negative numbers stay and are found
-          const auto zero = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
-          bits[i] = hn::BitCast(di32, hn::Max(hn::BitCast(du32, bits[i]), zero));
-        } else {
-          bits[i] = hn::Max(bits[i], hn::Set(di32, kDirectZero));
-        }
+        if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
+        p[step] = direct_p(bits[0], bits[1]);
+        sum = BF16Ops::Dot(sum, p[step], OnesOfPairs());
       }
-      if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
-      const VI32 p = direct_p(bits[0], bits[1]);
-      sum = BF16Ops::Dot(sum, p, OnesOfPairs());
-      hn::Store(p, di32, p_out + n / 2 * kQV * kLanes + row);
+      StoreP(p, kQV * kLanes, p_out + n / 2 * kQV * kLanes + row);
     }
     hn::Store(all_bits, di32, scratch.bits + row);
     hn::Store(sum, df, scratch.sum + row);
@@ -206,24 +252,33 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mod
     const size_t end = mask.seen[v].padded_end();
     // Pairs take the place of scores before them.
     float* HWY_RESTRICT s_in = scratch.s + row;
-    for (size_t key = mask.seen[v].first; key < end; key += 2) {
-      VI32 bits[2];
+    for (size_t key = mask.seen[v].first; key < end; key += 2 * kBF16PSteps) {
+      VI32 p[kBF16PSteps];
       HWY_UNROLL(2)
-      for (size_t i = 0; i < 2; ++i) {
-        const VF s = mods(hn::Load(df, s_in + (key + i) * kRowLanes), key + i, row);
-        VF distance = hn::MulAdd(s, steps, start);
-        if constexpr (!kChecked) {
-          distance = hn::IfThenElse(hn::IsNaN(start), DistanceFromAny(m, s), distance);
+      for (size_t step = 0; step < kBF16PSteps; ++step) {
+        VI32 bits[2];
+        HWY_UNROLL(2)
+        for (size_t i = 0; i < 2; ++i) {
+          const size_t index = key + 2 * step + i;
+          const VF s = mods(hn::Load(df, s_in + index * kRowLanes), index, row);
+          VF distance = hn::MulAdd(s, steps, start);
+          if constexpr (!kChecked) {
+            distance = hn::IfThenElse(hn::IsNaN(start), DistanceFromAny(m, s), distance);
+          }
+#if HWY_ARCH_X86
+          bits[i] = hn::BitCast(di32, hn::Max(zero, distance));  // NaN stays NaN
+#else
+          bits[i] = hn::BitCast(di32, hn::IfThenElse(hn::Lt(distance, zero), zero, distance));
+#endif
+          if (HWY_UNLIKELY(!all_see_all && !AllSee(mask, index, 1))) {
+            bits[i] = hn::IfThenElse(SeenBy<kQV>(mask, index, v), bits[i], hn::BitCast(di32, zero));
+          }
         }
-        bits[i] = hn::BitCast(di32, hn::Max(zero, distance));  // x86: NaN stays NaN
-        if (HWY_UNLIKELY(!all_see_all && !AllSee(mask, key + i, 1))) {
-          bits[i] = hn::IfThenElse(SeenBy<kQV>(mask, key + i, v), bits[i], hn::BitCast(di32, zero));
-        }
+        if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
+        p[step] = direct_p(bits[0], bits[1]);
+        sum = BF16Ops::Dot(sum, p[step], OnesOfPairs());
       }
-      if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
-      const VI32 p = direct_p(bits[0], bits[1]);
-      sum = BF16Ops::Dot(sum, p, OnesOfPairs());
-      hn::Store(p, di32, reinterpret_cast<int32_t*>(s_in + key / 2 * kRowLanes));
+      StoreP(p, kRowLanes, reinterpret_cast<int32_t*>(s_in + key / 2 * kRowLanes));
     }
     hn::Store(all_bits, di32, scratch.bits + row);
     hn::Store(sum, df, scratch.sum + row);

@@ -5,7 +5,9 @@
 // I8Ops: products of bytes. kQueryVectors x kStep accumulators fill the register file; kMaxQ,
 // kMaxP: largest quantum of Q and P whose products are exact; kBiasedV: V is stored with a bias,
 // and K is not. ExactPvOps: P·V as I8Ops has it, but for P up to 255. I16Ops: products of 16-bit
-// integers. BF16Ops: products of bf16, kNative where one instruction makes them.
+// integers. BF16Ops: products of bf16, kNative where one instruction makes them. MatrixOps:
+// products of two rows with two rows, kNative where there are instructions for them, and
+// prefill's register block with them.
 #ifndef SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 #define SIGHTLINE_KERNELS_TIER_OPS_INL_H_
 
@@ -23,10 +25,15 @@
 #include "kernels/ops/portable-inl.h"
 #endif
 
+#if defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include "kernels/ops/neon_i8mm-inl.h"
+#else
+#include "kernels/ops/no_matrix-inl.h"
 #if defined(__AVX512BF16__)
 #include "kernels/ops/x86_bf16-inl.h"
 #else
 #include "kernels/ops/widened_bf16-inl.h"
+#endif
 #endif
 
 namespace sightline {

@@ -35,7 +35,7 @@ struct WeighScratch {
   QueryTiles<Keys> queries;
   TileScratch floats;
   BiasScratch biases;
-  WideTile wide;
+  OwnTile own;
 };
 
 template <class Keys>
@@ -45,7 +45,7 @@ HWY_INLINE size_t LayOutWeighScratch(const PackedShape& shape, uint8_t* base,
   TakeQueryTiles(shape, 0, arena, scratch.queries);
   scratch.floats = TakeTileScratch(kTileRows<Keys>, 0, 0, arena);
   scratch.biases = TakeBiasScratch(kTileRows<Keys>, arena);
-  scratch.wide = TakeWideTile(shape, WidensK<Keys>(shape.layout), false, arena);
+  scratch.own = TakeOwnTile(OwnKBytes<Keys>(shape), 0, arena);
   return arena.used();
 }
 
@@ -74,7 +74,7 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
     const size_t in_use = key < task.kv_len ? MinOf(n, task.kv_len - key) : 0;
     KvTile kv = {};
     if (LookAtTiles(task, key, in_use, queries)) {
-      kv = LoadKTile<Keys>(task, key, in_use, scratch.wide);
+      kv = LoadKTile<Keys>(task, key, in_use, scratch.own);
     }
     for (size_t t = 0; t < queries.count; ++t) {
       const QueryTile& q = queries.tiles[t];

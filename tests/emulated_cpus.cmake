@@ -7,8 +7,8 @@ if(CMAKE_CROSSCOMPILING_EMULATOR MATCHES "qemu-aarch64")
     cortex-a53:neon
     cortex-a76:neon_dot
     neoverse-n1:neon_dot
-    max,sve=off:neon_dot
-    max,sve-default-vector-length=32:neon_dot:32)
+    max,sve=off:neon_i8mm
+    max,sve-default-vector-length=32:neon_i8mm:32)
 elseif(CMAKE_CROSSCOMPILING_EMULATOR MATCHES "qemu-arm")
   set(SIGHTLINE_EMULATED_CPUS
     cortex-a9:scalar  # NEON without multiply-add

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 
-CPUS = {"neon": "cortex-a53", "neon_dot": "cortex-a76"}
+CPUS = {"neon": "cortex-a53", "neon_dot": "cortex-a76", "neon_i8mm": "max,sve=off"}
 PRECISIONS = ["f32", "f16", "i8", "i8_fine", "bf16", "mixed16"]
 TOLERANCE = 0.02
 

@@ -32,8 +32,10 @@ import loops  # noqa: E402
 
 # Cores, and what LLVM 19 has no model for but is close to: N1 is a Cortex-A76, V1 a Cortex-X1, and N2's model is what LLVM has
 # for X2, A710 and A715. Its own cortex-a76 and cortex-x1 are the Cortex-A57, of which half is wrong for them; they are not asked.
-# apple-m1 is the Cyclone of 2013, whose three pipes are less than an M1 has.
+# apple-m1 is the Cyclone of 2013, whose three pipes are less than an M1 has; apple-m2 is the same.
 CORES = ["cortex-a55", "neoverse-n1", "neoverse-n2", "neoverse-v1", "neoverse-v2", "apple-m1"]
+# Of a tier that some of these lack: LLVM would model its instructions there all the same.
+CORES_WITH = {"neon_i8mm": ["cortex-a510", "neoverse-n2", "neoverse-v1", "neoverse-v2", "apple-m2"]}
 ITERATIONS = 200
 
 DIMS = 64
@@ -98,11 +100,16 @@ SMULL = "smull v{}.8h, v30.8b, v31.8b"
 SMMLA = "smmla v{}.4s, v30.16b, v31.16b"
 USMMLA = "usmmla v{}.4s, v30.16b, v31.16b"
 BFMMLA = "bfmmla v{}.4s, v30.8h, v31.8h"
-MIN_BLOCK = 8  # products by lane in a step
+BFDOT = "bfdot v{}.4s, v30.8h, v31.8h"
+MIN_BLOCK = 8  # products by lane, or of two rows with two, in a step
 
 
 def is_block(counts, *products):
     return any(counts[product + "[]"] >= MIN_BLOCK for product in products) and not counts["prfm"]
+
+
+def is_matrix_block(counts, product):
+    return counts[product] >= MIN_BLOCK
 
 
 # Prefill: a block of products, what becomes of its sums, softmax.
@@ -124,9 +131,18 @@ def int8_kinds(qk, qk_roof, pv, pv_roof, name="i8"):
     return [
         Kind(f"{name}: K·Q", lambda loop, after: qk(loop), by_products, qk_roof),
         Kind(f"{name}: scores", lambda loop, after: qk(loop) and in_fixed_point(after), of_words, follows=True),
-        Kind(f"{name}: softmax", lambda loop, after: loop["sqsub"] == 2 and has(loop, "smin", "sqrdmulh") and loop["str q"] == 1, by_stores(16)),
+        Kind(f"{name}: softmax", lambda loop, after: has(loop, "sqsub", "smin") and loop["sqrdmulh"] == 2 * loop["sqsub"], of_differences),
         Kind(f"{name}: P·V", lambda loop, after: pv(loop), by_products, pv_roof),
         Kind(f"{name}: O", lambda loop, after: pv(loop) and after["fmla"] >= MIN_BLOCK and after["fmul"] >= MIN_BLOCK, of_output(by="fmla"), follows=True),
+    ]
+
+
+def bf16_kinds():
+    return [
+        Kind("bf16: K·Q, P·V", lambda loop, after: is_matrix_block(loop, "bfmmla"), by_products, BFMMLA),
+        Kind("bf16: P", lambda loop, after: is_matrix_block(loop, "bfmmla") and after["umax"] >= MIN_BLOCK and not hides(after), of_distances, follows=True),
+        Kind("bf16: O", lambda loop, after: is_matrix_block(loop, "bfmmla") and after["fmla"] >= MIN_BLOCK and not after["sqrdmulh"],
+             of_output(by="fmla"), follows=True),
     ]
 
 
@@ -149,6 +165,16 @@ def of_words(texts):
     return SCORES / 8 * 2 / counts_of(texts)["sqrdmulh"]
 
 
+def of_differences(texts):
+    """One for eight scores."""
+    return SCORES / 8 / counts_of(texts)["sqsub"]
+
+
+def of_distances(texts):
+    """A vector of scores from the reference has a lower bound."""
+    return SCORES / 4 / counts_of(texts)["umax"]
+
+
 def of_output(by):
     """`by` occurs once for four rows of a channel and a tile of keys."""
     return lambda texts: SCORES * DIMS / (4 * TILE_KEYS) / counts_of(texts)[by]
@@ -169,11 +195,17 @@ EXPECTED = {
     "neon_dot": int8_kinds(lambda loop: is_block(loop, "sdot"), SDOT, lambda loop: is_block(loop, "udot"), UDOT)
     + [Kind("i8_fine: K·Q", lambda loop, after: is_block(loop, "smlal"), by_products, SMLAL),
        decode_kind("i8: decode K·Q, 6 rows", "sdot", SDOT), decode_kind("i8: decode P·V, 6 rows", "udot", UDOT)],
+    # K·Q of i8_fine and mixed16 is that of i8, four times over: smmla of the parts of 16-bit integers.
+    "neon_i8mm": int8_kinds(lambda loop: is_matrix_block(loop, "smmla"), SMMLA, lambda loop: is_matrix_block(loop, "usmmla"), USMMLA)
+    + bf16_kinds()
+    + [decode_kind("i8: decode K·Q, 6 rows", "sdot", SDOT), decode_kind("i8: decode P·V, 6 rows", "udot", UDOT),
+       decode_kind("bf16: decode, 5 rows", "bfdot", BFDOT)],
 }
 
 # Rows that together are prefill of a precision.
 WHOLE = {"i8": ["i8: K·Q", "i8: scores", "i8: softmax", "i8: P·V", "i8: O"],
-         "f32": ["f32: K·Q, P·V", "f32: K·Q, P·V", "f32: scores", "f32: softmax", "f32: O"]}
+         "f32": ["f32: K·Q, P·V", "f32: K·Q, P·V", "f32: scores", "f32: softmax", "f32: O"],
+         "bf16": ["bf16: K·Q, P·V", "bf16: K·Q, P·V", "bf16: P", "bf16: O"]}
 
 
 # ---- llvm-mca
@@ -216,7 +248,7 @@ def read_model(target, region):
             pressure[target["Resources"][use["ResourceIndex"]]] += use["ResourceUsage"]
     busiest = {"dispatch": summary["TotaluOps"] / ITERATIONS / summary["DispatchWidth"], **pressure}
     bound = max(busiest, key=busiest.get)
-    name = re.sub(r"(CortexA55|N1|N2|V1|V2|Cy)Unit", "", bound)
+    name = re.sub(r"(CortexA55|CortexA510|N1|N2|V1|V2|Cy)Unit", "", bound)
     return Model(cycles, name if busiest[bound] > 0.9 * cycles else "latency")
 
 
@@ -264,10 +296,11 @@ def find_loops(tier, objdump, path):
 
 
 def print_table(name, found):
+    cores = CORES_WITH.get(name.split("/")[0], CORES)
     print(f"\n{name}, cycles for {SCORES} scores at {DIMS} dimensions (part of the roof), bound by\n")
-    print("| | loops | " + " | ".join(CORES) + " |")
-    print("|---|---|" + "---|" * len(CORES))
-    rows = {kind.name: [row_of(core, kind, same) for core in CORES] for kind, same in found.items()}
+    print("| | loops | " + " | ".join(cores) + " |")
+    print("|---|---|" + "---|" * len(cores))
+    rows = {kind.name: [row_of(core, kind, same) for core in cores] for kind, same in found.items()}
     for kind, row in rows.items():
         cells = [f"{r.cycles:.1f}" + (f" ({100 * r.fraction:.0f} %)" if r.fraction else "") + f" {r.bound}" for r in row]
         print(f"| {kind} | {row[0].num_loops} | " + " | ".join(cells) + " |")
@@ -275,7 +308,7 @@ def print_table(name, found):
         if not all(part in rows for part in parts):
             continue
         cells = []
-        for i in range(len(CORES)):
+        for i in range(len(cores)):
             cycles = sum(rows[part][i].cycles for part in parts)
             products = sum(rows[part][i].fraction * rows[part][i].cycles for part in parts)
             cells.append(f"{cycles:.1f} ({100 * products / cycles:.0f} %)")

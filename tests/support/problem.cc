@@ -484,8 +484,10 @@ ExpectedScores ComputeScores(const Problem& p, const Expectations::Method& metho
 //
 //  - A score is a sum of head_dim products in any order, times the scale, minus a maximum:
 //    |ds| <= (head_dim + 4) u * sum |scale q k|, plus 2 u |s| for the subtraction and the change of
-//    base, which the same sum bounds. It enters p as a relative error: exp(ds) - 1. We take the
-//    row's largest bound for all of its keys. What K's center takes is one more such sum.
+//    base, which the same sum bounds. Products of bf16 on ARM round to odd, which is off by up to
+//    2 u, first the sum of a pair and then half as many sums: (head_dim + 2) u. It enters p as a
+//    relative error: exp(ds) - 1. We take the row's largest bound for all of its keys. What K's
+//    center takes is one more such sum.
 //
 //  - Modifications of scores: softcap leaves less of that error where it is flat, and tanh is good
 //    to 8 u: 8 u * softcap. Each bias is rounded once as it is made (a product, or a change of
