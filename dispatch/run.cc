@@ -200,6 +200,8 @@ class Parts {
   const KeyPart& operator*() const { return parts_[current_]; }
   const KeyPart* operator->() const { return &parts_[current_]; }
   size_t num_keys() const { return num_keys_; }  // of all parts
+  // Whether any part found so far has biases, which may hide it from this head alone.
+  bool has_biases() const { return has_biases_; }
   // Whether another one follows, and if the same kernels read it in the same layout: rows keep
   // their Q, which rotated K has another one of.
   bool has_next() const { return has_next_; }
@@ -223,6 +225,7 @@ class Parts {
       FindPart(call_, sequence_, next_++, &part);
       part.begin = begin_;
       begin_ += part.width;
+      has_biases_ |= part.bias != nullptr;
       const bool is_hidden = part.bias != nullptr && part.bias[head_] == -INFINITY;
       // Where all tokens are forgotten there is no page.
       if (is_hidden || part.keys.heads == nullptr) part.count = 0;
@@ -242,6 +245,7 @@ class Parts {
   KeyPart parts_[2] = {};  // this one and the following, by turns
   size_t current_ = 0;
   bool has_next_ = false;
+  bool has_biases_ = false;
 };
 
 // Sets what *task, which is all zeros, needs to know about rows [begin, end), but for their keys.
@@ -403,7 +407,6 @@ class PartTasks {
     has_taken_ = true;
     for (size_t count = 1;; ++count, parts->Next()) {
       SetPart(call_, rows_, *parts, begin_, last_);
-      is_whole_ = is_whole_ && last_->score_offset == nullptr;
       if (count == 1) begin_ = (*parts)->begin;
       last_->next = nullptr;
       last_->continues = continues;
@@ -414,7 +417,7 @@ class PartTasks {
         last_->sinks = call_.args.sinks + rows_.head;
       }
       if (!continues || count == kMost) {
-        is_whole_ = is_whole_ && !parts->has_next();
+        is_whole_ = is_whole_ && !parts->has_next() && !parts->has_biases();
         return continues;
       }
       AttendTask* next = new (tasks_[count]) AttendTask(first_);

@@ -81,17 +81,19 @@ struct DecodeRow {
   float row_scale;   // quantised K, as in QueryTile
   int32_t acc_init;  // int8
   size_t index;      // in the task
-  float m;           // reference: near the running maximum
-  float base;    // of parts: the largest bias among those seen so far. Scores are relative to it,
-                 // so that a large one does not round them
-  float tile_m;  // of the tile whose P is due: maximum of the visible scores
+  // Reference: near the running maximum, as a score and what that is to be raised by. Together they
+  // would lose bits to a large bias.
+  float m;
+  float m_offset;
+  // Of the tile whose P is due: maximum of the visible scores, and the same.
+  float tile_m;
+  float tile_offset;
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
   // Of the part whose scores come next, null before the first:
   const AttendTask* part;
-  KeyRange range;       // keys that it may see by position
-  float lack;           // as in QueryTile
-  float product_added;  // what is added to products of Q and K,
-  float score_added;    // and to modified scores
+  KeyRange range;  // keys that it may see by position
+  float lack;      // as in QueryTile
+  float offset;    // of several parts: what scores are to be raised by
 };
 
 struct DecodeScratch {
@@ -258,15 +260,14 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
   HWY_UNROLL(8)
   for (size_t r = 0; r < kRows; ++r) {
     float* HWY_RESTRICT s = ScoresOf(rows[r], t) + key;
-    const VF added = hn::Set(df, rows[r].product_added);
     HWY_UNROLL(4)
     for (size_t v = 0; v < kVectors; ++v) {
       if constexpr (Keys::kQuantized) {
         const VF product = hn::Mul(hn::ConvertTo(df, acc[r][v]), hn::Set(df, rows[r].row_scale));
-        const VF scale = hn::LoadU(df, kv.k_scale + key + v * kLanes);
-        hn::Store(hn::MulAdd(product, scale, added), df, s + v * kLanes);
+        hn::Store(hn::Mul(product, hn::LoadU(df, kv.k_scale + key + v * kLanes)), df,
+                  s + v * kLanes);
       } else {
-        hn::Store(hn::Add(acc[r][v], added), df, s + v * kLanes);
+        hn::Store(acc[r][v], df, s + v * kLanes);
       }
     }
   }
@@ -301,12 +302,7 @@ HWY_NOINLINE void HideRowScores(const AttendTask& task, const DecodeRow& row, si
 // The same, after their modifications.
 HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
                              size_t num_scores, float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
-  if (HWY_UNLIKELY(ModifiesScores(task))) {
-    ModifyRow(task, row.index, row.lack, key, n, s, biases);
-    const VF added = hn::Set(df, row.score_added);
-    for (size_t i = 0; i < n; i += kLanes)
-      hn::Store(hn::Add(hn::Load(df, s + i), added), df, s + i);
-  }
+  if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
   const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
   if (HWY_LIKELY(!HasMasks(task) && KeysOfTile(task, key) == TileKeys::kAll &&
                  SeesAll(task, bounds, key, key + num_scores))) {
@@ -406,12 +402,19 @@ HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t num_scores, V
   return sum;
 }
 
-// Moves a row's reference to m, the first maximum or one above it.
-HWY_NOINLINE void RaiseReference(DecodeRow& row, size_t channels, float m) {
-  const float old_m = row.m;
-  row.m = m;
-  if (old_m == kNegInf) return;  // nothing to rescale
-  const VF rescale = Exp2(hn::Sub(hn::Set(df, old_m), hn::Set(df, m)));
+// Octaves from a row's reference to a tile's maximum.
+HWY_INLINE VF AboveReference(const DecodeRow& row) {
+  const VF m = FiniteReference(hn::Set(df, row.m));
+  return hn::Add(hn::Sub(hn::Set(df, row.tile_m), m), hn::Set(df, row.tile_offset - row.m_offset));
+}
+
+// Moves a row's reference to the tile's maximum, the first or one above it.
+HWY_NOINLINE void RaiseReference(DecodeRow& row, size_t channels) {
+  const bool is_first = row.m == kNegInf;
+  const VF rescale = Exp2(hn::Neg(AboveReference(row)));
+  row.m = row.tile_m;
+  row.m_offset = row.tile_offset;
+  if (is_first) return;  // nothing to rescale
   hn::Store(hn::Mul(hn::Load(df, row.d), rescale), df, row.d);
   for (size_t c = 0; c < channels; c += kLanes) {
     hn::Store(hn::Mul(hn::Load(df, row.o + c), rescale), df, row.o + c);
@@ -428,10 +431,12 @@ template <class Values>
 HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_t num_scores) {
   constexpr float kSlack = Values::kQuantized ? kReferenceSlack : 0.0f;
   float* HWY_RESTRICT s = ScoresOf(row, t);
-  if (HWY_UNLIKELY(row.tile_m > row.m + kSlack)) RaiseReference(row, channels, row.tile_m);
+  if (HWY_UNLIKELY(row.tile_m - row.m + (row.tile_offset - row.m_offset) > kSlack)) {
+    RaiseReference(row, channels);
+  }
   const VF tile_m = hn::Set(df, row.tile_m);
   const VF tile_reference = FiniteReference(tile_m);
-  const VF weight = Exp2(hn::Sub(tile_m, FiniteReference(hn::Set(df, row.m))));
+  const VF weight = Exp2(AboveReference(row));
   float unit = hn::GetLane(weight);
   VF sum;
   if constexpr (Values::kQuantized) {
@@ -473,39 +478,13 @@ struct Chunk {
   const uint8_t* after;  // what the last block of rows reads after it; null: nobody knows
 };
 
-// 0 for a row that sees no part by position.
-HWY_INLINE float BaseOf(const DecodeRow& row) { return row.base == kNegInf ? 0.0f : row.base; }
-
-// A row begins to see a part, whose scores lack `lack`. Scores of several parts are to be compared,
-// so that they get what they lack and the part's bias as they are made; a row that sees no other
-// part does without.
+// A row begins to see a part, whose scores lack `lack`. Those of several parts are to be compared;
+// a row that sees no other does without.
 HWY_INLINE void SetPartOfRow(const AttendTask& part, float lack, DecodeRow& row) {
-  float offset = 0.0f;
-  if (HWY_UNLIKELY(IsPart(part))) {
-    offset = LackAtEnd(part, lack) + (SegmentBias(part, row.index) - BaseOf(row));
-  }
   row.part = &part;
   row.range = RangeOf(part, row.index);
   row.lack = lack;
-  row.product_added = ModifiesScores(part) ? 0.0f : offset;
-  row.score_added = ModifiesScores(part) ? offset : 0.0f;
-}
-
-// The largest bias among the parts that a row may see by position, or `base` if that is larger.
-HWY_NOINLINE float LargestBias(const AttendTask& first, size_t r, float base) {
-  bool has_biases = base != 0.0f && base != kNegInf;
-  for (const AttendTask* part = &first; part != nullptr; part = part->next) {
-    has_biases |= part->score_offset != nullptr;
-  }
-  if (HWY_LIKELY(!has_biases)) return 0.0f;
-  for (const AttendTask* part = &first; part != nullptr; part = part->next) {
-    const KeyRange range = RangeOf(*part, r);
-    if (range.begin < range.limit || part->prefix_len != 0) {
-      const float bias = SegmentBias(*part, r);
-      base = bias > base ? bias : base;
-    }
-  }
-  return base;
+  row.offset = IsPart(part) ? ScoreOffset(part, row.index, lack) : 0.0f;
 }
 
 // A row's Q, and its first part.
@@ -591,6 +570,7 @@ HWY_INLINE void DecodeProbabilities(const Chunk& chunk, DecodeRow* rows, size_t 
           const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
           if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, scores_before);
           rows[r].tile_m = tile_m;
+          rows[r].tile_offset = rows[r].offset;
         }
         NextKTile(kv);
       }
@@ -850,6 +830,7 @@ class Chunks {
 
 HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
   row.m = kNegInf;
+  row.m_offset = 0.0f;
   hn::Store(hn::Zero(df), df, row.d);
   for (size_t t = 0; t < kMaxChunkTiles; t += kLanes) hn::Store(hn::Zero(df), df, row.weight + t);
   for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, row.o + c);
@@ -859,7 +840,7 @@ HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
 HWY_NOINLINE void EndDecodeRow(const AttendTask& task, const float* v_center,
                                const DecodeRow& row) {
   const float d = hn::ReduceSum(df, hn::Load(df, row.d));
-  const float offset = IsPart(task) ? BaseOf(row) : ScoreOffset(task, row.index, row.lack);
+  const float offset = IsPart(task) ? row.m_offset : ScoreOffset(task, row.index, row.lack);
   const RowEnd end = EndOfRow(task, row.index, row.m, d, offset);
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     VF y = hn::Mul(hn::Load(df, row.o + c), hn::Set(df, end.o_factor));
@@ -898,10 +879,7 @@ void Decode(const AttendTask& first, unsigned char* scratch_bytes) {
   LayOutDecode<AnyForm>(first.head.shape, num_rows, scratch_bytes, scratch);
   for (size_t r = 0; r < num_rows; ++r) {
     DecodeRow& row = scratch.rows[r];
-    const float base = first.continues ? row.base : kNegInf;
-    if (HWY_UNLIKELY(IsPart(first))) row.base = LargestBias(first, first.row_begin + r, base);
     if (first.continues) {
-      if (base != row.base) row.m -= row.base - base;
       row.part = nullptr;  // those of the call before are no more
     } else {
       LoadDecodeRow<Keys>(first, first.row_begin + r, row);

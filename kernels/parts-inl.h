@@ -1,13 +1,13 @@
 // Rows that see several packed heads one after the other: segments of a call, each a part with
 // means and scales of its own, of which softmax must not take notice.
 //
-// Scores of a part lack q times the mean of its keys, and are all raised by the segment's bias.
-// Decode adds both to each score as it is made, and reads several parts in one go. In prefill,
-// where scores are many, and in scalar.cc a part begins by moving the rows' reference instead. It
-// ends by moving it back, and by adding the mean of its values, which has the weight of the part's
-// keys alone. Meanwhile d has the part's sum, and that of the parts before waits in before_d. A
-// reference that no score of the part has raised is what it was, to the bit: a large bias would
-// round it on both ways.
+// Scores of a part lack q times the mean of its keys, and are all raised by the segment's bias. In
+// decode each tile's maximum, to which its P is relative, has that beside it, and several parts are
+// read in one go. In prefill and in scalar.cc a part begins by moving the rows' reference instead
+// to where its scores are. It ends by moving it back, and by adding the mean of its values, which
+// has the weight of the part's keys alone. Meanwhile d has the part's sum, and that of the parts
+// before waits in before_d. A reference that no score of the part has raised is what it was, to the
+// bit: a large bias would round it on both ways.
 //
 //   m' = m - offset      O' = O + (sum of P) * v_center      d' = sum of P + 2^(m - m_now) * d
 //
