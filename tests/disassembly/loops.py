@@ -48,7 +48,8 @@ def sections(objdump, path):
 
 def instructions(section):
     matches = re.finditer(r"^\s*([0-9a-f]+):\s+(.*)$", section, re.MULTILINE)
-    return [(int(match[1], 16), match[2].strip()) for match in matches]
+    # GNU's objdump says "{vex}" where AVX-512 has the same instruction.
+    return [(int(match[1], 16), match[2].strip().removeprefix("{vex} ")) for match in matches]
 
 
 def innermost_loops(isa, code):
