@@ -185,7 +185,7 @@ struct AttendTask {
   size_t kv_len;   // keys in use, <= head.shape.capacity where there are no pages
   bool continues;  // rows have seen other keys in the task before, and
   bool pauses;     // see more in the next one. Q and the modifications are the same in all of them.
-  const AttendTask* next;     // of one that pauses: that one, unless it is not known yet
+  const AttendTask* next;  // the one that goes on where this pauses; null: it comes in another call
   const float* score_offset;  // [group], finite: added to all scores; null: 0
   Rows q;
   Rows out;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <type_traits>
 
 #include "dispatch/key_sources.h"
 #include "dispatch/merge.h"
@@ -243,8 +244,9 @@ class Parts {
   bool has_next_ = false;
 };
 
-// Sets what *task, which is all zeros, needs to know about rows, but for their keys.
-void SetTaskRows(const Call& call, const Selection& rows, AttendTask* task) {
+// Sets what *task, which is all zeros, needs to know about rows [begin, end), but for their keys.
+void SetTaskRows(const Call& call, const Selection& rows, size_t begin, size_t end,
+                 AttendTask* task) {
   const AttentionDesc& desc = call.plan.desc;
   const AttentionArgs& args = call.args;
   const TokenSpan queries = call.queries.at(rows.sequence);
@@ -254,7 +256,8 @@ void SetTaskRows(const Call& call, const Selection& rows, AttendTask* task) {
   SetRows(args.out, set, &task->out);
   SetRows(args.lse, set, &task->lse);
   task->q_len = queries.count;
-  task->row_end = NumRowsOf(call, rows);
+  task->row_begin = begin;
+  task->row_end = end;
   task->scale_log2e = call.plan.scale_log2e;
   task->window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
   task->window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
@@ -303,7 +306,7 @@ void SetPart(const Call& call, const Selection& rows, const Parts& parts, size_t
 
 AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
   AttendTask task = {};
-  SetTaskRows(call, rows, &task);
+  SetTaskRows(call, rows, 0, NumRowsOf(call, rows), &task);
   SetPart(call, rows, parts, 0, &task);
   return task;
 }
@@ -335,6 +338,35 @@ bool WeighsOnTheWay(const Call& call, size_t sequence) {
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 
+void MoveRows(size_t heads, Rows* rows) {
+  if (rows->data == nullptr) return;
+  rows->data += static_cast<int64_t>(heads) * rows->head_stride;
+  ScaleView& scale = rows->scale;
+  if (scale.data == nullptr) return;
+  scale.data = ScaleAt(scale.data, static_cast<int64_t>(heads) * scale.head_stride);
+}
+
+// Moves a task to the next kv head.
+void MoveToNextHead(const Call& call, AttendTask* task) {
+  const size_t group = call.group;
+  if (task->head.base != nullptr) task->head.base += task->head.offsets.bytes;
+  task->pages.head_offset += task->head.offsets.bytes;
+  MoveRows(group, &task->q);
+  MoveRows(group, &task->out);
+  MoveRows(group, &task->lse);
+  MoveRows(group, &task->bias);
+  for (MaskRows& mask : task->masks) {
+    if (mask.data != nullptr) mask.data += static_cast<int64_t>(group) * mask.head_stride;
+  }
+  DistanceBias& bias = task->distance_bias;
+  if (bias.table != nullptr) {
+    bias.table += group;
+    bias.octaves += group * call.plan.BiasPlaces();
+  }
+  if (bias.slopes != nullptr) bias.slopes += group;
+  if (task->sinks != nullptr) task->sinks += group;
+}
+
 // Tasks of the parts that decode reads in one go, each leading to the one behind it. They are made
 // as they are needed, on the stack: all 16 KiB would take as long as decoding a hundred keys.
 class PartTasks {
@@ -342,29 +374,49 @@ class PartTasks {
   // One over rows [row_begin, row_end), without keys.
   PartTasks(const Call& call, const Selection& rows, size_t row_begin, size_t row_end)
       : call_(call), rows_(rows), first_(*new(tasks_[0]) AttendTask()) {
-    SetTaskRows(call, rows, &first_);
-    first_.row_begin = row_begin;
-    first_.row_end = row_end;
+    SetTaskRows(call, rows, row_begin, row_end, &first_);
   }
+  PartTasks(const PartTasks&) = delete;  // its tasks point to each other
+  PartTasks& operator=(const PartTasks&) = delete;
 
   AttendTask& first() { return first_; }
+  const AttendTask& first() const { return first_; }
   AttendTask& last() { return *last_; }  // which leaves the output
+  const PrecisionKernels& kernels() const { return *kernels_; }
+
+  // Whether the parts of these tasks are all that their sequence has, for all of its heads: then
+  // they need not be found again for the next.
+  bool serves_all_heads() const { return is_whole_; }
+  void MoveToNextHead() {
+    for (AttendTask* task = &first_; task != nullptr;) {
+      internal::MoveToNextHead(call_, task);
+      task = const_cast<AttendTask*>(task->next);  // ours
+    }
+  }
 
   // Makes tasks of the next parts that the same kernels read, and leaves `parts` at the last.
   // continues: rows have seen the parts before. Returns whether they go on with the next.
   bool Take(bool continues, Parts* parts) {
+    kernels_ = (*parts)->kernels;
     last_ = &first_;
+    is_whole_ = !has_taken_;
+    has_taken_ = true;
     for (size_t count = 1;; ++count, parts->Next()) {
       SetPart(call_, rows_, *parts, begin_, last_);
+      is_whole_ = is_whole_ && last_->score_offset == nullptr;
       if (count == 1) begin_ = (*parts)->begin;
       last_->next = nullptr;
       last_->continues = continues;
-      last_->pauses = continues = parts->continues();
+      continues = parts->continues();
+      last_->pauses = continues;
       last_->sinks = nullptr;
       if (!parts->has_next() && call_.args.sinks != nullptr) {
         last_->sinks = call_.args.sinks + rows_.head;
       }
-      if (!continues || count == kMost) return continues;
+      if (!continues || count == kMost) {
+        is_whole_ = is_whole_ && !parts->has_next();
+        return continues;
+      }
       AttendTask* next = new (tasks_[count]) AttendTask(first_);
       last_->next = next;
       last_ = next;
@@ -373,22 +425,34 @@ class PartTasks {
 
  private:
   static constexpr size_t kMost = 16;
+  static_assert(std::is_trivially_destructible<AttendTask>(), "nobody destroys them");
 
   const Call& call_;
   const Selection& rows_;
   alignas(AttendTask) unsigned char tasks_[kMost][sizeof(AttendTask)];
   AttendTask& first_;
   AttendTask* last_ = &first_;
+  const PrecisionKernels* kernels_ = nullptr;
   size_t begin_ = 0;  // of the first one's keys
+  bool has_taken_ = false;
+  bool is_whole_ = false;
 };
 
-// One task of the first pass, over all parts of its keys.
-void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_t row_end,
-                unsigned char* scratch) {
+void RunTasks(const PartTasks& tasks, size_t num_rows, unsigned char* scratch) {
+  if (num_rows <= tasks.kernels().decode_rows) {
+    tasks.kernels().decode(tasks.first(), scratch);
+    return;
+  }
+  for (const AttendTask* task = &tasks.first(); task != nullptr; task = task->next) {
+    tasks.kernels().prefill(*task, scratch);
+  }
+}
+
+// One task of the first pass, over all parts of its keys; tasks: of its rows, none taken.
+void AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsigned char* scratch) {
   const size_t kv_head = rows.head / call.group;
   PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
   unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
-  PartTasks tasks(call, rows, row_begin, row_end);
   AttendTask& first = tasks.first();
   if (WeighsOnTheWay(call, rows.sequence)) {
     const size_t listed = FindListed(call.args.weights, kv_head);
@@ -404,17 +468,34 @@ void AttendRows(const Call& call, const Selection& rows, size_t row_begin, size_
     // Kernels of different precisions leave what they have, to be merged.
     is_merged |= !continues && parts.has_next();
     if (is_merged) partial.Redirect(&tasks.last());
-    if (NumRowsOf(call, rows) <= parts->kernels->decode_rows) {
-      parts->kernels->decode(first, kernel_scratch);
-    } else {
-      for (const AttendTask* task = &first; task != nullptr; task = task->next) {
-        parts->kernels->prefill(*task, kernel_scratch);
-      }
-    }
+    RunTasks(tasks, NumRowsOf(call, rows), kernel_scratch);
     if (is_merged && !continues) partial.Add(first);
     if (!parts.has_next()) break;
   }
-  if (is_merged) partial.Store(PartTasks(call, rows, row_begin, row_end).first());
+  if (!is_merged) return;
+  AttendTask output = {};
+  SetTaskRows(call, rows, first.row_begin, first.row_end, &output);
+  partial.Store(output);
+}
+
+// The first pass of rows [row_begin, row_begin + kTaskRows) of head `head` and, if that is soon
+// done, of those behind it, up to `end`. Returns how many heads that were.
+size_t AttendHeads(const Call& call, size_t head, size_t end, size_t row_begin,
+                   unsigned char* scratch) {
+  const size_t kv_head = head % call.num_kv_heads;
+  const Selection rows = {head / call.num_kv_heads, 0, call.beams, kv_head * call.group,
+                          call.group};
+  const size_t num_rows = NumRowsOf(call, rows);
+  if (row_begin >= num_rows) return 1;
+  PartTasks tasks(call, rows, row_begin, std::min(row_begin + kTaskRows, num_rows));
+  AttendRows(call, rows, tasks, scratch);
+  if (!tasks.serves_all_heads() || WeighsOnTheWay(call, rows.sequence)) return 1;
+  const size_t num_heads = std::min(end - head, call.num_kv_heads - kv_head);
+  for (size_t i = 1; i < num_heads; ++i) {
+    tasks.MoveToNextHead();
+    RunTasks(tasks, num_rows, scratch + call.plan.partial_bytes);
+  }
+  return num_heads;
 }
 
 // Rows of heads [begin, end), counted through the sequences: all kv heads of the first, then those
@@ -423,20 +504,24 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
             const ParallelFor& parallel) {
   const size_t longest = call.queries.longest() * call.beams * call.group;
   const size_t tasks_per_head = (longest + kTaskRows - 1) / kTaskRows;
-  // Split and driver depend on shapes alone, so that results do not depend on the number of
-  // workers.
-  ForEachTask(parallel, (range.end - range.begin) * tasks_per_head,
-              [&](size_t index, size_t worker) {
-                const size_t head = range.begin + index / tasks_per_head;
-                const size_t kv_head = head % call.num_kv_heads;
-                const Selection rows = {head / call.num_kv_heads, 0, call.beams,
-                                        kv_head * call.group, call.group};
-                const size_t num_rows = NumRowsOf(call, rows);
-                const size_t begin = index % tasks_per_head * kTaskRows;
-                if (begin >= num_rows) return;
-                AttendRows(call, rows, begin, std::min(begin + kTaskRows, num_rows),
-                           scratch + worker * call.plan.scratch_bytes);
-              });
+  // Split and driver of a head's rows depend on shapes alone, so that results do not depend on the
+  // number of workers. Of heads with one task each, several go to a worker together, as long as
+  // each has a few such.
+  const size_t num_heads = range.end - range.begin;
+  const size_t workers = parallel.num_workers;
+  size_t heads_at_once = 1;
+  if (tasks_per_head == 1) {
+    heads_at_once = workers <= 1 ? num_heads : std::max<size_t>(num_heads / (4 * workers), 1);
+  }
+  const size_t num_runs = heads_at_once == 0 ? 0 : (num_heads + heads_at_once - 1) / heads_at_once;
+  ForEachTask(parallel, num_runs * tasks_per_head, [&](size_t index, size_t worker) {
+    const size_t begin = range.begin + index / tasks_per_head * heads_at_once;
+    const size_t end = std::min(begin + heads_at_once, range.end);
+    for (size_t head = begin; head < end;) {
+      head += AttendHeads(call, head, end, index % tasks_per_head * kTaskRows,
+                          scratch + worker * call.plan.scratch_bytes);
+    }
+  });
 }
 
 // K and V given as tensors are packed and read by turns: of so many bytes for each worker that its

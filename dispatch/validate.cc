@@ -412,7 +412,7 @@ Status ValidateSegments(const PlanImpl& plan, const AttentionArgs& args, ArgMemo
       return Status();
     };
     if (validate("").ok()) continue;
-    char name[40];  // which takes time to write
+    char name[40];  // takes time to write, and is only for what fails, which has changed nothing
     snprintf(name, sizeof(name), "segments[%lld]", LL{i});
     return validate(name);
   }

@@ -81,15 +81,17 @@ struct DecodeRow {
   float row_scale;   // quantised K, as in QueryTile
   int32_t acc_init;  // int8
   size_t index;      // in the task
-  // Of the part whose scores come next:
-  const AttendTask* part;
-  KeyRange range;                  // keys that it may see by position
-  float lack;                      // as in QueryTile
-  float product_added;             // what is added to products of Q and K,
-  float score_added;               // and to modified scores
-  float m;                         // reference: near the running maximum
-  float tile_m;                    // of the tile whose P is due: maximum of the visible scores
+  float m;           // reference: near the running maximum
+  float base;    // of parts: the largest bias among those seen so far. Scores are relative to it,
+                 // so that a large one does not round them
+  float tile_m;  // of the tile whose P is due: maximum of the visible scores
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
+  // Of the part whose scores come next, null before the first:
+  const AttendTask* part;
+  KeyRange range;       // keys that it may see by position
+  float lack;           // as in QueryTile
+  float product_added;  // what is added to products of Q and K,
+  float score_added;    // and to modified scores
 };
 
 struct DecodeScratch {
@@ -468,19 +470,42 @@ HWY_INLINE size_t TilesOf(const KeyRun& run) { return (run.num_keys + kKvTile - 
 struct Chunk {
   KeyRun runs[kMaxChunkTiles];
   size_t num_runs;
-  const uint8_t* after;  // what is read after it; null: nothing, or nobody knows
+  const uint8_t* after;  // what the last block of rows reads after it; null: nobody knows
 };
+
+// 0 for a row that sees no part by position.
+HWY_INLINE float BaseOf(const DecodeRow& row) { return row.base == kNegInf ? 0.0f : row.base; }
 
 // A row begins to see a part, whose scores lack `lack`. Scores of several parts are to be compared,
 // so that they get what they lack and the part's bias as they are made; a row that sees no other
 // part does without.
 HWY_INLINE void SetPartOfRow(const AttendTask& part, float lack, DecodeRow& row) {
-  const float offset = IsPart(part) ? ScoreOffset(part, row.index, lack) : 0.0f;
+  float offset = 0.0f;
+  if (HWY_UNLIKELY(IsPart(part))) {
+    offset = LackAtEnd(part, lack) + (SegmentBias(part, row.index) - BaseOf(row));
+  }
   row.part = &part;
   row.range = RangeOf(part, row.index);
   row.lack = lack;
   row.product_added = ModifiesScores(part) ? 0.0f : offset;
   row.score_added = ModifiesScores(part) ? offset : 0.0f;
+}
+
+// The largest bias among the parts that a row may see by position, or `base` if that is larger.
+HWY_NOINLINE float LargestBias(const AttendTask& first, size_t r, float base) {
+  bool has_biases = base != 0.0f && base != kNegInf;
+  for (const AttendTask* part = &first; part != nullptr; part = part->next) {
+    has_biases |= part->score_offset != nullptr;
+  }
+  if (HWY_LIKELY(!has_biases)) return 0.0f;
+  for (const AttendTask* part = &first; part != nullptr; part = part->next) {
+    const KeyRange range = RangeOf(*part, r);
+    if (range.begin < range.limit || part->prefix_len != 0) {
+      const float bias = SegmentBias(*part, r);
+      base = bias > base ? bias : base;
+    }
+  }
+  return base;
 }
 
 // A row's Q, and its first part.
@@ -493,9 +518,9 @@ HWY_NOINLINE void LoadDecodeRow(const AttendTask& part, size_t r, DecodeRow& row
   row.row_scale = scale.row_scale;
   row.acc_init = scale.acc_init;
   SetPartOfRow(part, scale.lack, row);
-  if (Keys::kQuantized && IsPart(part)) {
-    VI32 maxima[kLanes];
-    LoadFinite(part.q, r, 1, head_dim, NoCenter(), row.query, maxima);
+  if (Keys::kQuantized && IsPart(part) && !IsRotated(part.head.shape.layout)) {
+    VI32 maxima;
+    LoadFinite(part.q, r, 1, head_dim, NoCenter(), row.query, &maxima);
   }
 }
 
@@ -834,7 +859,7 @@ HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
 HWY_NOINLINE void EndDecodeRow(const AttendTask& task, const float* v_center,
                                const DecodeRow& row) {
   const float d = hn::ReduceSum(df, hn::Load(df, row.d));
-  const float offset = ScoreOffsetAtEnd(task, row.index, row.lack);
+  const float offset = IsPart(task) ? BaseOf(row) : ScoreOffset(task, row.index, row.lack);
   const RowEnd end = EndOfRow(task, row.index, row.m, d, offset);
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     VF y = hn::Mul(hn::Load(df, row.o + c), hn::Set(df, end.o_factor));
@@ -873,7 +898,10 @@ void Decode(const AttendTask& first, unsigned char* scratch_bytes) {
   LayOutDecode<AnyForm>(first.head.shape, num_rows, scratch_bytes, scratch);
   for (size_t r = 0; r < num_rows; ++r) {
     DecodeRow& row = scratch.rows[r];
+    const float base = first.continues ? row.base : kNegInf;
+    if (HWY_UNLIKELY(IsPart(first))) row.base = LargestBias(first, first.row_begin + r, base);
     if (first.continues) {
+      if (base != row.base) row.m -= row.base - base;
       row.part = nullptr;  // those of the call before are no more
     } else {
       LoadDecodeRow<Keys>(first, first.row_begin + r, row);

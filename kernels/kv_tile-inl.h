@@ -96,10 +96,7 @@ HWY_NOINLINE void SetVOfTile(const AttendTask& task, size_t key, KvTile& tile) {
   const size_t channels = PaddedVHeadDim(shape);
   const size_t tile_begin = key / kVTileKeys * kVTileKeys;
   tile.v = base + offsets.v + tile_begin * offsets.v_key_bytes;
-  if (channels > kPanelWidth) {  // see VPanelAt
-    tile.v_panel_bytes =
-        MinOf(kVTileKeys, shape.capacity - tile_begin) * kPanelWidth * VElementBytes(shape.layout);
-  }
+  tile.v_panel_bytes = VTileKeysAt(shape, key) * kPanelWidth * VElementBytes(shape.layout);
   tile.v_key = key % kVTileKeys;
   if (HasQuantizedV(shape.layout)) {
     tile.v_scale =

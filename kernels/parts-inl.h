@@ -3,11 +3,11 @@
 //
 // Scores of a part lack q times the mean of its keys, and are all raised by the segment's bias.
 // Decode adds both to each score as it is made, and reads several parts in one go. In prefill,
-// where scores are many, a part begins by moving the rows' reference instead. It ends by moving it
-// back, and by adding the mean of its values, which has the weight of the part's keys alone.
-// Meanwhile d has the part's sum, and that of the parts before waits in before_d. A reference that
-// no score of the part has raised is what it was, to the bit: a large bias would round it on both
-// ways.
+// where scores are many, and in scalar.cc a part begins by moving the rows' reference instead. It
+// ends by moving it back, and by adding the mean of its values, which has the weight of the part's
+// keys alone. Meanwhile d has the part's sum, and that of the parts before waits in before_d. A
+// reference that no score of the part has raised is what it was, to the bit: a large bias would
+// round it on both ways.
 //
 //   m' = m - offset      O' = O + (sum of P) * v_center      d' = sum of P + 2^(m - m_now) * d
 //
@@ -29,13 +29,15 @@ HWY_INLINE float LackAtEnd(const AttendTask& task, float lack) {
   return task.softcap_log2e != 0.0f ? 0.0f : lack;
 }
 
+// The segment's bias, in octaves.
+HWY_INLINE float SegmentBias(const AttendTask& task, size_t r) {
+  if (HWY_LIKELY(task.score_offset == nullptr)) return 0.0f;
+  return task.score_offset[IndexOf(r, task.q.beams, task.q.group).head] * kLog2E;
+}
+
 // What a row's scores are to be raised by, in octaves.
 HWY_INLINE float ScoreOffset(const AttendTask& task, size_t r, float lack) {
-  float offset = LackAtEnd(task, lack);
-  if (HWY_UNLIKELY(task.score_offset != nullptr)) {
-    offset += task.score_offset[IndexOf(r, task.q.beams, task.q.group).head] * kLog2E;
-  }
-  return offset;
+  return LackAtEnd(task, lack) + SegmentBias(task, r);
 }
 // The same when the last part is over.
 HWY_INLINE float ScoreOffsetAtEnd(const AttendTask& task, size_t r, float lack) {

@@ -251,15 +251,19 @@ static inline size_t KBlockOffset(const PackedShape& s, size_t key) {
   return key / kKeyBlock * kKeyBlock * PaddedHeadDim(s);
 }
 
-// Where one channel panel of one V tile begins, in elements, and how wide it is.
+// Where one channel panel of one V tile begins, in elements, and how wide it is; kPanelWidth times
+// the tile's keys lie between two.
 struct VPanel {
   size_t offset;
   size_t width;
 };
+static inline size_t VTileKeysAt(const PackedShape& s, size_t key) {
+  const size_t keys_left = s.capacity - key / kVTileKeys * kVTileKeys;
+  return keys_left < kVTileKeys ? keys_left : kVTileKeys;
+}
 static inline VPanel VPanelAt(const PackedShape& s, size_t key, size_t channel) {
   const size_t tile_begin = key / kVTileKeys * kVTileKeys;
-  const size_t keys_left = s.capacity - tile_begin;
-  const size_t tile_keys = keys_left < kVTileKeys ? keys_left : kVTileKeys;
+  const size_t tile_keys = VTileKeysAt(s, key);
   const size_t panel_begin = channel / kPanelWidth * kPanelWidth;
   const size_t channels_left = PaddedVHeadDim(s) - panel_begin;
   VPanel p;

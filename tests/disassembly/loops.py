@@ -21,7 +21,7 @@ X86 = Isa(
     jump=re.compile(r"j\w+\s+(?:0x)?([0-9a-f]+)"),
     always=re.compile(r"jmp"),
     leaves=re.compile(r"ret|call"),
-    product=re.compile(r"vpdpbusd|vpdpwssd|vfmadd\d+ps|vpmaddubsw|vpmaddwd"),
+    product=re.compile(r"(?:\{vex\}\s+)?(?:vpdpbusd|vpdpwssd|vfmadd\d+ps|vpmaddubsw|vpmaddwd)"),
     stack=re.compile(r".*[-0-9a-fx]*\(%r[sb]p"),
 )
 ARM64 = Isa(
