@@ -48,8 +48,7 @@ def sections(objdump, path):
 
 def instructions(section):
     matches = re.finditer(r"^\s*([0-9a-f]+):\s+(.*)$", section, re.MULTILINE)
-    # GNU's objdump says "{vex}" where AVX-512 has the same instruction.
-    return [(int(match[1], 16), match[2].strip().removeprefix("{vex} ")) for match in matches]
+    return [(int(match[1], 16), match[2].strip()) for match in matches]
 
 
 def innermost_loops(isa, code):

@@ -63,7 +63,7 @@ class Loops(unittest.TestCase):
         self.assertFalse(any(map(loops.ARM64.stack.match, registers.body)))
         self.assertEqual(sum(1 for text in memory.body if loops.ARM64.stack.match(text)), 2)
 
-    def test_an_encoding_is_no_part_of_the_instruction(self):
+    def test_products_encoded_in_vex(self):
         ((_, text),) = loops.instructions("  0:\t{vex} vpdpbusd %ymm14,%ymm15,%ymm4\n")
         self.assertTrue(loops.X86.product.match(text))
 
