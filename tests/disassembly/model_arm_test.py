@@ -63,6 +63,10 @@ class Loops(unittest.TestCase):
         self.assertFalse(any(map(loops.ARM64.stack.match, registers.body)))
         self.assertEqual(sum(1 for text in memory.body if loops.ARM64.stack.match(text)), 2)
 
+    def test_products_encoded_in_vex(self):
+        ((_, text),) = loops.instructions("  0:\t{vex} vpdpbusd %ymm14,%ymm15,%ymm4\n")
+        self.assertTrue(loops.X86.product.match(text))
+
     def test_a_jump_to_itself_ends(self):
         self.assertEqual([loop.after for loop in loops_of("  0:\tnop\n  4:\tb.ne\t0\n  8:\tb\t8\n")], [[]])
 
