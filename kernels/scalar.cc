@@ -385,7 +385,8 @@ class QuantizedValues {
 
 // What a row keeps from part to part; see kernels/parts-inl.h.
 struct RowState {
-  float m;
+  float m;     // without `base`
+  float base;  // the largest bias of a segment that has raised it, which would round it
   float d;
   float o[kMaxHeadDim];
 };
@@ -435,11 +436,13 @@ float EndOfRow(const AttendTask& task, size_t r, float m, float d) {
   return d == 0.0f ? 0.0f : rescale / total;
 }
 
-// What a row's scores are to be raised by, in octaves.
-float ScoreOffset(const AttendTask& task, const RowIndex& index, float lack) {
-  float offset = task.softcap_log2e == 0.0f ? lack : 0.0f;
-  if (task.score_offset != nullptr) offset += task.score_offset[index.head] * kLog2E;
-  return offset;
+// What a row's scores are to be raised by, in octaves: what they lack after the modifications,
+float LackAtEnd(const AttendTask& task, float lack) {
+  return task.softcap_log2e == 0.0f ? lack : 0.0f;
+}
+// and the segment's bias.
+float SegmentBias(const AttendTask& task, const RowIndex& index) {
+  return task.score_offset == nullptr ? 0.0f : task.score_offset[index.head] * kLog2E;
 }
 
 template <class Keys, class Values>
@@ -454,13 +457,15 @@ void AttendRow(const AttendTask& task, size_t r, RowState& state) {
   const RowIndex index = IndexOf(r, task.q.beams, task.q.group);
   const KeyRange range = RangeOf(task, r);
   const size_t limit = std::max(range.limit, task.prefix_len);
-  const float offset = ScoreOffset(task, index, keys.Lack());
+  const float lack = LackAtEnd(task, keys.Lack());
+  const float bias = SegmentBias(task, index);
   if (!task.continues) {
     state.m = -INFINITY;
+    state.base = 0.0f;
     state.d = 0.0f;
     std::fill(state.o, state.o + shape.v_head_dim, 0.0f);
   }
-  const float before_m = state.m - offset;
+  const float before_m = state.m - (lack + (bias - state.base));
   float m = before_m;
   float denominator = state.d;
   float part = 0.0f;  // of the denominator: this part's
@@ -495,12 +500,15 @@ void AttendRow(const AttendTask& task, size_t r, RowState& state) {
     m = new_m;
   }
   for (size_t c = 0; part != 0.0f && c < shape.v_head_dim; ++c) o[c] += part * values.Center(c);
-  if (m != before_m) state.m = m + offset;  // as it was, to the bit, if nothing has raised it
+  if (m != before_m) {  // else it is as it was, to the bit
+    if (state.m == -INFINITY || bias > state.base) state.base = bias;
+    state.m = m + (lack + (bias - state.base));
+  }
   state.d = denominator;
   if (task.pauses) return;
 
   const Row out_row = RowAt(task.out, r);
-  const float o_factor = EndOfRow(task, r, state.m, state.d);
+  const float o_factor = EndOfRow(task, r, state.m + state.base, state.d);
   for (size_t c = 0; c < shape.v_head_dim; ++c) {
     StoreElement(o_factor == 0.0f ? 0.0f : o[c] * o_factor, out_row, c);
   }
@@ -533,7 +541,7 @@ void WeighRow(const AttendTask& task, size_t r) {
   const KeyRange range = RangeOf(task, r);
   float lse = 0.0f;
   memcpy(&lse, RowAt(task.lse, r).data, sizeof(lse));
-  const float offset = ScoreOffset(task, index, keys.Lack());
+  const float offset = LackAtEnd(task, keys.Lack()) + SegmentBias(task, index);
   const float reference = lse == -INFINITY ? 0.0f : lse * kLog2E - offset;
   const auto add = [](float x, const Row& row, size_t key) {
     StoreElement(LoadElement(row, key) + x, row, key);

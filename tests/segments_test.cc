@@ -33,15 +33,24 @@ constexpr int64_t kKvHeads = 2;
 constexpr int64_t kHeadDim = 20;
 constexpr int64_t kVHeadDim = 37;
 
+// Heads, and their channels.
+struct Shape {
+  int64_t heads = kHeads;
+  int64_t kv_heads = kKvHeads;
+  int64_t head_dim = kHeadDim;
+  int64_t v_head_dim = kVHeadDim;
+};
+
 // One segment, which is made of normal numbers.
 struct Part {
   int64_t kv_len = 1;
   bool is_cache = false;
   int64_t batch = 1;
   float k_mean = 0.0f, v_mean = 0.0f;
-  float bias = 0.0f;  // of all heads, the later ones a little more
-  int64_t used = -1;  // KvSegment::kv_len
-  bool evicts_all = false;
+  float bias = 0.0f;        // of all heads, the later ones a little more
+  int64_t used = -1;        // KvSegment::kv_len
+  int64_t evicted = 0;      // so many first tokens of a cache
+  int64_t nan_v = 0;        // and so many keys with nothing but NaN in V
   bool has_format = false;  // else that of the plan
   KvFormat format = {};
 };
@@ -55,13 +64,17 @@ struct Asked {
   int64_t prefix_len = -1;
   int64_t kv_block = 0;  // of a block mask that shows every other block
   float softcap = 0.0f;
+  bool mask = false;       // by query, head and key
+  bool bias = false;       // the same
+  bool distances = false;  // T5's table and ALiBi's slopes
   bool sinks = false;
-  bool outputs = true;  // lse, weights and mass as well
+  DType q_dtype = DType::kF32;  // i8: with a scale for each head
+  bool weights = true;          // and mass, beside lse
   ParallelFor parallel = {};
 };
 
-Tensor NormalTensor(const Dims& dims, float mean, Rng* rng) {
-  Tensor t(DType::kF32, dims);
+Tensor NormalTensor(const Dims& dims, float mean, Rng* rng, DType dtype = DType::kF32) {
+  Tensor t(dtype, dims, Layout::kDense, Placement::kAtEnd, kPerHead);
   for (int64_t b = 0; b < dims.batch; ++b) {
     for (int64_t l = 0; l < dims.length; ++l) {
       for (int64_t h = 0; h < dims.heads; ++h) {
@@ -84,16 +97,22 @@ void Evict(KvCache* cache, int64_t batch, int64_t begin, int64_t end) {
 // The segments of a call, and what they hold.
 class Segments {
  public:
-  Segments(const std::vector<Part>& parts, const KvFormat& format, uint64_t seed) {
+  Segments(const std::vector<Part>& parts, const KvFormat& format, uint64_t seed,
+           const Shape& of_all = {})
+      : shape(of_all) {
     Rng rng(seed);
     for (const Part& part : parts) {
       const KvFormat of_part = part.has_format ? part.format : format;
       KvSegment segment;
       segment.kv_len = part.used;
-      const Tensor k =
-          NormalTensor({part.batch, part.kv_len, kKvHeads, kHeadDim}, part.k_mean, &rng);
-      const Tensor v =
-          NormalTensor({part.batch, part.kv_len, kKvHeads, kVHeadDim}, part.v_mean, &rng);
+      const Tensor k = NormalTensor({part.batch, part.kv_len, shape.kv_heads, shape.head_dim},
+                                    part.k_mean, &rng);
+      Tensor v = NormalTensor({part.batch, part.kv_len, shape.kv_heads, shape.v_head_dim},
+                              part.v_mean, &rng);
+      for (int64_t i = 0; i < part.nan_v * shape.kv_heads * shape.v_head_dim; ++i) {
+        const int64_t row = i / shape.v_head_dim;
+        v.Set(0, row / shape.kv_heads, row % shape.kv_heads, i % shape.v_head_dim, NAN);
+      }
       if (part.is_cache) {
         caches_.push_back(CacheOf(part, of_part, k, v));
         segment.cache = &caches_.back();
@@ -133,38 +152,39 @@ class Segments {
         part.count = std::min(part.count, static_cast<size_t>(segment.kv_len));
       }
       part.heads = ReadStored(packed, entry, part.count);
-      if (segment.bias != nullptr) part.bias.assign(segment.bias, segment.bias + kHeads);
+      if (segment.bias != nullptr) part.bias.assign(segment.bias, segment.bias + shape.heads);
       parts.push_back(std::move(part));
     }
     return parts;
   }
 
+  const Shape shape;
   std::vector<KvSegment> segments;
 
  private:
   const float* BiasOf(float bias) {
     biases_.emplace_back();
-    for (int64_t h = 0; h < kHeads; ++h) {
+    for (int64_t h = 0; h < shape.heads; ++h) {
       biases_.back().push_back(isfinite(bias) ? bias * (1.0f + 0.125f * static_cast<float>(h))
                                               : bias);
     }
     return biases_.back().data();
   }
 
-  static KvCache CacheOf(const Part& part, const KvFormat& format, const Tensor& k,
-                         const Tensor& v) {
+  KvCache CacheOf(const Part& part, const KvFormat& format, const Tensor& k,
+                  const Tensor& v) const {
     KvCacheDesc desc;
     desc.batch = part.batch;
-    desc.num_kv_heads = kKvHeads;
-    desc.head_dim = kHeadDim;
-    desc.v_head_dim = kVHeadDim;
+    desc.num_kv_heads = shape.kv_heads;
+    desc.head_dim = shape.head_dim;
+    desc.v_head_dim = shape.v_head_dim;
     desc.capacity = part.kv_len;
     desc.page_tokens = 128;
     desc.format = format;
     KvCache cache;
     REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
     REQUIRE_THAT(cache.Append(k.view(), v.view()), IsOk());
-    for (int64_t b = 0; part.evicts_all && b < part.batch; ++b) Evict(&cache, b, 0, part.kv_len);
+    for (int64_t b = 0; part.evicted > 0 && b < part.batch; ++b) Evict(&cache, b, 0, part.evicted);
     return cache;
   }
 
@@ -181,14 +201,15 @@ struct Answer {
 class Call {
  public:
   Call(const Segments& segments, const Asked& asked, const Setup& setup, uint64_t seed)
-      : segments_(segments), asked_(asked), setup_(setup) {
+      : segments_(segments), shape_(segments.shape), asked_(asked), setup_(setup) {
     Rng rng(seed);
     const int64_t batch = segments.batch() * asked.beams;
-    q_ = NormalTensor({batch, asked.q_len, kHeads, kHeadDim}, 0.0f, &rng);
+    q_ = NormalTensor({batch, asked.q_len, shape_.heads, shape_.head_dim}, 0.0f, &rng,
+                      asked.q_dtype);
     in_.q = &q_;
     in_.tier = setup.tier;
-    in_.kv_heads = kKvHeads;
-    in_.v_head_dim = kVHeadDim;
+    in_.kv_heads = shape_.kv_heads;
+    in_.v_head_dim = shape_.v_head_dim;
     in_.beams = asked.beams;
     in_.softcap = asked.softcap;
     in_.causal = asked.causal;
@@ -200,8 +221,13 @@ class Call {
       longest_ = std::max(longest_, length);
       if (asked.prefix_len >= 0) in_.prefix_lens.push_back(static_cast<int32_t>(asked.prefix_len));
     }
-    if (asked.sinks) in_.sinks = {0.5f, -3.0f, 4.0f, 60.0f};
+    for (int64_t h = 0; asked.sinks && h < shape_.heads; ++h) {
+      in_.sinks.push_back(std::vector<float>{0.5f, -3.0f, 4.0f, 60.0f}[static_cast<size_t>(h % 4)]);
+    }
     if (asked.kv_block != 0) MakeBlocks();
+    if (asked.mask) MakeMask();
+    if (asked.bias) MakeBias(&rng);
+    if (asked.distances) MakeDistances(&rng);
   }
 
   Answer Run() const {
@@ -224,9 +250,9 @@ class Call {
   void Check(const Answer& answer) const {
     const SegmentOutput expected = ComputeSegments(in_);
     CHECK_THAT(answer.out, IsClose(expected.out));
-    if (!asked_.outputs) return;
     const Expected lse = expected.out.Lse();
     CHECK_THAT(answer.lse, IsClose(lse));
+    if (!asked_.weights) return;
     CHECK_THAT(answer.weights, IsClose(expected.weights));
     const Dims& mass = answer.mass.dims();
     const Expected expected_mass = MassOf(expected, mass.batch, mass.heads);
@@ -234,41 +260,77 @@ class Call {
   }
 
  private:
+  // What shows every second element, in other places for each head.
+  static Tensor EveryOther(const Dims& dims) {
+    Tensor shown(DType::kI8, dims);
+    for (int64_t b = 0; b < dims.batch; ++b) {
+      for (int64_t l = 0; l < dims.length; ++l) {
+        for (int64_t h = 0; h < dims.heads; ++h) {
+          for (int64_t j = 0; j < dims.dim; ++j) {
+            shown.SetQuantum(b, l, h, j, static_cast<int8_t>((j + h + l) % 2));
+          }
+        }
+      }
+    }
+    return shown;
+  }
+
   void MakeBlocks() {
     in_.q_block = 3;
     in_.kv_block = asked_.kv_block;
     const auto blocks = [](int64_t n, int64_t block) { return (n + block - 1) / block; };
     const Dims& q = q_.dims();
-    blocks_ = Tensor(DType::kI8,
-                     {q.batch, blocks(q.length, 3), q.heads, blocks(longest_, asked_.kv_block)});
-    for (int64_t b = 0; b < q.batch; ++b) {
-      for (int64_t l = 0; l < blocks_.dims().length; ++l) {
-        for (int64_t h = 0; h < q.heads; ++h) {
-          for (int64_t j = 0; j < blocks_.dims().dim; ++j) {
-            blocks_.SetQuantum(b, l, h, j, static_cast<int8_t>((j + h + l) % 2));
-          }
-        }
-      }
-    }
+    blocks_ =
+        EveryOther({q.batch, blocks(q.length, 3), q.heads, blocks(longest_, asked_.kv_block)});
     in_.blocks = [this](int64_t b, int64_t l, int64_t h, int64_t j) {
       return blocks_.Get(b, l, h, j) != 0.0f;
     };
+  }
+
+  void MakeMask() {
+    const Dims& q = q_.dims();
+    mask_ = EveryOther({q.batch, q.length, q.heads, longest_});
+    in_.mask = [this](int64_t b, int64_t l, int64_t h, int64_t j) {
+      return mask_.Get(b, l, h, j) != 0.0f;
+    };
+  }
+
+  void MakeBias(Rng* rng) {
+    const Dims& q = q_.dims();
+    bias_ = NormalTensor({q.batch, q.length, q.heads, longest_}, 0.0f, rng);
+    in_.bias = [this](int64_t b, int64_t l, int64_t h, int64_t j) {
+      return static_cast<double>(bias_.Get(b, l, h, j));
+    };
+  }
+
+  void MakeDistances(Rng* rng) {
+    in_.relative_buckets = {12, 50};
+    for (int64_t i = 0; i < 12 * shape_.heads; ++i) {
+      in_.relative_bias.push_back(static_cast<float>(rng->Normal()));
+    }
+    for (int64_t h = 0; h < shape_.heads; ++h) {
+      in_.alibi_slopes.push_back(0.125f / static_cast<float>(h + 1));
+    }
   }
 
   AttentionArgs Args(Answer* answer) const {
     const Dims& q = q_.dims();
     AttentionArgs args;
     args.q = q_.view();
-    answer->out = Tensor(DType::kF32, {q.batch, q.length, q.heads, kVHeadDim});
+    answer->out = Tensor(DType::kF32, {q.batch, q.length, q.heads, shape_.v_head_dim});
     args.out = answer->out.view();
     if (!in_.prefix_lens.empty()) args.prefix_lens = in_.prefix_lens.data();
     if (!in_.sinks.empty()) args.sinks = in_.sinks.data();
     if (in_.blocks) args.block_mask = {blocks_.mask_view(), in_.q_block, in_.kv_block};
-    if (!asked_.outputs) return args;
+    if (in_.mask) args.mask = mask_.mask_view();
+    if (in_.bias) args.bias = bias_.view();
+    if (!in_.relative_bias.empty()) args.relative_bias = in_.relative_bias.data();
+    if (!in_.alibi_slopes.empty()) args.alibi_slopes = in_.alibi_slopes.data();
     answer->lse = Tensor(DType::kF32, {q.batch, q.length, q.heads, 1});
-    answer->weights = Tensor(DType::kF32, {q.batch, q.length, q.heads, longest_});
-    answer->mass = Tensor(DType::kF32, {q.batch, 1, kKvHeads, longest_});
     args.lse = answer->lse.view();
+    if (!asked_.weights) return args;
+    answer->weights = Tensor(DType::kF32, {q.batch, q.length, q.heads, longest_});
+    answer->mass = Tensor(DType::kF32, {q.batch, 1, shape_.kv_heads, longest_});
     args.weights.out = answer->weights.view();
     args.mass = answer->mass.view();
     return args;
@@ -276,15 +338,16 @@ class Call {
 
   void Run(const AttentionArgs& args) const {
     AttentionDesc desc;
-    desc.num_heads = kHeads;
-    desc.num_kv_heads = kKvHeads;
-    desc.head_dim = kHeadDim;
-    desc.v_head_dim = kVHeadDim;
+    desc.num_heads = shape_.heads;
+    desc.num_kv_heads = shape_.kv_heads;
+    desc.head_dim = shape_.head_dim;
+    desc.v_head_dim = shape_.v_head_dim;
     desc.max_batch = q_.dims().batch;
     desc.max_q_len = asked_.q_len;
     desc.causal = asked_.causal;
     desc.window_left = asked_.window_left;
     desc.softcap = asked_.softcap;
+    desc.relative_buckets = in_.relative_buckets;
     desc.precision = setup_.precision;
     desc.rotate_k = setup_.rotate_k;
     desc.tier = setup_.tier;
@@ -305,10 +368,11 @@ class Call {
   }
 
   const Segments& segments_;
+  Shape shape_;
   Asked asked_;
   Setup setup_;
   SegmentInput in_;
-  Tensor q_, blocks_;
+  Tensor q_, blocks_, mask_, bias_;
   int64_t longest_ = 0;
 };
 
@@ -418,7 +482,7 @@ TEST_CASE("segments give what one memory of the same keys gives", "[segments]") 
 TEST_CASE("segments that hold nothing, or of which nothing is seen", "[segments]") {
   const int64_t q_len = GENERATE(1, 33);
   Part gone = Cached(200);
-  gone.evicts_all = true;
+  gone.evicted = 200;
   Part unused = Keys(70);
   unused.used = 0;
   const std::vector<std::vector<Part>> cases = {
@@ -520,6 +584,67 @@ TEST_CASE("modifications and masks take no notice of where a segment ends", "[se
   }
 }
 
+// Decode reads 16 in one run of a kernel, and goes on with the next ones in another.
+TEST_CASE("segments by the dozen", "[segments]") {
+  const int64_t q_len = GENERATE(1, 33);
+  for (const size_t count : {size_t{17}, size_t{33}}) {
+    INFO(count << " segments, " << q_len << " queries");
+    std::vector<Part> parts;
+    std::vector<int64_t> begins = {0};
+    for (size_t i = 0; i < count; ++i) {
+      const int64_t kv_len = i % 5 == 3 ? 140 : 5 + static_cast<int64_t>(i) * 29 % 60;
+      const float x = static_cast<float>(i % 7) - 3.0f;
+      parts.push_back(WithMeans(kv_len, 0.5f * x, 4.0f * x, -0.25f * x));
+      parts.back().is_cache = i % 2 == 1;
+      begins.push_back(begins.back() + kv_len);
+    }
+    Asked asked = Queries(q_len);
+    asked.bias = true;
+    CheckEverySetup(parts, asked, 23500 + count);
+    // The last query sees the first segment, which is all of the first run of the kernel, and what
+    // lies behind the middle of the next run's first. Without biases heads could share their tasks.
+    for (Part& part : parts) part.bias = 0.0f;
+    asked = Queries(q_len, true);
+    asked.prefix_len = parts[0].kv_len;
+    asked.window_left = begins.back() - 1 - begins[16] - parts[16].kv_len / 2;
+    CheckEverySetup(parts, asked, 23600 + count);
+  }
+}
+
+// What decode reads in one go begins and ends within segments; four queries are two blocks of rows,
+// for which that is less. Means of K are such that the maximum of a row rises in one turn again and
+// again.
+TEST_CASE("segments that decode reads by turns", "[segments]") {
+  const int64_t q_len = GENERATE(1, 4);
+  std::vector<Part> parts = {WithMeans(700, -8.0f, 20.0f), WithMeans(1100, 8.0f, 3.0f, 0.25f),
+                             WithMeans(700, -24.0f, -40.0f), WithMeans(1700, 24.0f, -9.0f)};
+  parts[1].is_cache = parts[3].is_cache = true;
+  CheckEverySetup(parts, Queries(q_len, true), 23700);
+}
+
+// Of floats: a tile with NaN is read key by key, and only keys that are seen.
+TEST_CASE("NaN in hidden keys of a segment amid others", "[segments]") {
+  const int64_t q_len = GENERATE(1, 7);
+  std::vector<Part> parts(4, Keys(200));
+  parts[1].nan_v = 60;
+  Asked asked = Queries(q_len, true);
+  asked.window_left = 499;  // from key 94 of the second on
+  ForEachSetup([&](const Setup& setup) {
+    if (HasQuantizedV(setup.precision)) return;
+    const Segments segments(parts, {setup.precision, setup.tier}, 23800);
+    const Call call(segments, asked, setup, 23801);
+    call.Check(call.Run());
+  });
+}
+
+TEST_CASE("the first page of a later segment is gone", "[segments]") {
+  const int64_t q_len = GENERATE(1, 33);
+  Part cached = Cached(300);
+  cached.evicted = 128;
+  CheckEverySetup({Keys(128), cached}, Queries(q_len), 23900);
+  CheckEverySetup({cached, cached, Keys(3)}, Queries(q_len), 23902);
+}
+
 TEST_CASE("batches of segments, shared ones among them", "[segments]") {
   const int64_t beams = GENERATE(1, 3);
   Part shared = Keys(130, 0.25f);
@@ -561,6 +686,30 @@ TEST_CASE("large biases of segments", "[segments]") {
     CheckEverySetup({Keys(65, bias), Keys(70)}, asked, 26002);
     CheckEverySetup({Keys(3), Cached(65), Keys(65, bias), Keys(130)}, asked, 26004);
   }
+}
+
+// What all keys that a row sees have in common makes no difference to its output, however large;
+// lse has it, and is as exact as a number of that size. With blocks each head sees one of the
+// segments.
+TEST_CASE("biases of segments count from the largest that is seen", "[segments]") {
+  const std::vector<std::pair<float, float>> biases = {
+      {1e4f, 0.0f}, {1e6f, 0.0f}, {1e9f, 0.0f}, {0.0f, 1e9f}, {-1e9f, -1e9f}, {-1e9f, -9e8f}};
+  for (const auto& bias : biases) {
+    for (const int64_t kv_block : {0, 70}) {
+      INFO("biases " << bias.first << " and " << bias.second << ", blocks of " << kv_block);
+      Asked asked = Queries(1);
+      asked.kv_block = kv_block;
+      asked.weights = false;
+      CheckEverySetup({Keys(70, bias.first), Keys(70, bias.second)}, asked, 26500);
+    }
+  }
+  // In a second run of a kernel, and nothing seen in the first.
+  std::vector<Part> parts(16, Keys(5));
+  parts.insert(parts.end(), 2, Keys(70, -1e9f));
+  Asked asked = Queries(1, true);
+  asked.window_left = 139;
+  asked.weights = false;
+  CheckEverySetup(parts, asked, 26502);
 }
 
 Part In(int64_t kv_len, Precision precision, bool rotate_k = false, float v_mean = 0.0f) {
@@ -629,15 +778,40 @@ TEST_CASE("segments give the same bits with any number of workers", "[segments][
   });
 }
 
+// Without threads tasks go on from kv head to kv head of a sequence; two workers take two heads at
+// a time of these, and five one. Groups of one head have biases by distance in another form.
+TEST_CASE("tasks that go on with the next head", "[segments][workers]") {
+  const int64_t q_len = GENERATE(1, 30);
+  const int64_t group = GENERATE(1, 2);
+  ForEachSetup([&](const Setup& setup) {
+    std::vector<Part> parts = {WithMeans(70, 1.0f, 3.0f), Cached(140), WithMeans(30, 2.0f, 30.0f)};
+    parts[1].batch = 6;
+    const Segments segments(parts, {setup.precision, setup.tier, setup.rotate_k}, 28700,
+                            {3 * group, 3, kHeadDim, kVHeadDim});
+    Asked asked = Queries(q_len, true);
+    asked.kv_block = 40;
+    asked.mask = asked.bias = asked.distances = asked.sinks = true;
+    asked.q_dtype = DType::kI8;
+    asked.weights = false;  // which have tasks of their own
+    const Answer expected = Call(segments, asked, setup, 1).Run();
+    for (const size_t num_workers : {size_t{2}, size_t{5}}) {
+      asked.parallel = OneThreadPerWorker(num_workers);
+      const Answer answer = Call(segments, asked, setup, 1).Run();
+      CHECK_THAT(answer.out, Equals(expected.out));
+      CHECK_THAT(answer.lse, Equals(expected.lse));
+    }
+  });
+}
+
 // ---- Pages ------------------------------------------------------------------------------------
 
 KvCache PagedCache(const KvFormat& format, int64_t page_tokens, int64_t window_left = -1,
-                   int64_t num_sinks = 0) {
+                   int64_t num_sinks = 0, const Shape& shape = {}) {
   KvCacheDesc desc;
   desc.batch = 2;
-  desc.num_kv_heads = kKvHeads;
-  desc.head_dim = kHeadDim;
-  desc.v_head_dim = kVHeadDim;
+  desc.num_kv_heads = shape.kv_heads;
+  desc.head_dim = shape.head_dim;
+  desc.v_head_dim = shape.v_head_dim;
   desc.capacity = 700;
   desc.page_tokens = page_tokens;
   desc.window_left = window_left;
@@ -648,8 +822,8 @@ KvCache PagedCache(const KvFormat& format, int64_t page_tokens, int64_t window_l
   return cache;
 }
 
-Segments OfCache(const KvCache& cache) {
-  Segments segments({}, {}, 1);
+Segments OfCache(const KvCache& cache, const Shape& shape = {}) {
+  Segments segments({}, {}, 1, shape);
   KvSegment segment;
   segment.cache = &cache;
   segments.Add(segment);
@@ -684,6 +858,28 @@ TEST_CASE("groupings, forks and page sizes change no bit", "[segments]") {
         CHECK_THAT(answer.weights, Equals(expected.weights));
       }
     }
+  });
+}
+
+// A row by itself sums every other step of a product apart, and pages end within such products: of
+// 53 steps of f32 the last 24, of f16 48 and of bf16, 27, again 24 lie beyond what is fetched
+// before the page ends, so that 29, 5 and 3 come before it.
+TEST_CASE("page sizes change no bit of an odd number of steps", "[segments]") {
+  const Shape shape = {2, 2, 53, kVHeadDim};
+  ForEachSetup([&](const Setup& setup) {
+    const KvFormat format = {setup.precision, setup.tier, setup.rotate_k};
+    Rng rng(29500);
+    const Tensor k = NormalTensor({2, 400, shape.kv_heads, shape.head_dim}, 1.0f, &rng);
+    const Tensor v = NormalTensor({2, 400, shape.kv_heads, shape.v_head_dim}, 2.0f, &rng);
+    std::vector<Answer> answers;
+    for (const int64_t page_tokens : {128, 384}) {
+      KvCache cache = PagedCache(format, page_tokens, -1, 0, shape);
+      REQUIRE_THAT(cache.Append(k.view(), v.view()), IsOk());
+      const Segments segments = OfCache(cache, shape);
+      answers.push_back(Call(segments, Queries(1), setup, 1).Run());
+    }
+    CHECK_THAT(answers[0].out, Equals(answers[1].out));
+    CHECK_THAT(answers[0].lse, Equals(answers[1].lse));
   });
 }
 

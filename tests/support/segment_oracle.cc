@@ -127,8 +127,8 @@ double CappedError(double softcap, double score, double error) {
 // that are 0 then.
 double ExpError(double error) { return expm1(std::min(error, 100.0)); }
 
-// Softcap and biases.
-void Modify(const SegmentInput& in, const RowPlace& row, float part_bias, SeenKey* seen) {
+// Softcap and biases; part_bias: beyond the largest one of the row's parts.
+void Modify(const SegmentInput& in, const RowPlace& row, double part_bias, SeenKey* seen) {
   const double softcap = static_cast<double>(in.softcap);
   seen->score_error = CappedError(softcap, seen->score, seen->score_error);
   if (softcap != 0.0) seen->score = softcap * tanh(seen->score / softcap);
@@ -150,20 +150,41 @@ void Modify(const SegmentInput& in, const RowPlace& row, float part_bias, SeenKe
   if (!in.alibi_slopes.empty()) {
     add(-static_cast<double>(in.alibi_slopes[head]) * fabs(static_cast<double>(relative)));
   }
-  add(static_cast<double>(part_bias));
+  add(part_bias);
   seen->score_error += 8.0 * u * seen->magnitude;
 }
 
-// The keys of all parts that a row sees.
+double BiasOf(const StoredPart& part, const RowPlace& row) {
+  return part.bias.empty() ? 0.0 : static_cast<double>(part.bias[static_cast<size_t>(row.head)]);
+}
+
+// The largest bias of parts with a key that a row sees; 0 if it sees none. Softmax has no use for
+// what all scores have in common, and kernels must not let it round them.
+double LargestBias(const SegmentInput& in, const RowPlace& row) {
+  double largest = -HUGE_VAL;
+  size_t begin = 0;
+  for (const StoredPart& part : in.parts[row.run]) {
+    const StoredHead& head = (*part.heads)[static_cast<size_t>(row.kv_head)];
+    const double bias = BiasOf(part, row);
+    for (size_t key = 0; bias > largest && key < part.count; ++key) {
+      const int64_t index = static_cast<int64_t>(begin + key);
+      if (head.present[key] && Sees(in, *row.sequence, row.i, row.head, index)) largest = bias;
+    }
+    begin += part.count;
+  }
+  return largest == -HUGE_VAL ? 0.0 : largest;
+}
+
+// The keys of all parts that a row sees, with scores beyond `largest_bias`.
 std::vector<SeenKey> SeenKeysOf(const SegmentInput& in, const RowPlace& row,
-                                const std::vector<PartMethod>& methods) {
+                                const std::vector<PartMethod>& methods, double largest_bias) {
   const std::vector<StoredPart>& parts = in.parts[row.run];
   std::vector<SeenKey> keys;
   size_t begin = 0;
   for (size_t p = 0; p < parts.size(); begin += parts[p].count, ++p) {
     const StoredHead& head = (*parts[p].heads)[static_cast<size_t>(row.kv_head)];
-    const float bias = parts[p].bias.empty() ? 0.0f : parts[p].bias[static_cast<size_t>(row.head)];
-    if (bias == -HUGE_VALF) continue;
+    const double bias = BiasOf(parts[p], row);
+    if (bias == -HUGE_VAL) continue;
     const double scale = EffectiveScale(in.scale, static_cast<int64_t>(head.head_dim));
     for (size_t key = 0; key < parts[p].count; ++key) {
       if (!head.present[key]) continue;
@@ -179,7 +200,7 @@ std::vector<SeenKey> SeenKeysOf(const SegmentInput& in, const RowPlace& row,
       SeenKey seen = {index, p, key, scale * sum + methods[p].center, 0.0, 0.0};
       const double unit = (static_cast<double>(head.head_dim) + 8.0) * u;
       seen.score_error = unit * (fabs(scale) * bound + methods[p].center_bound);
-      Modify(in, row, bias, &seen);
+      Modify(in, row, bias - largest_bias, &seen);
       keys.push_back(seen);
     }
   }
@@ -291,19 +312,21 @@ class Computation {
     const std::vector<StoredPart>& parts = in_.parts[row.run];
     std::vector<PartMethod> methods;
     for (const StoredPart& part : parts) methods.push_back(MethodOf(in_, part, row));
-    std::vector<SeenKey> keys = SeenKeysOf(in_, row, methods);
+    const double largest_bias = LargestBias(in_, row);
+    std::vector<SeenKey> keys = SeenKeysOf(in_, row, methods, largest_bias);
     const double sink = in_.sinks.empty()
                             ? -HUGE_VAL
                             : static_cast<double>(in_.sinks[static_cast<size_t>(row.head)]);
     const size_t at = result_.out.dims.Index(row.sequence->q_batch, row.i, row.head, 0) /
                       static_cast<size_t>(result_.out.dims.dim);
-    const double lse = SetWeights(sink, &keys);
-    result_.out.lse[at] = lse;
+    const double lse = SetWeights(sink - largest_bias, &keys);  // without the bias
+    result_.out.lse[at] = lse + largest_bias;
     result_.empty[at] = keys.empty();
     if (lse == -HUGE_VAL) return;
 
     // References move from part to part, by scores as large as those that have some weight.
-    double magnitude = fabs(lse) + (isfinite(sink) ? fabs(sink) : 0.0);
+    double magnitude = fabs(lse);
+    if (isfinite(sink)) magnitude += fabs(sink) + fabs(sink - largest_bias);
     for (const SeenKey& key : keys) {
       if (key.weight > 1e-12) magnitude = std::max(magnitude, key.magnitude + key.score_error);
     }
@@ -312,23 +335,25 @@ class Computation {
     const double common = 4.0 * u * rescalings + 4.0 * u * moves * magnitude;
     const RowSums sums =
         SumRow(parts, row, methods, keys, common, static_cast<size_t>(in_.v_head_dim));
-    result_.out.lse_tolerance[at] = sums.sum_error + common + 8.0 * u * (fabs(lse) + magnitude);
+    result_.out.lse_tolerance[at] =
+        sums.sum_error + common + 8.0 * u * (fabs(lse) + fabs(largest_bias) + magnitude);
     for (size_t c = 0; c < sums.value.size(); ++c) {
       const size_t element = at * sums.value.size() + c;
       result_.out.value[element] = sums.value[c];
       result_.out.tolerance[element] = sums.error[c] + (sums.sum_error + common + 4.0 * u) *
                                                            (fabs(sums.value[c]) + sums.error[c]);
     }
-    StoreWeights(at, keys);
+    StoreWeights(at, keys, largest_bias);
   }
 
-  void StoreWeights(size_t at, const std::vector<SeenKey>& keys) {
-    const double lse = result_.out.lse[at];
+  // Of a second pass, which compares scores with lse.
+  void StoreWeights(size_t at, const std::vector<SeenKey>& keys, double largest_bias) {
+    const double known = fabs(result_.out.lse[at]) + fabs(largest_bias);
     for (const SeenKey& key : keys) {
       if (key.score == -HUGE_VAL) continue;
       const size_t element = at * static_cast<size_t>(result_.weights.dims.dim) + key.index;
       const double difference =
-          key.score_error + result_.out.lse_tolerance[at] + 8.0 * u * (fabs(lse) + key.magnitude);
+          key.score_error + result_.out.lse_tolerance[at] + 8.0 * u * (known + key.magnitude);
       result_.weights.value[element] = key.weight;
       result_.weights.tolerance[element] =
           key.weight * (ExpError(difference) + 4.0 * u) + ldexp(1.0, -100);
