@@ -67,6 +67,16 @@ constexpr ptrdiff_t kFetchAheadBytes = 6144;
 constexpr size_t kSoftmaxKeys = 4 * kLanes;
 static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a vector of bytes");
 
+// What scores are to be raised by, in octaves: what they lack, and their segment's bias. Added to
+// each other or to a score, they would lose bits to a large bias; their differences do not.
+struct ScoreOffset {
+  float lack;
+  float bias;
+};
+HWY_INLINE float Distance(const ScoreOffset& a, const ScoreOffset& b) {
+  return (a.lack - b.lack) + (a.bias - b.bias);
+}
+
 // What a row keeps while the chunks pass by, and from call to call of parts.
 struct DecodeRow {
   float* query;      // Q as it is multiplied with the mean of a part's keys
@@ -81,19 +91,18 @@ struct DecodeRow {
   float row_scale;   // quantised K, as in QueryTile
   int32_t acc_init;  // int8
   size_t index;      // in the task
-  // Reference: near the running maximum, as a score and what that is to be raised by. Together they
-  // would lose bits to a large bias.
+  // Reference: near the running maximum, as a score and what that is to be raised by.
   float m;
-  float m_offset;
+  ScoreOffset m_offset;
   // Of the tile whose P is due: maximum of the visible scores, and the same.
   float tile_m;
-  float tile_offset;
+  ScoreOffset tile_offset;
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
   // Of the part whose scores come next, null before the first:
   const AttendTask* part;
-  KeyRange range;  // keys that it may see by position
-  float lack;      // as in QueryTile
-  float offset;    // of several parts: what scores are to be raised by
+  KeyRange range;      // keys that it may see by position
+  float lack;          // as in QueryTile
+  ScoreOffset offset;  // of several parts
 };
 
 struct DecodeScratch {
@@ -405,7 +414,8 @@ HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t num_scores, V
 // Octaves from a row's reference to a tile's maximum.
 HWY_INLINE VF AboveReference(const DecodeRow& row) {
   const VF m = FiniteReference(hn::Set(df, row.m));
-  return hn::Add(hn::Sub(hn::Set(df, row.tile_m), m), hn::Set(df, row.tile_offset - row.m_offset));
+  return hn::Add(hn::Sub(hn::Set(df, row.tile_m), m),
+                 hn::Set(df, Distance(row.tile_offset, row.m_offset)));
 }
 
 // Moves a row's reference to the tile's maximum, the first or one above it.
@@ -431,7 +441,7 @@ template <class Values>
 HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_t num_scores) {
   constexpr float kSlack = Values::kQuantized ? kReferenceSlack : 0.0f;
   float* HWY_RESTRICT s = ScoresOf(row, t);
-  if (HWY_UNLIKELY(row.tile_m - row.m + (row.tile_offset - row.m_offset) > kSlack)) {
+  if (HWY_UNLIKELY(row.tile_m - row.m + Distance(row.tile_offset, row.m_offset) > kSlack)) {
     RaiseReference(row, channels);
   }
   const VF tile_m = hn::Set(df, row.tile_m);
@@ -484,7 +494,10 @@ HWY_INLINE void SetPartOfRow(const AttendTask& part, float lack, DecodeRow& row)
   row.part = &part;
   row.range = RangeOf(part, row.index);
   row.lack = lack;
-  row.offset = IsPart(part) ? ScoreOffset(part, row.index, lack) : 0.0f;
+  row.offset = {0.0f, 0.0f};
+  if (HWY_UNLIKELY(IsPart(part))) {
+    row.offset = {LackAtEnd(part, lack), SegmentBias(part, row.index)};
+  }
 }
 
 // A row's Q, and its first part.
@@ -830,7 +843,7 @@ class Chunks {
 
 HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
   row.m = kNegInf;
-  row.m_offset = 0.0f;
+  row.m_offset = {0.0f, 0.0f};
   hn::Store(hn::Zero(df), df, row.d);
   for (size_t t = 0; t < kMaxChunkTiles; t += kLanes) hn::Store(hn::Zero(df), df, row.weight + t);
   for (size_t c = 0; c < channels; c += kLanes) hn::Store(hn::Zero(df), df, row.o + c);
@@ -840,7 +853,8 @@ HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
 HWY_NOINLINE void EndDecodeRow(const AttendTask& task, const float* v_center,
                                const DecodeRow& row) {
   const float d = hn::ReduceSum(df, hn::Load(df, row.d));
-  const float offset = IsPart(task) ? row.m_offset : ScoreOffset(task, row.index, row.lack);
+  const float offset =
+      IsPart(task) ? row.m_offset.lack + row.m_offset.bias : RaisedBy(task, row.index, row.lack);
   const RowEnd end = EndOfRow(task, row.index, row.m, d, offset);
   for (size_t c = 0; c < PaddedVHeadDim(task.head.shape); c += kLanes) {
     VF y = hn::Mul(hn::Load(df, row.o + c), hn::Set(df, end.o_factor));

@@ -36,12 +36,12 @@ HWY_INLINE float SegmentBias(const AttendTask& task, size_t r) {
 }
 
 // What a row's scores are to be raised by, in octaves.
-HWY_INLINE float ScoreOffset(const AttendTask& task, size_t r, float lack) {
+HWY_INLINE float RaisedBy(const AttendTask& task, size_t r, float lack) {
   return LackAtEnd(task, lack) + SegmentBias(task, r);
 }
 // The same when the last part is over.
-HWY_INLINE float ScoreOffsetAtEnd(const AttendTask& task, size_t r, float lack) {
-  return IsPart(task) ? 0.0f : ScoreOffset(task, r, lack);
+HWY_INLINE float RaisedByAtEnd(const AttendTask& task, size_t r, float lack) {
+  return IsPart(task) ? 0.0f : RaisedBy(task, r, lack);
 }
 
 // Sums of this part and those before: 0 where a row has seen nothing yet.
@@ -57,7 +57,7 @@ HWY_NOINLINE void OpenPart(const AttendTask& task, float start_m, bool whole_oct
     HWY_ALIGN float offsets[kLanes];
     for (size_t i = 0; i < kLanes; ++i) {
       const size_t real = MinOf(row + i, q.num_rows - 1);
-      offsets[i] = ScoreOffset(task, q.first_row + real, q.lack[real]);
+      offsets[i] = RaisedBy(task, q.first_row + real, q.lack[real]);
     }
     const VF offset = hn::Load(df, offsets);
     const VF old_m = hn::Load(df, q.m + row);

@@ -62,7 +62,7 @@ HWY_INLINE VF FactorsOfRows(const AttendTask& task, const QueryTile& q, size_t v
   for (size_t r = 0; r < count; ++r) {
     const size_t row = v * kLanes + r;
     const size_t index = q.first_row + row;
-    const float offset = ScoreOffsetAtEnd(task, index, q.lack[row]);
+    const float offset = RaisedByAtEnd(task, index, q.lack[row]);
     const RowEnd end = EndOfRow(task, index, q.m[row], q.d[row], offset);
     o_factors[r] = end.o_factor;
     center_factors[r] = end.center_factor;

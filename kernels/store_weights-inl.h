@@ -23,7 +23,7 @@ namespace {
 HWY_INLINE float ReferenceOf(const AttendTask& task, size_t r, float lack) {
   float lse;
   CopyElement<float>(RowAt(task.lse, r).data, &lse);
-  return lse == kNegInf ? 0.0f : lse * kLog2E - ScoreOffset(task, r, lack);
+  return lse == kNegInf ? 0.0f : lse * kLog2E - RaisedBy(task, r, lack);
 }
 
 // The weight of a score. That of a hidden key is 0 in any row, also if the row's lse is NaN.
