@@ -388,9 +388,6 @@ class PartTasks {
   AttendTask& last() { return *last_; }  // which leaves the output
   const PrecisionKernels& kernels() const { return *kernels_; }
 
-  // Whether the parts of these tasks are all that their sequence has, for all of its heads: then
-  // they need not be found again for the next.
-  bool serves_all_heads() const { return is_whole_; }
   void MoveToNextHead() {
     for (AttendTask* task = &first_; task != nullptr;) {
       internal::MoveToNextHead(call_, task);
@@ -403,8 +400,6 @@ class PartTasks {
   bool Take(bool continues, Parts* parts) {
     kernels_ = (*parts)->kernels;
     last_ = &first_;
-    is_whole_ = !has_taken_;
-    has_taken_ = true;
     for (size_t count = 1;; ++count, parts->Next()) {
       SetPart(call_, rows_, *parts, begin_, last_);
       if (count == 1) begin_ = (*parts)->begin;
@@ -416,10 +411,7 @@ class PartTasks {
       if (!parts->has_next() && call_.args.sinks != nullptr) {
         last_->sinks = call_.args.sinks + rows_.head;
       }
-      if (!continues || count == kMost) {
-        is_whole_ = is_whole_ && !parts->has_next() && !parts->has_biases();
-        return continues;
-      }
+      if (!continues || count == kMost) return continues;
       AttendTask* next = new (tasks_[count]) AttendTask(first_);
       last_->next = next;
       last_ = next;
@@ -437,8 +429,6 @@ class PartTasks {
   AttendTask* last_ = &first_;
   const PrecisionKernels* kernels_ = nullptr;
   size_t begin_ = 0;  // of the first one's keys
-  bool has_taken_ = false;
-  bool is_whole_ = false;
 };
 
 void RunTasks(const PartTasks& tasks, size_t num_rows, unsigned char* scratch) {
@@ -451,8 +441,10 @@ void RunTasks(const PartTasks& tasks, size_t num_rows, unsigned char* scratch) {
   }
 }
 
-// One task of the first pass, over all parts of its keys; tasks: of its rows, none taken.
-void AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsigned char* scratch) {
+// One task of the first pass, over all parts of its keys; tasks: of its rows, none taken. Returns
+// whether they have all parts at once, the same for all heads, so that they can be moved to the
+// next.
+bool AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsigned char* scratch) {
   const size_t kv_head = rows.head / call.group;
   PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
   unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
@@ -466,7 +458,9 @@ void AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsig
   }
   bool continues = false;
   bool is_merged = false;
-  for (Parts parts(call, rows.sequence, kv_head);; parts.Next()) {
+  bool is_first = true;
+  Parts parts(call, rows.sequence, kv_head);
+  for (;; parts.Next(), is_first = false) {
     continues = tasks.Take(continues, &parts);
     // Kernels of different precisions leave what they have, to be merged.
     is_merged |= !continues && parts.has_next();
@@ -475,10 +469,11 @@ void AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsig
     if (is_merged && !continues) partial.Add(first);
     if (!parts.has_next()) break;
   }
-  if (!is_merged) return;
+  if (!is_merged) return is_first && !parts.has_biases();
   AttendTask output = {};
   SetTaskRows(call, rows, first.row_begin, first.row_end, &output);
   partial.Store(output);
+  return false;
 }
 
 // The first pass of rows [row_begin, row_begin + kTaskRows) of head `head` and, if that is soon
@@ -491,8 +486,8 @@ size_t AttendHeads(const Call& call, size_t head, size_t end, size_t row_begin,
   const size_t num_rows = NumRowsOf(call, rows);
   if (row_begin >= num_rows) return 1;
   PartTasks tasks(call, rows, row_begin, std::min(row_begin + kTaskRows, num_rows));
-  AttendRows(call, rows, tasks, scratch);
-  if (!tasks.serves_all_heads() || WeighsOnTheWay(call, rows.sequence)) return 1;
+  const bool can_move = AttendRows(call, rows, tasks, scratch);
+  if (!can_move || WeighsOnTheWay(call, rows.sequence)) return 1;
   const size_t num_heads = std::min(end - head, call.num_kv_heads - kv_head);
   for (size_t i = 1; i < num_heads; ++i) {
     tasks.MoveToNextHead();
@@ -514,9 +509,9 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
   const size_t workers = parallel.num_workers;
   size_t heads_at_once = 1;
   if (tasks_per_head == 1) {
-    heads_at_once = workers <= 1 ? num_heads : std::max<size_t>(num_heads / (4 * workers), 1);
+    heads_at_once = std::max<size_t>(workers <= 1 ? num_heads : num_heads / (4 * workers), 1);
   }
-  const size_t num_runs = heads_at_once == 0 ? 0 : (num_heads + heads_at_once - 1) / heads_at_once;
+  const size_t num_runs = (num_heads + heads_at_once - 1) / heads_at_once;
   ForEachTask(parallel, num_runs * tasks_per_head, [&](size_t index, size_t worker) {
     const size_t begin = range.begin + index / tasks_per_head * heads_at_once;
     const size_t end = std::min(begin + heads_at_once, range.end);

@@ -72,7 +72,7 @@ struct I8Ops {
   }
   template <size_t kLane>
   static HWY_INLINE VI32 DotQKLane(VI32 acc, VI8 k, VI8 q) {
-    return DotLane<kLane>(acc, TakeApart(q), Widen < kLane / 2 != 0 > (hn::BitCast(du8, k)));
+    return DotLane<kLane>(acc, TakeApart(q), Widen<(kLane >= 2)>(hn::BitCast(du8, k)));
   }
   // v is i8.
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
@@ -80,7 +80,7 @@ struct I8Ops {
   }
   template <size_t kLane>
   static HWY_INLINE VI32 DotPVLane(VI32 acc, VU8 p, VI8 v) {
-    return DotLane<kLane>(acc, TakeApart(p), Widen < kLane / 2 != 0 > (v));
+    return DotLane<kLane>(acc, TakeApart(p), Widen<(kLane >= 2)>(v));
   }
 };
 
