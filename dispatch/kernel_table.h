@@ -277,6 +277,16 @@ static inline bool NeedsScores(const AttendTask& task) {
          IsPart(task);
 }
 
+// What a row's scores are to be raised by, in octaves: what they lack after the modifications,
+// since a softcap has to have it before,
+static inline float LackAtEnd(const AttendTask& task, float lack) {
+  return task.softcap_log2e != 0.0f ? 0.0f : lack;
+}
+// and the segment's bias.
+static inline float SegmentBias(const AttendTask& task, const RowIndex& index) {
+  return task.score_offset == nullptr ? 0.0f : task.score_offset[index.head] * kLog2E;
+}
+
 // What a mask says of key `key` for a row.
 static inline const unsigned char* MaskOf(const MaskRows& mask, const RowIndex& index, size_t key) {
   const RowIndex block = {index.query / mask.q_block, index.beam, index.head};

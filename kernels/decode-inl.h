@@ -496,7 +496,8 @@ HWY_INLINE void SetPartOfRow(const AttendTask& part, float lack, DecodeRow& row)
   row.lack = lack;
   row.offset = {0.0f, 0.0f};
   if (HWY_UNLIKELY(IsPart(part))) {
-    row.offset = {LackAtEnd(part, lack), SegmentBias(part, row.index)};
+    row.offset = {LackAtEnd(part, lack),
+                  SegmentBias(part, IndexOf(row.index, part.q.beams, part.q.group))};
   }
 }
 

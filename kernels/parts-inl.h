@@ -24,20 +24,9 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// What scores lack after the modifications: a softcap has to have it before.
-HWY_INLINE float LackAtEnd(const AttendTask& task, float lack) {
-  return task.softcap_log2e != 0.0f ? 0.0f : lack;
-}
-
-// The segment's bias, in octaves.
-HWY_INLINE float SegmentBias(const AttendTask& task, size_t r) {
-  if (HWY_LIKELY(task.score_offset == nullptr)) return 0.0f;
-  return task.score_offset[IndexOf(r, task.q.beams, task.q.group).head] * kLog2E;
-}
-
 // What a row's scores are to be raised by, in octaves.
 HWY_INLINE float RaisedBy(const AttendTask& task, size_t r, float lack) {
-  return LackAtEnd(task, lack) + SegmentBias(task, r);
+  return LackAtEnd(task, lack) + SegmentBias(task, IndexOf(r, task.q.beams, task.q.group));
 }
 // The same when the last part is over.
 HWY_INLINE float RaisedByAtEnd(const AttendTask& task, size_t r, float lack) {

@@ -436,15 +436,6 @@ float EndOfRow(const AttendTask& task, size_t r, float m, float d) {
   return d == 0.0f ? 0.0f : rescale / total;
 }
 
-// What a row's scores are to be raised by, in octaves: what they lack after the modifications,
-float LackAtEnd(const AttendTask& task, float lack) {
-  return task.softcap_log2e == 0.0f ? lack : 0.0f;
-}
-// and the segment's bias.
-float SegmentBias(const AttendTask& task, const RowIndex& index) {
-  return task.score_offset == nullptr ? 0.0f : task.score_offset[index.head] * kLog2E;
-}
-
 template <class Keys, class Values>
 void AttendRow(const AttendTask& task, size_t r, RowState& state) {
   const PackedShape& shape = task.head.shape;
