@@ -395,17 +395,18 @@ TEST_CASE("Every tier has roofs", "[counters]") {
     CAPTURE(tier);
     const RoofKernels* kernels = FindRoofKernels(tier.c_str());
     REQUIRE(kernels != nullptr);
+    const bool has_bf16_dot = tier == "avx512_bf16" || tier == "neon_i8mm";
     Roofs roofs(tier, 1);
     CHECK(roofs.Arithmetic("fp32_fma") > 0.0);
     CHECK((roofs.Arithmetic("int8_dot") > 0.0) == (tier != "scalar"));
-    CHECK((roofs.Arithmetic("bf16_dot") > 0.0) == (tier == "avx512_bf16"));
+    CHECK((roofs.Arithmetic("bf16_dot") > 0.0) == has_bf16_dot);
     CHECK(roofs.Arithmetic("no_such_unit") == 0.0);
     CHECK(roofs.UnitOf("f32") == "fp32_fma");
     CHECK(roofs.UnitOf("f16") == "fp32_fma");
-    CHECK(roofs.UnitOf("bf16") == (tier == "avx512_bf16" ? "bf16_dot" : "fp32_fma"));
-    CHECK(roofs.UnitOf("mixed16") == (tier == "avx512_bf16" ? "bf16_dot"
-                                      : tier == "scalar"    ? "fp32_fma"
-                                                            : "int16_dot"));
+    CHECK(roofs.UnitOf("bf16") == (has_bf16_dot ? "bf16_dot" : "fp32_fma"));
+    CHECK(roofs.UnitOf("mixed16") == (has_bf16_dot       ? "bf16_dot"
+                                      : tier == "scalar" ? "fp32_fma"
+                                                         : "int16_dot"));
     CHECK(roofs.UnitOf("i8") == (tier == "scalar" ? "fp32_fma" : "int8_dot"));
     CHECK(roofs.ReadBandwidth(10e3) > 0.0);
   }
