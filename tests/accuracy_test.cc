@@ -103,7 +103,7 @@ TEST_CASE("relative error stays in the budget", "[accuracy]") {
     std::map<std::string, double> worst_of;
     for (const auto& format : formats) {
       double worst[2] = {-1.0, -1.0};
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(format.precision)) {
         Setup setup = {tier, format.precision};
         setup.rotate_k = format.rotate_k;
         const bool short_quanta = HasShortQuanta(tier);

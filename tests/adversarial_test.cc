@@ -89,7 +89,7 @@ TEST_CASE("hidden keys of the second chunk", "[adversarial]") {
       (in_k ? problem.k : problem.v).Set(0, poisoned, 0, 7, poison);
       Expectations expectations(problem);
       for (const Precision precision : kPrecisions) {
-        for (const char* tier : SupportedTiers()) {
+        for (const char* tier : TiersOf(precision)) {
           if (!IsAffordable(c, tier)) continue;
           INFO(c.ToString() << ", " << poison << " in " << (in_k ? "K" : "V") << " of key "
                             << poisoned << ", " << Name(precision) << " on " << tier);
@@ -134,7 +134,7 @@ TEST_CASE("a scale of NaN makes its elements NaN", "[adversarial]") {
       (in_k ? problem.k : problem.v).SetScale(0, 66, 0, in_k ? 4 : 12, NAN);
       Expectations expected(problem);
       for (const Precision precision : kPrecisions) {
-        for (const char* tier : SupportedTiers()) {
+        for (const char* tier : TiersOf(precision)) {
           INFO(problem.c.ToString()
                << ", NaN in the scales of " << (in_k ? "K, " : "V, ") << Name(precision) << " on "
                << tier << ", source " << static_cast<int>(source));
@@ -336,7 +336,7 @@ TEST_CASE("rows that see no key are exactly 0", "[adversarial]") {
       // Not even a NaN in Q makes a difference where there is nothing to weigh.
       for (int64_t d = 0; d < 24; ++d) problem.q.Set(0, 0, 0, d, NAN);
       for (const Precision precision : kPrecisions) {
-        for (const char* tier : SupportedTiers()) {
+        for (const char* tier : TiersOf(precision)) {
           const Tensor out = Attend(problem, {tier, precision});
           INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
           bool all_zero = true;
@@ -360,7 +360,7 @@ TEST_CASE("no keys at all give 0", "[adversarial]") {
   c.out_dtype = GENERATE(DType::kF32, DType::kF16, DType::kBF16, DType::kI8);
   const Problem problem(c, 8);
   for (const Precision precision : kPrecisions) {
-    for (const char* tier : SupportedTiers()) {
+    for (const char* tier : TiersOf(precision)) {
       INFO(Name(precision) << " on " << tier << ", source " << static_cast<int>(source));
       CHECK(AllZero(Attend(problem, {tier, precision, source})));
     }
@@ -384,7 +384,7 @@ TEST_CASE("tensors of length 0 need no memory", "[adversarial]") {
     c.v_head_dim = shape.v_head_dim;
     if (IsEmulated() && c.batch() > 4) continue;
     const Problem problem(c, 11);
-    for (const char* tier : SupportedTiers()) {
+    for (const char* tier : TiersOf(precision)) {
       const Setup setup = {tier, precision};
       REQUIRE(DescOf(c, setup).max_kv_len == 0);
       INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
@@ -412,7 +412,7 @@ TEST_CASE("calls without queries do nothing", "[adversarial]") {
   const Problem problem(c, 9);
   for (const Source source : {Source::kTensors, Source::kMemory, Source::kCache}) {
     for (const Precision precision : kPrecisions) {
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         const Setup setup = {tier, precision, source};
         AttentionDesc desc = DescOf(c, setup);
         desc.owns_workspace = true;
@@ -448,7 +448,7 @@ TEST_CASE("calls without queries do nothing", "[adversarial]") {
 
 TEST_CASE("no queries and no batch are no error", "[adversarial]") {
   for (const Precision precision : kPrecisions) {
-    for (const char* tier : SupportedTiers()) {
+    for (const char* tier : TiersOf(precision)) {
       INFO(Name(precision) << " on " << tier);
       const Problem no_queries(CausalCase(0, 20), 9);
       const Setup setup = {tier, precision};
@@ -494,7 +494,7 @@ TEST_CASE("scores and values near the f16 maximum", "[adversarial]") {
     }
     Expectations expected(problem);
     for (const Precision precision : kPrecisions) {
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         INFO("Q " << numbers.q << ", K " << numbers.k << ", V " << numbers.v << ", "
                   << Name(precision) << " on " << tier);
         const Setup setup = {tier, precision};

@@ -284,7 +284,7 @@ TEST_CASE("inputs may share memory", "[attention][strides]") {
       }
     }
     for (const Precision precision : kPrecisions) {
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         INFO("precision " << Name(precision) << ", tier " << tier);
         AttentionDesc desc = DescOf(c, {tier, precision});
         desc.owns_workspace = true;

@@ -334,7 +334,7 @@ TEST_CASE("rows that see nothing give 0 and -inf, or their sink", "[masks]") {
           // Not even a NaN in Q makes a difference where there is nothing to weigh.
           problem.q.Set(0, 0, 0, 0, NAN);
           for (const Precision precision : kPrecisions) {
-            for (const char* tier : SupportedTiers()) {
+            for (const char* tier : TiersOf(precision)) {
               INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
               Tensor lse;
               const Tensor out = Attend(problem, {tier, precision}, &lse);
@@ -609,7 +609,7 @@ TEST_CASE("with masks and modifications, too, the number of workers changes no b
     if (c.features.ragged() && source != Source::kTensors) continue;
     const Problem problem(c, ++seed);
     for (const Precision precision : kPrecisions) {
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         if (!IsAffordable(c, tier)) continue;
         Tensor lse_alone;
         const Tensor alone = Attend(problem, {tier, precision}, &lse_alone);
@@ -641,7 +641,7 @@ TEST_CASE("padding of tensors changes no bit", "[masks]") {
       }
     }
     for (const Precision precision : kPrecisions) {
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         const Setup setup = {tier, precision};
         INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
         Tensor lse;
@@ -700,7 +700,7 @@ TEST_CASE("a ragged batch is its sequences, bit by bit", "[masks]") {
     const Case c = RaggedCase(rich);
     const Problem problem(c, ++seed);
     for (const Precision precision : kPrecisions) {
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         const Setup setup = {tier, precision};
         INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
         Tensor lse;

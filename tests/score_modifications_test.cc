@@ -193,7 +193,7 @@ TEST_CASE("a bias of +inf makes its row NaN, unless it is hidden", "[modificatio
         for (int64_t h = 0; h < 2; ++h) problem.mask.SetQuantum(0, i, h, key, i % 2 == 0 ? 1 : 0);
       }
       for (const Precision precision : kPrecisions) {
-        for (const char* tier : SupportedTiers()) {
+        for (const char* tier : TiersOf(precision)) {
           INFO(c.ToString() << ", key " << key << ", " << Name(precision) << " on " << tier);
           Tensor lse;
           const Tensor out = Attend(problem, {tier, precision}, &lse);
@@ -321,7 +321,7 @@ TEST_CASE("the cap comes before the biases", "[modifications]") {
       for (int64_t j = 0; j < 70; ++j) SetBias(&problem, i, j, j == 42 ? 100.0f : 0.0f);
     }
     for (const Precision precision : kPrecisions) {
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
         Tensor lse;
         Attend(problem, {tier, precision}, &lse);
@@ -403,7 +403,7 @@ TEST_CASE("the kernels' buckets are those of the reference", "[modifications]") 
         problem.relative_bias.Set(0, bucket, 0, 0, static_cast<float>(bucket));
       }
       for (const Precision precision : kPrecisions) {
-        for (const char* tier : SupportedTiers()) {
+        for (const char* tier : TiersOf(precision)) {
           INFO(Name(precision) << " on " << tier << ", key " << key);
           Tensor lse;
           Attend(problem, {tier, precision}, &lse);

@@ -384,7 +384,7 @@ void ForEachSetup(const std::function<void(const Setup&)>& check) {
   for (const Precision precision : kPrecisions) {
     for (const bool rotate_k : {false, true}) {
       if (rotate_k && precision != Precision::kI8) continue;
-      for (const char* tier : SupportedTiers()) {
+      for (const char* tier : TiersOf(precision)) {
         if (!TakesTurn(tier)) continue;
         INFO(Name(precision) << (rotate_k ? " rotated" : "") << " on " << tier);
         check({tier, precision, Source::kMemory, {}, rotate_k});

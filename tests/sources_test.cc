@@ -77,7 +77,7 @@ TEST_CASE("a memory gives the bits of its tensors", "[memory]") {
       for (const bool causal : {false, true}) {
         const Problem problem(CrossCase(q_len, kv_len, causal, i8_tensors), ++seed);
         for (const Precision precision : kPrecisions) {
-          for (const char* tier : SupportedTiers()) {
+          for (const char* tier : TiersOf(precision)) {
             if (!IsAffordable(problem.c, tier)) continue;
             INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
             const Tensor direct = Attend(problem, {tier, precision, Source::kTensors});
@@ -247,7 +247,7 @@ TEST_CASE("how tokens are grouped into appends changes no bit", "[cache]") {
 
   const Case whole = CrossCase(2, kLength, true, i8_tensors);
   const Problem problem(whole, 400);
-  for (const char* tier : SupportedTiers()) {
+  for (const char* tier : TiersOf(precision)) {
     const Setup setup = {tier, precision};
     for (const std::vector<int64_t>& ends : groupings) {
       KvCache grouped = NewCache(whole, kLength + 5, {precision, tier});
@@ -281,7 +281,7 @@ TEST_CASE("decoding step by step is causal attention", "[cache]") {
   const Problem problem(c, 500);
   Case step_case = c;
   step_case.q_len = 1;
-  for (const char* tier : SupportedTiers()) {
+  for (const char* tier : TiersOf(precision)) {
     KvCache cache = NewCache(c, kLength, {precision, tier});
     for (int64_t step = 0; step < kLength; ++step) {
       AppendRange(problem, step, step + 1, &cache);
@@ -322,7 +322,7 @@ TEST_CASE("a cleared cache starts anew in the same pages", "[cache]") {
     for (int64_t d = 0; d < first.c.head_dim; ++d) first.k.Set(0, key, 1, d, NAN);
   }
   const Problem second(CrossCase(3, new_length, true), 601);
-  for (const char* tier : SupportedTiers()) {
+  for (const char* tier : TiersOf(precision)) {
     KvCache cache = NewCache(first.c, 200, {precision, tier});
     AppendRange(first, 0, 200, &cache);
     cache.Clear();
@@ -373,7 +373,7 @@ TEST_CASE("copies of a memory share its storage and outlive it", "[memory]") {
 TEST_CASE("one plan serves every shape up to its maxima", "[plan]") {
   const Precision precision = GENERATE(from_range(kPrecisions));
   Case largest = CrossCase(40, 200, true);
-  for (const char* tier : SupportedTiers()) {
+  for (const char* tier : TiersOf(precision)) {
     const Setup setup = {tier, precision};
     AttentionDesc desc = DescOf(largest, setup);
     desc.owns_workspace = true;

@@ -89,7 +89,7 @@ TEST_CASE("weights of the 3 x 5 cross-attention", "[textbook]") {
   const Precision precision = GENERATE(from_range(kPrecisions));
   const Source source = GENERATE(Source::kTensors, Source::kMemory);
   const Problem problem = TextbookProblem(kKeys);
-  for (const char* tier : SupportedTiers()) {
+  for (const char* tier : TiersOf(precision)) {
     const Tensor weights = Attend(problem, {tier, precision, source});
     std::ostringstream table;
     table << std::fixed << std::setprecision(4);
@@ -117,7 +117,7 @@ TEST_CASE("outputs of the 3 x 5 cross-attention", "[textbook]") {
   const Precision precision = GENERATE(from_range(kPrecisions));
   const Source source = GENERATE(Source::kTensors, Source::kMemory);
   const Problem problem = TextbookProblem(2);
-  for (const char* tier : SupportedTiers()) {
+  for (const char* tier : TiersOf(precision)) {
     const Tensor out = Attend(problem, {tier, precision, source});
     INFO(Name(precision) << " on " << tier);
     CHECK_THAT(out, IsClose(Expect(problem, {tier, precision, source})));

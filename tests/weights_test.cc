@@ -262,7 +262,7 @@ void CheckWeights(ExpectedWeights* expected, const Ask& ask, Source source = Sou
   const Problem& problem = expected->problem();
   INFO(problem.c.ToString() << "; " << ask.ToString() << "; source " << static_cast<int>(source));
   for (const Precision precision : kPrecisions) {
-    for (const char* tier : SupportedTiers()) {
+    for (const char* tier : TiersOf(precision)) {
       if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
       INFO("precision " << Name(precision) << ", tier " << tier);
       const Setup setup = {tier, precision, source};
@@ -674,7 +674,7 @@ TEST_CASE("weights of a row sum to 1, or to what its sink leaves", "[weights]") 
         const Problem problem(c, ++seed);
         ExpectedWeights expected(problem);
         for (const Precision precision : kPrecisions) {
-          for (const char* tier : SupportedTiers()) {
+          for (const char* tier : TiersOf(precision)) {
             INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
             const Setup setup = {tier, precision};
             const Answer answer = AnswerOf(problem, setup, {});
@@ -741,7 +741,7 @@ TEST_CASE("weights of rows that see nothing are 0", "[weights]") {
           ask.extra_keys = 3;
           ask.mass_extra_keys = 140;
           for (const Precision precision : kPrecisions) {
-            for (const char* tier : SupportedTiers()) {
+            for (const char* tier : TiersOf(precision)) {
               INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
               const Answer answer = AnswerOf(problem, {tier, precision}, ask);
               CHECK(AllZero(answer.weights));
@@ -840,7 +840,7 @@ TEST_CASE("the number of workers changes no bit of weights", "[weights][workers]
       const Problem problem(c, ++seed);
       Ask ask = WithMassShape(OfHeads({3, 1, 1, 0}, average), seed);
       for (const Precision precision : kPrecisions) {
-        for (const char* tier : SupportedTiers()) {
+        for (const char* tier : TiersOf(precision)) {
           const Answer alone = AnswerOf(problem, {tier, precision}, ask);
           for (const ParallelFor& parallel :
                {OneThreadPerWorker(3), TwoThreads(4), BackwardsOnThisThread(2)}) {
@@ -1021,7 +1021,7 @@ TEST_CASE("asking for weights, mass and lse changes no bit of the output", "[wei
       c.features.lse = false;
       const Problem plain(c, seed);
       for (const Precision precision : kPrecisions) {
-        for (const char* tier : SupportedTiers()) {
+        for (const char* tier : TiersOf(precision)) {
           if (!IsAffordable(c, tier)) continue;
           const Setup setup = {tier, precision};
           INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);

@@ -53,6 +53,16 @@ std::vector<std::string> Tiers() {
   return tiers;
 }
 
+// Those on which attentions are computed: in an emulator, which is thirty times slower, the best.
+// What tiers compute has tests of its own.
+std::vector<std::string> TiersToRun() {
+#if defined(SIGHTLINE_TESTS_EMULATED)
+  return {Tiers().back()};
+#else
+  return Tiers();
+#endif
+}
+
 // A contender that hands on to Sightline and falsifies one thing.
 class Falsified : public Contender {
  public:
@@ -415,7 +425,7 @@ TEST_CASE("Every tier has roofs", "[counters]") {
 
 TEST_CASE("Every op runs in every precision on every tier, exactly, and below the roof",
           "[counters]") {
-  for (const std::string& tier : Tiers()) {
+  for (const std::string& tier : TiersToRun()) {
     Roofs roofs(tier, 1);
     const std::unique_ptr<Contender> sightline = MakeSightline(tier);
     REQUIRE(sightline->offers().size() >= 3);
@@ -444,7 +454,7 @@ TEST_CASE("Every op runs in every precision on every tier, exactly, and below th
 
 TEST_CASE("Every feature is computed in every precision on every tier", "[tiers]") {
   std::vector<std::unique_ptr<Contender>> contenders;
-  for (const std::string& tier : Tiers()) contenders.push_back(MakeSightline(tier));
+  for (const std::string& tier : TiersToRun()) contenders.push_back(MakeSightline(tier));
   for (const Op op : kAttentionOps) {
     for (const Features& features : FeatureSets(op)) {
       Case c = SmallCase(op);
@@ -506,7 +516,7 @@ TEST_CASE("Every feature has rows", "[counters]") {
 
 TEST_CASE("Forks and beams hold what they should", "[tiers]") {
   // Lengths at and around the ends of tiles and pages, and a copy of an open page.
-  for (const std::string& tier : Tiers()) {
+  for (const std::string& tier : TiersToRun()) {
     const std::unique_ptr<Contender> sightline = MakeSightline(tier);
     for (const Op op : {Op::kAppend, Op::kFork, Op::kReorder}) {
       for (const int64_t kv_len : {1, 127, 128, 129, 256, 257, 300}) {
@@ -746,7 +756,7 @@ TEST_CASE("A prefill near the roof stays below it", "[counters]") {
   c.q_len = c.kv_len = 768;
   c.head_dim = c.v_head_dim = 128;
   const Problem problem(c);
-  for (const std::string& tier : Tiers()) {
+  for (const std::string& tier : TiersToRun()) {
     if (tier == "scalar") continue;
     Roofs roofs(tier, 1);
     const std::unique_ptr<Contender> sightline = MakeSightline(tier);

@@ -140,7 +140,7 @@ void CheckEverywhere(const Problem& problem, Source source) {
   Expectations expectations(problem);
   INFO(problem.c.ToString() << ", source " << static_cast<int>(source));
   for (const Precision precision : kPrecisions) {
-    for (const char* tier : SupportedTiers()) {
+    for (const char* tier : TiersOf(precision)) {
       if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
       INFO("precision " << Name(precision) << ", tier " << tier);
       const Setup setup = {tier, precision, source};

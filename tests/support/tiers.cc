@@ -12,6 +12,7 @@
 #include <mutex>
 #include <set>
 
+#include "dispatch/tiers.h"
 #include "sightline/tier.h"
 
 namespace sightline {
@@ -32,6 +33,19 @@ std::mutex* TiersRunMutex() {
 const char* RequestedTier() {
   const char* name = getenv("SIGHTLINE_TESTS_TIER");
   return name != nullptr && *name != '\0' ? name : nullptr;
+}
+
+// A tier's kernels for a precision are those of a plainer one.
+bool TakesKernelsOver(const char* tier, Precision precision) {
+  const size_t index = static_cast<size_t>(precision);
+  const internal::KernelTable* table = nullptr;
+  if (!internal::FindKernels(tier, &table).ok()) return false;
+  for (size_t i = 0; i < NumTiers() && strcmp(GetTier(i).name, tier) != 0; ++i) {
+    const internal::KernelTable* below = nullptr;
+    if (!internal::FindKernels(GetTier(i).name, &below).ok()) continue;
+    if (table->kernels[index].prefill == below->kernels[index].prefill) return true;
+  }
+  return false;
 }
 
 class TierReport : public Catch::EventListenerBase {
@@ -81,6 +95,14 @@ std::vector<const char*> SupportedTiers() {
 }
 
 const char* BestTier() { return SupportedTiers().back(); }
+
+std::vector<const char*> TiersOf(Precision precision) {
+  std::vector<const char*> tiers;
+  for (const char* tier : SupportedTiers()) {
+    if (!IsEmulated() || !TakesKernelsOver(tier, precision)) tiers.push_back(tier);
+  }
+  return tiers;
+}
 
 void RecordTierRun(const char* tier) {
   std::lock_guard<std::mutex> lock(*TiersRunMutex());
