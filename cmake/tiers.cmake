@@ -110,6 +110,25 @@ elseif(EMSCRIPTEN)
   sightline_tier(wasm128 HWY_WASM "-msimd128" "" NEEDS simd128)
 endif()
 
+# What a tier's sources are compiled with, as lists for CMake's own rules and for tests/targets/check_target.cmake, which has none.
+function(sightline_get_tier_compilation tier definitions options)
+  list(TRANSFORM SIGHTLINE_${tier}_OWNS PREPEND "Precision::" OUTPUT_VARIABLE owns)
+  list(JOIN owns "," owns)
+  set(${definitions}
+    SIGHTLINE_TIER=${tier} SIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET} SIGHTLINE_TIER_OWNS=${owns}
+    hwy=hwy_${tier} HWY_COMPILE_ONLY_STATIC HWY_NO_LIBCXX ${SIGHTLINE_${tier}_DEFINITIONS} PARENT_SCOPE)
+  # Debug at -O2 too: the kernels rely on inlining to stay in registers, and to be one symbol. Loops are vectorized and
+  # unrolled by hand where it pays: what compilers add is a quarter of the size and nothing in speed.
+  set(flags ${SIGHTLINE_${tier}_FLAGS}
+    -O2 -fno-tree-vectorize -fno-tree-slp-vectorize -fno-unroll-loops
+    -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # It reorders before it assigns registers on ARM: more broadcasts than it has registers left for, so that it spills sums.
+    list(APPEND flags -fno-schedule-insns)
+  endif()
+  set(${options} ${flags} PARENT_SCOPE)
+endfunction()
+
 # Compiles `source` with a tier's flags into the objects of `target`, and lets the build fail if they export anything but
 # sightline::<tier>::`getter`(). The rules for such a source: kernels/tier.cc.
 function(sightline_add_tier_object target tier source getter)
@@ -121,18 +140,9 @@ function(sightline_add_tier_object target tier source getter)
   target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
   target_include_directories(${object} SYSTEM PRIVATE ${SIGHTLINE_HIGHWAY_INCLUDE_DIR})
   target_compile_features(${object} PRIVATE cxx_std_17)
-  list(TRANSFORM SIGHTLINE_${tier}_OWNS PREPEND "Precision::" OUTPUT_VARIABLE owns)
-  list(JOIN owns "," owns)
-  target_compile_definitions(${object} PRIVATE
-    SIGHTLINE_TIER=${tier} SIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET} "SIGHTLINE_TIER_OWNS=${owns}"
-    hwy=hwy_${tier} HWY_COMPILE_ONLY_STATIC HWY_NO_LIBCXX ${SIGHTLINE_${tier}_DEFINITIONS})
-  # Debug at -O2 too: the kernels rely on inlining to stay in registers, and to be one symbol. Loops are vectorized and
-  # unrolled by hand where it pays: what compilers add is a quarter of the size and nothing in speed.
-  target_compile_options(${object} PRIVATE ${SIGHTLINE_${tier}_FLAGS}
-    -O2 -fno-tree-vectorize -fno-tree-slp-vectorize -fno-unroll-loops
-    -ffp-contract=off -fno-lto -fno-exceptions -fno-rtti
-    # GCC reorders before it assigns registers on ARM: more broadcasts than it has registers left for, so that it spills sums.
-    $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
+  sightline_get_tier_compilation(${tier} definitions options)
+  target_compile_definitions(${object} PRIVATE ${definitions})
+  target_compile_options(${object} PRIVATE ${options})
   sightline_set_warnings(${object})
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
   add_custom_command(TARGET ${target} PRE_LINK

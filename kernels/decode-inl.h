@@ -30,11 +30,13 @@ namespace {
 
 // Rows that share one load: 6 x 4 accumulators, 4 vectors of K or V and a broadcast are 29 of 32
 // registers; 5 x 4 leave room for 4 vectors before and after they are widened or taken apart, 3 x 4
-// for operands of two registers. 5 x 2, 2 and 1 leave three of 16 to that, or to products of
+// for operands of two registers, and 2 x 4 where Clang takes all of them apart before it multiplies
+// any: 3 x 4 would spill one. 5 x 2, 2 and 1 leave three of 16 to that, or to products of
 // several instructions.
 constexpr size_t kMaxRowBlock = kNumRegisters == 32 ? 6 : 5;
 template <class KeysOrValues>
-constexpr size_t kRowBlock = kOperandRegisters<kDepthOf<KeysOrValues>> > 1 ? 3
+constexpr size_t kRowBlock = kOperandRegisters<kDepthOf<KeysOrValues>> > 1
+                                 ? (HWY_COMPILER_CLANG ? 2 : 3)
                              : kLaneDepthOf<KeysOrValues> != kDepthOf<KeysOrValues> ||
                                      (HWY_ARCH_ARM && kDepthOf<KeysOrValues> == 2)
                                  ? 5

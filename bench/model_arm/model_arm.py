@@ -8,7 +8,7 @@
 OBJECT is what kernels/tier.cc was compiled to for a tier; what stands before the slash is the tier's name. `./run model-arm`
 builds them and calls this.
 
-For each kind of loop that a tier has to have (EXPECTED) all loops of the object that look so are fed to llvm-mca, and the slowest
+It fails if K·Q or P·V takes more than what MUST allows on the cores that it names. For each kind of loop that a tier has to have (EXPECTED) all loops of the object that look so are fed to llvm-mca, and the slowest
 counts. They are found by their instructions; that one is missing is an error. The table says
 
     cycles   for 16 scores (16 queries with one key) of 64 dimensions and 64 channels
@@ -38,6 +38,11 @@ CORES = ["cortex-a55", "neoverse-n1", "neoverse-n2", "neoverse-v1", "neoverse-v2
 CORES_WITH = {"neon_i8mm": ["cortex-a510", "neoverse-n2", "neoverse-v1", "neoverse-v2", "apple-m2"]}
 ITERATIONS = 200
 
+# The part of the roof that prefill's products have to reach, by the instruction that makes them, on the cores that stand for those
+# they were written for. Other products have none: few rows wait for memory.
+MUST = {("fmla", "neoverse-n1"): 0.85, ("sdot", "neoverse-n1"): 0.85, ("udot", "neoverse-n1"): 0.85, ("smlal", "neoverse-n1"): 0.85,
+        ("smmla", "neoverse-v2"): 0.80, ("usmmla", "neoverse-v2"): 0.80, ("bfmmla", "neoverse-v2"): 0.80}
+
 DIMS = 64
 TILE_KEYS = 128
 SCORES = 16
@@ -63,6 +68,7 @@ class Kind(NamedTuple):
     times: Callable  # how often it runs for SCORES scores, of the texts of what is modelled
     product: str = ""  # of which its roof is made; none for what multiplies no matrices
     follows: bool = False  # what follows the loop is modelled, not its body
+    is_decode: bool = False
 
 
 def counts_of(texts):
@@ -96,7 +102,6 @@ F32 = "fmla v{}.4s, v30.4s, v31.s[1]"
 SDOT = "sdot v{}.4s, v30.16b, v31.4b[1]"
 UDOT = "udot v{}.4s, v30.16b, v31.4b[1]"
 SMLAL = "smlal v{}.4s, v30.4h, v15.h[1]"
-SMULL = "smull v{}.8h, v30.8b, v31.8b"
 SMMLA = "smmla v{}.4s, v30.16b, v31.16b"
 USMMLA = "usmmla v{}.4s, v30.16b, v31.16b"
 BFMMLA = "bfmmla v{}.4s, v30.8h, v31.8h"
@@ -184,7 +189,7 @@ def of_output(by):
 
 
 def decode_kind(name, product, roof):
-    return Kind(name, lambda loop, after: loop["prfm"] and loop[product] >= 20 and not loop[product + "[]"], by_products, roof)
+    return Kind(name, lambda loop, after: loop["prfm"] and loop[product] >= 20 and not loop[product + "[]"], by_products, roof, is_decode=True)
 
 
 # What the objects of a tier have to have.
@@ -295,12 +300,25 @@ def find_loops(tier, objdump, path):
     return found
 
 
+def least(kind, core):
+    """The part of the roof that a kind of loop has to reach on a core; 0 if it has none."""
+    return 0 if kind.is_decode or not kind.product else MUST.get((kind.product.split()[0], core), 0)
+
+
+def check(name, cores, rows):
+    """What is wrong with the rows of a table, by kinds of loops, one for each core."""
+    return [f"{name}, {kind.name}: {100 * row.fraction:.1f} % of the roof on {core}, must be {100 * least(kind, core):.0f} % or more"
+            for kind, row_of_core in rows.items() for core, row in zip(cores, row_of_core) if row.fraction < least(kind, core)]
+
+
 def print_table(name, found):
+    """Returns what is too slow."""
     cores = CORES_WITH.get(name.split("/")[0], CORES)
     print(f"\n{name}, cycles for {SCORES} scores at {DIMS} dimensions (part of the roof), bound by\n")
     print("| | loops | " + " | ".join(cores) + " |")
     print("|---|---|" + "---|" * len(cores))
-    rows = {kind.name: [row_of(core, kind, same) for core in cores] for kind, same in found.items()}
+    rows_of_kinds = {kind: [row_of(core, kind, same) for core in cores] for kind, same in found.items()}
+    rows = {kind.name: row for kind, row in rows_of_kinds.items()}
     for kind, row in rows.items():
         cells = [f"{r.cycles:.1f}" + (f" ({100 * r.fraction:.0f} %)" if r.fraction else "") + f" {r.bound}" for r in row]
         print(f"| {kind} | {row[0].num_loops} | " + " | ".join(cells) + " |")
@@ -313,26 +331,41 @@ def print_table(name, found):
             products = sum(rows[part][i].fraction * rows[part][i].cycles for part in parts)
             cells.append(f"{cycles:.1f} ({100 * products / cycles:.0f} %)")
         print(f"| **{whole}, all of these** | | " + " | ".join(cells) + " |")
+    return check(name, cores, rows_of_kinds)
 
 
 def split(argument):
     """The name, the tier and the path of an object."""
-    name, path = argument.split("=", 1)
-    return name, name.split("/")[0], path
+    name, separator, path = argument.partition("=")
+    tier = name.split("/")[0]
+    if not separator or tier not in EXPECTED:
+        usage(f"{argument}: not NAME=OBJECT with a tier of {', '.join(EXPECTED)}")
+    return name, tier, path
+
+
+def usage(complaint):
+    print(f"{complaint}\n{__doc__}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main(*arguments):
-    if not arguments:
-        sys.exit(__doc__)
-    if arguments[0] == "--tiers":
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if list(arguments) == ["--tiers"]:
         print(*EXPECTED)
-    elif arguments[0] == "--find":
+    elif options == ["--find"] and arguments[0] == "--find":
+        if len(arguments) < 3:
+            usage("--find: which objects?")
         for name, tier, path in map(split, arguments[2:]):
             for kind, same in find_loops(tier, arguments[1], path).items():
                 print(f"{name}: {len(same)} x {kind.name}")
+    elif options or not arguments:
+        usage("Which objects?" if not arguments else f"{' '.join(arguments)}: not understood")
     else:
-        for name, tier, path in map(split, arguments):
-            print_table(name, find_loops(tier, "llvm-objdump-19", path))
+        too_slow = []
+        for name, tier, path in list(map(split, arguments)):
+            too_slow += print_table(name, find_loops(tier, "llvm-objdump-19", path))
+        if too_slow:
+            sys.exit("\n" + "\n".join(too_slow))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 // A register block that does not fit the registers, for the check that has to notice: 40 sums,
-// where there are 32.
-#if defined(__aarch64__)
+// where there are 32 or 16.
+#if defined(__aarch64__) || defined(__arm__)
 #include <arm_neon.h>
 
 constexpr int kRows = 10;
@@ -13,7 +13,7 @@ void LargeBlock(const float* a, const float* b, int num_steps, float32x4_t* out)
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        sums[row][v] = vfmaq_n_f32(sums[row][v], vld1q_f32(a + 4 * v), b[row]);
+        sums[row][v] = vfmaq_f32(sums[row][v], vld1q_f32(a + 4 * v), vdupq_n_f32(b[row]));
       }
     }
   }

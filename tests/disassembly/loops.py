@@ -12,60 +12,75 @@ from typing import NamedTuple
 class Isa(NamedTuple):
     jump: re.Pattern  # whose group is the target
     always: re.Pattern  # a jump without a condition
+    call: re.Pattern
     leaves: re.Pattern  # calls and returns
     product: re.Pattern  # multiplies vectors
-    stack: re.Pattern  # moves something from or to the stack
+    lost_in_calls: tuple = ()  # registers, of those that may hold an address; for stack.py
 
 
 X86 = Isa(
     jump=re.compile(r"j\w+\s+(?:0x)?([0-9a-f]+)"),
     always=re.compile(r"jmp"),
+    call=re.compile(r"call"),
     leaves=re.compile(r"ret|call"),
     product=re.compile(r"(?:\{vex\}\s+)?(?:vpdpbusd|vpdpwssd|vfmadd\d+ps|vpmaddubsw|vpmaddwd)"),
-    stack=re.compile(r".*[-0-9a-fx]*\(%r[sb]p"),
 )
 ARM64 = Isa(
     jump=re.compile(r"(?:b|b\.\w+|cbn?z|tbn?z)\s+(?:\w+,\s*)?(?:#\w+,\s*)?(?:0x)?([0-9a-f]+)(?:\s|$)"),
     always=re.compile(r"b\s"),
+    call=re.compile(r"blr?\s"),
     leaves=re.compile(r"(?:ret|br|blr?)\b"),
     product=re.compile(r"(?:[su]|su|us)dot|(?:[su]|us)mmla|bf(?:dot|mmla|mlal[bt])|fmla|fmlal2?|[su]ml[as]l2?|[su]mull2?"),
-    stack=re.compile(r"(?:ldu?r|stu?r|ldp|stp|ld1|st1)\w*\s.*\[sp"),
+    lost_in_calls=(*(f"x{i}" for i in range(19)), "x30"),
+)
+# ARM and Thumb.
+CONDITION = r"(?:eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le)"
+ARM32 = Isa(
+    jump=re.compile(rf"(?:b{CONDITION}?(?:\.[nw])?|cbn?z)\s+(?:\w+,\s*)?(?:0x)?([0-9a-f]+)(?:\s|$)"),
+    always=re.compile(r"b(?:\.[nw])?\s"),
+    call=re.compile(rf"blx?{CONDITION}?\s"),
+    leaves=re.compile(rf"(?:blx?|bx){CONDITION}?\s|tb[bh]\s|(?:pop|ldm).*\bpc\b|(?:mov|add|ldr)\S*\s+pc,"),
+    product=re.compile(r"v(?:fma|fms|mla|mls|mull|mlal|mlsl)\.\w+\s+q"),
+    lost_in_calls=("r0", "r1", "r2", "r3", "r12", "r14"),
 )
 
 
 class Loop(NamedTuple):
     address: int
-    body: list  # the text of its instructions, with the jump at the end
+    addresses: list  # of its instructions
+    body: list  # their texts, with the jump at the end
     after: list  # and of what follows: what is made of the loop's sums
 
 
 def sections(objdump, path):
     """The instruction set, and for each section (address, text) of its instructions in order."""
     listing = subprocess.run([objdump, "-d", "--no-show-raw-insn", path], check=True, capture_output=True, text=True)
-    isa = ARM64 if "aarch64" in listing.stdout[:1000] else X86
-    return isa, [instructions(section) for section in listing.stdout.split("\nDisassembly of section")]
+    head = listing.stdout[:1000]
+    isa = ARM64 if "aarch64" in head else ARM32 if re.search("format elf32-littlearm", head) else X86
+    return isa, list(filter(None, map(instructions, listing.stdout.split("\nDisassembly of section"))))
 
 
 def instructions(section):
     matches = re.finditer(r"^\s*([0-9a-f]+):\s+(.*)$", section, re.MULTILINE)
-    return [(int(match[1], 16), match[2].strip()) for match in matches]
+    return [(int(match[1], 16), " ".join(match[2].split())) for match in matches]
+
+
+def jumps(isa, code):
+    """Of each instruction that jumps, by their numbers, which one to; None if that is elsewhere."""
+    index_of = {address: i for i, (address, _) in enumerate(code)}
+    return {i: index_of.get(int(jump[1], 16)) for i, (_, text) in enumerate(code) if (jump := isa.jump.match(text))}
 
 
 def innermost_loops(isa, code):
     """A backward jump over instructions without another jump or call."""
-    index_of = {address: i for i, (address, _) in enumerate(code)}
-    target_of = {}
-    for i, (_, text) in enumerate(code):
-        jump = isa.jump.match(text)
-        if jump:
-            target_of[i] = index_of.get(int(jump[1], 16))
+    target_of = jumps(isa, code)
     begin_of_run = 0  # the first instruction behind the last jump
     for i, (_, text) in enumerate(code):
         if i in target_of:
             begin = target_of[i]
             if begin is not None and begin_of_run <= begin < i:
-                body = [text for _, text in code[begin:i + 1]]
-                yield Loop(code[begin][0], body, straight_on(isa, code, target_of, i + 1))
+                addresses, body = map(list, zip(*code[begin:i + 1]))
+                yield Loop(code[begin][0], addresses, body, straight_on(isa, code, target_of, i + 1))
         if i in target_of or isa.leaves.match(text):
             begin_of_run = i + 1
 

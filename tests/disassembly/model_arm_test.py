@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
-"""Tests of loops.py and of bench/model_arm/model_arm.py, on listings written by hand."""
+"""Tests of loops.py and of bench/model_arm/, on listings written by hand."""
 
+import contextlib
+import io
 import pathlib
+import subprocess
 import sys
+import tempfile
 import unittest
+from unittest import mock
 
 import loops
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bench" / "model_arm"))
+MODEL_ARM = pathlib.Path(__file__).resolve().parents[2] / "bench" / "model_arm"
+sys.path.insert(0, str(MODEL_ARM))
 import model_arm  # noqa: E402
 
 # As llvm-objdump prints: an outer loop at 0, an inner one at 8 with two products, and what becomes of its sums behind a jump.
@@ -58,11 +64,6 @@ class Loops(unittest.TestCase):
     def test_gnu_listing(self):
         self.assertEqual([loop.address for loop in loops_of(GNU_LISTING)], [8, 0x1C])
 
-    def test_stack(self):
-        registers, memory = loops_of(GNU_LISTING)
-        self.assertFalse(any(map(loops.ARM64.stack.match, registers.body)))
-        self.assertEqual(sum(1 for text in memory.body if loops.ARM64.stack.match(text)), 2)
-
     def test_products_encoded_in_vex(self):
         ((_, text),) = loops.instructions("  0:\t{vex} vpdpbusd %ymm14,%ymm15,%ymm4\n")
         self.assertTrue(loops.X86.product.match(text))
@@ -105,13 +106,63 @@ class Model(unittest.TestCase):
         self.assertEqual(model_arm.read_model(target, region(20, 8)), (20, "latency"))
 
     def test_a_missing_loop_is_an_error(self):
-        sections = loops.sections
-        try:
-            loops.sections = lambda objdump, path: (loops.ARM64, [loops.instructions(LISTING)])
+        with mock.patch.object(loops, "sections", lambda objdump, path: (loops.ARM64, [loops.instructions(LISTING)])):
             with self.assertRaisesRegex(SystemExit, "no loop of the kind"):
                 model_arm.find_loops("neon_dot", "objdump", "a.o")
-        finally:
-            loops.sections = sections
+
+
+class Musts(unittest.TestCase):
+    """On a core that takes half a cycle for whatever it is told."""
+
+    def run_model(self, kind_name, num_others):
+        """What model_arm.py says of an object of neon_dot with one loop, of 24 sdot and other instructions."""
+        (kind,) = (kind for kind in model_arm.EXPECTED["neon_dot"] if kind.name == kind_name)
+        body = ["sdot v2.4s, v1.16b, v0.4b[1]"] * 24 + ["add x0, x0, x1"] * num_others
+        loop = loops.Loop(0, [], body, [])
+        model_arm.roof.cache_clear()
+        with mock.patch.object(model_arm, "model", lambda core, texts: model_arm.Model(len(texts) / 2, "V0")), \
+                mock.patch.object(model_arm, "find_loops", lambda tier, objdump, path: {kind: [loop]}), \
+                contextlib.redirect_stdout(io.StringIO()):
+            model_arm.main("neon_dot/gcc=a.o")
+
+    def tearDown(self):
+        model_arm.roof.cache_clear()
+
+    def test_a_loop_that_is_fast_enough(self):
+        self.run_model("i8: K·Q", 4)  # 24 of 28 are 86 %
+
+    def test_a_loop_made_slower(self):
+        with self.assertRaisesRegex(SystemExit, r"neon_dot/gcc, i8: K·Q: 82.8 % of the roof on neoverse-n1, must be 85 % or more"):
+            self.run_model("i8: K·Q", 5)
+
+    def test_decode_may_be_slower(self):
+        self.run_model("i8: decode K·Q, 6 rows", 24)
+
+    def test_every_must_is_asked_of_a_loop(self):
+        asked = {(kind.product.split()[0], core)
+                 for tier, kinds in model_arm.EXPECTED.items() for kind in kinds if kind.product
+                 for core in model_arm.CORES_WITH.get(tier, model_arm.CORES) if model_arm.least(kind, core)}
+        self.assertEqual(asked, set(model_arm.MUST))
+
+
+class Arguments(unittest.TestCase):
+    def exit_code(self, program, *arguments):
+        return subprocess.run([sys.executable, MODEL_ARM / program, *arguments], capture_output=True).returncode
+
+    def test_model_arm(self):
+        for arguments in [[], ["--find"], ["--find", "objdump"], ["--fnid", "objdump", "neon=a.o"], ["a.o"], ["sve=a.o"], ["neon=a.o", "--find"], ["--tiers", "x"]]:
+            self.assertEqual(self.exit_code("model_arm.py", *arguments), 2, arguments)
+        self.assertEqual(self.exit_code("model_arm.py", "--tiers"), 0)
+
+    def test_count_instructions(self):
+        with tempfile.TemporaryDirectory() as folder:
+            counts = pathlib.Path(folder, "counts.txt")
+            counts.write_text("neon f32 1.0\n")
+            for options in [["--wrtie"], ["--count"], ["x"], ["--write", "x"], ["--write", "--write"], [""]]:
+                self.assertEqual(self.exit_code("count_instructions.py", "true", "plugin.so", "attend", counts, *options), 2, options)
+            self.assertEqual(self.exit_code("count_instructions.py", "true", "plugin.so", "attend"), 2)
+            self.assertEqual(self.exit_code("count_instructions.py", "true", "plugin.so", "--write", counts), 2)
+            self.assertEqual(counts.read_text(), "neon f32 1.0\n")
 
 
 if __name__ == "__main__":

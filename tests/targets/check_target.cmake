@@ -15,13 +15,11 @@ if(NOT SIGHTLINE_TIERS)
 endif()
 file(MAKE_DIRECTORY ${WORK_DIR})
 foreach(tier IN LISTS SIGHTLINE_TIERS)
-  list(TRANSFORM SIGHTLINE_${tier}_OWNS PREPEND "Precision::" OUTPUT_VARIABLE owns)
-  list(JOIN owns "," owns)
-  list(TRANSFORM SIGHTLINE_${tier}_DEFINITIONS PREPEND -D OUTPUT_VARIABLE definitions)
+  sightline_get_tier_compilation(${tier} definitions options)
+  list(TRANSFORM definitions PREPEND -D)
   execute_process(COMMAND ${CLANG} --target=${TRIPLE} -ffreestanding -nostdlibinc -std=c++17 -Wall -Wextra -Wconversion -Werror
-    -I${source} -I${source}/include -isystem ${HIGHWAY} -DSIGHTLINE_TIER=${tier} -DSIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
-    -DSIGHTLINE_TIER_OWNS=${owns} -Dhwy=hwy_${tier} -DHWY_COMPILE_ONLY_STATIC -DHWY_NO_LIBCXX ${definitions}
-    ${SIGHTLINE_${tier}_FLAGS} -O1 -ffp-contract=off -fno-exceptions -fno-rtti
+    -fvisibility=hidden -fvisibility-inlines-hidden
+    -I${source} -I${source}/include -isystem ${HIGHWAY} ${definitions} ${options}
     -c ${source}/kernels/tier.cc -o ${WORK_DIR}/${tier}.o COMMAND_ERROR_IS_FATAL ANY)
   execute_process(COMMAND ${CMAKE_COMMAND} -DNM=${NM} -DTIER=${tier} -DGETTER=GetTable -DOBJECTS=${WORK_DIR}/${tier}.o
     -P ${source}/cmake/check_tier_symbols.cmake COMMAND_ERROR_IS_FATAL ANY)
