@@ -74,7 +74,7 @@ def table(title, tiers, rows):
     for contender, cells in rows.items():
         if not any(cells):
             continue
-        texts = [f"{cell[0]:.1f}" if cell else "-" for cell in cells]
+        texts = [f"{cell[0]:.{2 if cell[0] < 10 else 1}f}" if cell else "-" for cell in cells]
         error = max(cell[1] for cell in cells if cell)
         lines.append("| " + " ".join(contender) + " | " + " | ".join(texts) + f" | {error:.1g} |")
     return "\n".join(lines)

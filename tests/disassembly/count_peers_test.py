@@ -55,7 +55,7 @@ class CountPeersTest(unittest.TestCase):
         self.assertIn("other f16 2", lines)  # which version was counted
         self.assertIn("| Self-attention, 512 tokens | neon | neon_dot | neon_i8mm | error |", lines)
         self.assertIn("| sightline f32 | 160.0 | 320.0 | 360.0 | 6e-07 |", lines)
-        self.assertIn("| sightline f32 | 1.0 | 1.0 | 1.0 | 0.002 |", lines)
+        self.assertIn("| sightline f32 | 1.00 | 1.00 | 1.00 | 0.002 |", lines)
         self.assertIn("| other f16 | - | 320.0 | 360.0 | 2e-07 |", lines)
         self.assertIn("| old f32 | - | 320.0 | 360.0 | 2e-07 |", lines)
         self.assertIn("other f16: no fp16 (self on neon, decode on neon)", lines)
