@@ -19,7 +19,7 @@ foreach(tier IN LISTS SIGHTLINE_TIERS)
   list(JOIN owns "," owns)
   list(TRANSFORM SIGHTLINE_${tier}_DEFINITIONS PREPEND -D OUTPUT_VARIABLE definitions)
   execute_process(COMMAND ${CLANG} --target=${TRIPLE} -ffreestanding -nostdlibinc -std=c++17 -Wall -Wextra -Wconversion -Werror
-    -I${source} -I${source}/include -isystem ${HIGHWAY} -DSIGHTLINE_TIER=${tier} -DSIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
+    -I${source} -I${source}/include -isystem ${HIGHWAY} -isystem ${CMAKE_CURRENT_LIST_DIR}/libc -DSIGHTLINE_TIER=${tier} -DSIGHTLINE_TIER_TARGET=${SIGHTLINE_${tier}_TARGET}
     -DSIGHTLINE_TIER_OWNS=${owns} -Dhwy=hwy_${tier} -DHWY_COMPILE_ONLY_STATIC -DHWY_NO_LIBCXX ${definitions}
     ${SIGHTLINE_${tier}_FLAGS} -O1 -ffp-contract=off -fno-exceptions -fno-rtti
     -c ${source}/kernels/tier.cc -o ${WORK_DIR}/${tier}.o COMMAND_ERROR_IS_FATAL ANY)
