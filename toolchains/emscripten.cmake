@@ -22,15 +22,16 @@ if(SIGHTLINE_NODE AND NOT DEFINED CMAKE_CROSSCOMPILING_EMULATOR)
 endif()
 include(${sightline_emscripten}/cmake/Modules/Platform/Emscripten.cmake)
 
-# Catch2 and the library's allocations need exceptions, tests more than 16 MiB, and files are those of the machine. 5 MiB of stack,
-# which was what there is until 3.1.27 made it 64 KiB and called it differently: kernels keep their blocks there.
+# Catch2 and the library's allocations need exceptions, tests more than 16 MiB; files and the environment are those of the machine.
+# 5 MiB of stack, which was what there is until 3.1.27 made it 64 KiB and called it differently: kernels keep their blocks there.
 set(sightline_stack STACK_SIZE)
 if(sightline_version VERSION_LESS 3.1.27)
   set(sightline_stack TOTAL_STACK)
 endif()
 set(CMAKE_CXX_FLAGS_INIT "-fexceptions")
 set(CMAKE_EXE_LINKER_FLAGS_INIT
-  "-fexceptions -sALLOW_MEMORY_GROWTH=1 -sNODERAWFS=1 -sEXIT_RUNTIME=1 -s${sightline_stack}=5242880")
+  "-fexceptions -sALLOW_MEMORY_GROWTH=1 -sNODERAWFS=1 -sEXIT_RUNTIME=1 -s${sightline_stack}=5242880 \
+--pre-js \"${CMAKE_CURRENT_LIST_DIR}/emscripten_environment.js\"")
 foreach(sightline_variable IN ITEMS sightline_emscripten sightline_version sightline_node sightline_failed sightline_stack)
   unset(${sightline_variable})
 endforeach()
