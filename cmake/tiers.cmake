@@ -97,7 +97,8 @@ elseif(processor MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL
   sightline_tier(neon_i8mm HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16+i8mm+bf16" ""
                  NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32 i8mm bf16
                  OVER neon OWNS kI8 kI8Fine kBF16 kMixed16)
-elseif(processor MATCHES "^(arm|aarch64)")  # 32-bit programs, whatever the kernel
+elseif(processor MATCHES "^(arm|aarch64$)" AND NOT processor MATCHES "^(arm64_32|armeb)|b$" AND CMAKE_SIZEOF_VOID_P EQUAL 4)
+  # 32-bit programs, whatever the kernel; not 64-bit instructions with short pointers, nor a big-endian system.
   # NEON with multiply-add, without which Highway has no vectors on ARMv7 and results would not be those of the other tiers.
   # Two flags: Clang does not take armv7-a+neon-vfpv4.
   set(neon32_flags "-march=armv7-a -mfpu=neon-vfpv4")
@@ -108,6 +109,9 @@ elseif(processor MATCHES "^(arm|aarch64)")  # 32-bit programs, whatever the kern
 elseif(EMSCRIPTEN)
   # A module with vectors is refused as a whole where there are none: who loads it has simd128.
   sightline_tier(wasm128 HWY_WASM "-msimd128" "" NEEDS simd128)
+else()
+  math(EXPR pointer_bits "8 * ${CMAKE_SIZEOF_VOID_P}")
+  message(STATUS "Sightline: no tier for ${processor} with pointers of ${pointer_bits} bits, scalar alone")
 endif()
 
 # What a tier's sources are compiled with, as lists for CMake's own rules and for tests/targets/check_target.cmake, which has none.

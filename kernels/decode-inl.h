@@ -413,11 +413,12 @@ HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t num_scores, V
   return sum;
 }
 
-// Octaves from a row's reference to a tile's maximum.
+// Octaves from a row's reference to a tile's maximum; 0 stands for no reference, as in
+// FiniteReference. Of scalars: Clang 14 for WebAssembly loads a vector of one number from memory
+// only behind the store that changes the number (RaiseReference).
 HWY_INLINE VF AboveReference(const DecodeRow& row) {
-  const VF m = FiniteReference(hn::Set(df, row.m));
-  return hn::Add(hn::Sub(hn::Set(df, row.tile_m), m),
-                 hn::Set(df, Distance(row.tile_offset, row.m_offset)));
+  const float m = row.m == kNegInf ? 0.0f : row.m;
+  return hn::Set(df, row.tile_m - m + Distance(row.tile_offset, row.m_offset));
 }
 
 // Moves a row's reference to the tile's maximum, the first or one above it.

@@ -9,15 +9,15 @@
 set(CMAKE_SYSTEM_NAME Linux)
 
 # Debian and Ubuntu have a package for each version, and one without for the default.
-foreach(compiler IN ITEMS C:gcc CXX:g++)
-  string(REPLACE ":" ";" compiler ${compiler})
-  list(POP_FRONT compiler language)
-  find_program(CMAKE_${language}_COMPILER REQUIRED NAMES ${SIGHTLINE_TRIPLET}-${compiler} ${SIGHTLINE_TRIPLET}-${compiler}-14
-    ${SIGHTLINE_TRIPLET}-${compiler}-13 ${SIGHTLINE_TRIPLET}-${compiler}-12)
-endforeach()
+find_program(CMAKE_C_COMPILER REQUIRED NAMES ${SIGHTLINE_TRIPLET}-gcc ${SIGHTLINE_TRIPLET}-gcc-14 ${SIGHTLINE_TRIPLET}-gcc-13
+  ${SIGHTLINE_TRIPLET}-gcc-12)
+find_program(CMAKE_CXX_COMPILER REQUIRED NAMES ${SIGHTLINE_TRIPLET}-g++ ${SIGHTLINE_TRIPLET}-g++-14 ${SIGHTLINE_TRIPLET}-g++-13
+  ${SIGHTLINE_TRIPLET}-g++-12)
 
-# Packages of the build machine must not be found by accident.
-set(CMAKE_FIND_ROOT_PATH /usr/${SIGHTLINE_TRIPLET})
+# Packages of the build machine must not be found by accident; those of a -DCMAKE_FIND_ROOT_PATH go first. CMake reads this file
+# more than once.
+list(APPEND CMAKE_FIND_ROOT_PATH /usr/${SIGHTLINE_TRIPLET})
+list(REMOVE_DUPLICATES CMAKE_FIND_ROOT_PATH)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)

@@ -1,5 +1,6 @@
 # Windows on 64-bit ARM, with Clang and lld for Microsoft's libraries, from a prompt of Visual Studio that knows them
-# (vcvarsall x64_arm64). clang++ rather than clang-cl: the same compiler, which then takes the options that ours are.
+# (vcvarsall x64_arm64), by Ninja: Visual Studio's generator would take its own compiler all the same. clang++ rather than clang-cl:
+# the same compiler, which then takes the options that ours are.
 
 set(CMAKE_SYSTEM_NAME Windows)
 set(CMAKE_SYSTEM_PROCESSOR ARM64)

@@ -19,7 +19,7 @@ foreach(tier IN LISTS SIGHTLINE_TIERS)
   list(TRANSFORM definitions PREPEND -D)
   execute_process(COMMAND ${CLANG} --target=${TRIPLE} -ffreestanding -nostdlibinc -std=c++17 -Wall -Wextra -Wconversion -Werror
     -fvisibility=hidden -fvisibility-inlines-hidden
-    -I${source} -I${source}/include -isystem ${HIGHWAY} ${definitions} ${options}
+    -I${source} -I${source}/include -isystem ${HIGHWAY} -isystem ${CMAKE_CURRENT_LIST_DIR}/libc ${definitions} ${options}
     -c ${source}/kernels/tier.cc -o ${WORK_DIR}/${tier}.o COMMAND_ERROR_IS_FATAL ANY)
   execute_process(COMMAND ${CMAKE_COMMAND} -DNM=${NM} -DTIER=${tier} -DGETTER=GetTable -DOBJECTS=${WORK_DIR}/${tier}.o
     -P ${source}/cmake/check_tier_symbols.cmake COMMAND_ERROR_IS_FATAL ANY)
