@@ -63,7 +63,7 @@ constexpr size_t kNumRegisters =
 // needs a register of its own. NEON multiplies by a lane: 16 + 4 + 1 of 32; on ARMv7 it has 16, and
 // no multiply-add by a lane.
 struct F32Ops {
-#if HWY_TARGET <= HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
   static constexpr size_t kQueryVectors = 3;
   static constexpr size_t kStep = 8;
 #elif HWY_TARGET <= HWY_AVX2
