@@ -89,13 +89,13 @@ if(processor MATCHES "^(x86_64|AMD64|amd64)$")
   sightline_tier(avx512_bf16 HWY_AVX3_ZEN4 "${zen4_flags}" HWY_WANT_AVX3_ZEN4 NEEDS ${zen4}
                  OVER avx512 OWNS kI8 kI8Fine kBF16 kMixed16)
 elseif(processor MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
-  # Architectures, never CPU names; g++ 12 wants armv8.2-a rather than armv8-a+dotprod+fp16.
+  # Architectures, never CPU names; g++ 12 wants armv8.2-a rather than armv8-a+dotprod.
   sightline_tier(neon HWY_NEON_WITHOUT_AES "-march=armv8-a" "" NEEDS asimd)
-  sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16" ""
-                 NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32
+  sightline_tier(neon_dot HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod" ""
+                 NEEDS asimd asimddp atomics asimdrdm crc32
                  OVER neon OWNS kI8 kI8Fine)
-  sightline_tier(neon_i8mm HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+fp16+i8mm+bf16" ""
-                 NEEDS asimd asimddp asimdhp fphp atomics asimdrdm crc32 i8mm bf16
+  sightline_tier(neon_i8mm HWY_NEON_WITHOUT_AES "-march=armv8.2-a+dotprod+i8mm+bf16" ""
+                 NEEDS asimd asimddp atomics asimdrdm crc32 i8mm bf16
                  OVER neon OWNS kI8 kI8Fine kBF16 kMixed16)
 elseif(processor MATCHES "^(arm|aarch64$)" AND NOT processor MATCHES "^(arm64_32|armeb)|b$" AND CMAKE_SIZEOF_VOID_P EQUAL 4)
   # 32-bit programs, whatever the kernel; not 64-bit instructions with short pointers, nor a big-endian system.

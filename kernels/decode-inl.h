@@ -356,10 +356,10 @@ HWY_INLINE VF ExpScores(float* HWY_RESTRICT s, size_t num_scores, VF reference) 
   for (size_t i = 0; i < num_scores; i += kSoftmaxKeys) {
     VF p[4];
     HWY_UNROLL(4)
-    for (size_t v = 0; v < 4; ++v) {
-      p[v] = Exp2(hn::Sub(hn::Load(df, s + i + v * kLanes), reference));
-      hn::Store(p[v], df, s + i + v * kLanes);
-    }
+    for (size_t v = 0; v < 4; ++v) p[v] = hn::Sub(hn::Load(df, s + i + v * kLanes), reference);
+    Exp2Each(p);
+    HWY_UNROLL(4)
+    for (size_t v = 0; v < 4; ++v) hn::Store(p[v], df, s + i + v * kLanes);
     sum = hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));
   }
   return sum;
@@ -372,9 +372,8 @@ HWY_INLINE VF ExpScoresToBF16(float* HWY_RESTRICT s, size_t num_scores, VF refer
   for (size_t i = 0; i < num_scores; i += kSoftmaxKeys) {
     VF p[4];
     HWY_UNROLL(4)
-    for (size_t v = 0; v < 4; ++v) {
-      p[v] = Exp2(hn::Sub(hn::Load(df, s + i + v * kLanes), reference));
-    }
+    for (size_t v = 0; v < 4; ++v) p[v] = hn::Sub(hn::Load(df, s + i + v * kLanes), reference);
+    Exp2Each(p);
     HWY_UNROLL(2)
     for (size_t v = 0; v < 2; ++v) {
       const VI32 pair = PairsOfNeighbors(p[2 * v], p[2 * v + 1]);
@@ -398,8 +397,10 @@ HWY_INLINE VF ExpScoresToBytes(const float* HWY_RESTRICT s, size_t num_scores, V
     VF p[4];
     hn::Vec<decltype(du32)> quantum[4];
     HWY_UNROLL(4)
+    for (size_t v = 0; v < 4; ++v) p[v] = hn::Sub(hn::Load(df, s + i + v * kLanes), reference);
+    Exp2Each(p);
+    HWY_UNROLL(4)
     for (size_t v = 0; v < 4; ++v) {
-      p[v] = Exp2(hn::Sub(hn::Load(df, s + i + v * kLanes), reference));
       quantum[v] = hn::BitCast(du32, hn::MulAdd(p[v], max_p, magic));
     }
     sum = hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));

@@ -11,8 +11,9 @@
 // two vectors, (k, k+2) and (k+1, k+3), whose bytes then interleave to k, k+1, k+2, k+3, the order
 // of V.
 //
-// Cost of 2^-y per word: a subtraction, two shifts and a table lookup with AVX-512, 13 instructions
-// elsewhere; half as much again for the sum and the bytes.
+// Cost of 2^-y per vector of words: a subtraction, two shifts and a table lookup with AVX-512, with
+// ARM's dotprod 7 instructions, of which the lookup is one of 64 bytes; 12 or 13 elsewhere. Half as
+// much again for the sum and the bytes.
 #ifndef SIGHTLINE_KERNELS_FIXED_POINT_INL_H_
 #define SIGHTLINE_KERNELS_FIXED_POINT_INL_H_
 
@@ -41,7 +42,13 @@ struct Exp2Table {
   uint16_t entry[kFractions];
 };
 
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+// What MulFixedPoint15 does.
+constexpr int MulQ15(int a, int b) { return (a * b + (1 << 14)) >> 15; }
+
+// Exp2Fixed<kMaxP>, which turns scores s <= m in 1/64 octave to kOneP * 2^(s - m), all of some
+// vectors.
+
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || defined(__ARM_FEATURE_DOTPROD)
 
 template <int kMaxP>
 constexpr Exp2Table MakeExp2Table() {
@@ -56,19 +63,84 @@ constexpr Exp2Table MakeExp2Table() {
 template <int kMaxP>
 alignas(64) constexpr Exp2Table kExp2Table = MakeExp2Table<kMaxP>();
 
-// y >= 0 in 1/64 octave to kOneP * 2^-y.
+#if HWY_ARCH_X86
 template <int kMaxP>
 struct Exp2Fixed {
   VU16 low = hn::Load(du16, kExp2Table<kMaxP>.entry);
   VU16 high = hn::Load(du16, kExp2Table<kMaxP>.entry + kFractions / 2);
 
-  HWY_INLINE VI16 operator()(VI16 y) const {
-    // The lookup takes the index from the low six bits. Indices are built without
-    // IndicesFromVec, which asserts in debug builds that the others are 0.
-    const VU16 fraction = hn::TwoTablesLookupLanes(low, high, hn::Indices512<uint16_t>{y.raw});
-    return hn::BitCast(di16, hn::Shr(fraction, hn::ShiftRight<kScoreBits>(hn::BitCast(du16, y))));
+  template <size_t kCount>
+  HWY_INLINE void operator()(VI16 m, VI16 (&s)[kCount]) const {
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kCount; ++i) {
+      const VI16 y = hn::SaturatedSub(m, s[i]);
+      // The lookup takes the index from the low six bits. Indices are built without
+      // IndicesFromVec, which asserts in debug builds that the others are 0.
+      const VU16 fraction = hn::TwoTablesLookupLanes(low, high, hn::Indices512<uint16_t>{y.raw});
+      s[i] = hn::BitCast(di16, hn::Shr(fraction, hn::ShiftRight<kScoreBits>(hn::BitCast(du16, y))));
+    }
   }
 };
+#else
+
+// The same by i = -y modulo 64, in bytes: a shift right by -floor(-y / 64) of these, of which all
+// but the first are twice the table's, makes what a shift of the table's would.
+struct Exp2Bytes {
+  uint8_t low[kFractions];
+  uint8_t high[kFractions];
+};
+template <int kMaxP>
+constexpr Exp2Bytes MakeExp2Bytes() {
+  Exp2Bytes bytes = {};
+  for (size_t i = 0; i < kFractions; ++i) {
+    const int weight = i == 0 ? kOneP<kMaxP> : 2 * int{kExp2Table<kMaxP>.entry[kFractions - i]};
+    bytes.low[i] = static_cast<uint8_t>(weight & 0xff);
+    bytes.high[i] = static_cast<uint8_t>(weight >> 8);
+  }
+  return bytes;
+}
+template <int kMaxP>
+alignas(64) constexpr Exp2Bytes kExp2Bytes = MakeExp2Bytes<kMaxP>();
+
+template <int kMaxP>
+struct Exp2Fixed {
+  ByteTable low = ByteTable(kExp2Bytes<kMaxP>.low);
+  ByteTable high = ByteTable(kExp2Bytes<kMaxP>.high);
+
+  // Step by step, for cores that work in order.
+  template <size_t kCount>
+  HWY_INLINE void operator()(VI16 m, VI16 (&s)[kCount]) const {
+    VU8 fraction[kCount / 2];
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kCount; ++i) s[i] = hn::SaturatedSub(s[i], m);
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kCount; ++i) {
+      s[i] = hn::Max(s[i], hn::Set(di16, -(16 << kScoreBits)));  // from 2^-15 down P is 0
+    }
+    HWY_UNROLL(2)
+    for (size_t i = 0; i < kCount / 2; ++i) {
+      fraction[i] = hn::ConcatEven(du8, hn::BitCast(du8, s[2 * i + 1]), hn::BitCast(du8, s[2 * i]));
+    }
+    HWY_UNROLL(2)
+    for (size_t i = 0; i < kCount / 2; ++i) {
+      fraction[i] = hn::And(fraction[i], hn::Set(du8, kFractions - 1));
+    }
+    HWY_UNROLL(2)
+    for (size_t i = 0; i < kCount / 2; ++i) {
+      const VU8 low_bytes = low[fraction[i]];
+      const VU8 high_bytes = high[fraction[i]];
+      s[2 * i] = Shifted(hn::InterleaveLower(du8, low_bytes, high_bytes), s[2 * i]);
+      s[2 * i + 1] = Shifted(hn::InterleaveUpper(du8, low_bytes, high_bytes), s[2 * i + 1]);
+    }
+  }
+
+ private:
+  // By the octaves of s, which is not positive.
+  static HWY_INLINE VI16 Shifted(VU8 weights, VI16 s) {
+    return ShiftBy(hn::BitCast(du16, weights), hn::ShiftRight<kScoreBits>(s));
+  }
+};
+#endif
 
 #else
 
@@ -77,8 +149,6 @@ template <int kMaxP>
 constexpr int kExp2A = static_cast<int>(0.672 * kOneP<kMaxP> + 0.5);
 template <int kMaxP>
 constexpr int kExp2B = static_cast<int>(0.172 * kOneP<kMaxP> + 0.5);
-
-constexpr int MulQ15(int a, int b) { return (a * b + (1 << 14)) >> 15; }
 
 // What the polynomial gives, for who reads along; kernels compute it.
 template <int kMaxP>
@@ -96,7 +166,14 @@ constexpr Exp2Table kExp2Table = MakeExp2Table<kMaxP>();
 
 template <int kMaxP>
 struct Exp2Fixed {
-  HWY_INLINE VI16 operator()(VI16 y) const {
+  template <size_t kCount>
+  HWY_INLINE void operator()(VI16 m, VI16 (&s)[kCount]) const {
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kCount; ++i) s[i] = Weight(hn::SaturatedSub(m, s[i]));
+  }
+
+ private:
+  static HWY_INLINE VI16 Weight(VI16 y) {
     y = hn::Min(y, hn::Set(di16, (16 << kScoreBits) - 1));  // from 2^-15 down P is 0 all the same
     const VI16 f = hn::And(hn::ShiftLeft<15 - kScoreBits>(y), hn::Set(di16, 0x7fff));
     const VI16 slope =

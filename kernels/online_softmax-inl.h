@@ -29,6 +29,10 @@ constexpr float kReferenceSlack = 8.0f;
 // -inf - (-inf) away.
 HWY_INLINE VF FiniteReference(VF m) { return hn::IfThenZeroElse(hn::Eq(m, NegInf()), m); }
 
+// Keys whose weights are computed side by side, for ARM's cores that work in order.
+constexpr size_t kSoftmaxStep = HWY_ARCH_ARM_A64 ? 4 : 1;
+static_assert(kMaskAlign % kSoftmaxStep == 0, "what rows see ends with a whole step");
+
 // Of what each vector of rows sees of the tile; hidden scores are -inf and become exactly 0.
 template <size_t kQV>
 HWY_INLINE void SoftmaxTile(const QueryTile& q, const TileMask& mask, const TileScratch& scratch) {
@@ -47,10 +51,19 @@ HWY_INLINE void SoftmaxTile(const QueryTile& q, const TileMask& mask, const Tile
 
     VF sum = hn::Zero(df);
     float* HWY_RESTRICT s = scratch.s + row;
-    for (size_t key = mask.seen[v].first; key < mask.seen[v].padded_end(); ++key) {
-      const VF p = Exp2(hn::Sub(hn::Load(df, s + key * kRowStride), reference));
-      sum = hn::Add(sum, p);
-      hn::Store(p, df, s + key * kRowStride);
+    const size_t end = mask.seen[v].padded_end();
+    for (size_t key = mask.seen[v].first; key < end; key += kSoftmaxStep) {
+      VF p[kSoftmaxStep];
+      HWY_UNROLL(4)
+      for (size_t i = 0; i < kSoftmaxStep; ++i) {
+        p[i] = hn::Sub(hn::Load(df, s + (key + i) * kRowStride), reference);
+      }
+      Exp2Each(p);
+      HWY_UNROLL(4)
+      for (size_t i = 0; i < kSoftmaxStep; ++i) {
+        sum = hn::Add(sum, p[i]);
+        hn::Store(p[i], df, s + (key + i) * kRowStride);
+      }
     }
     hn::Store(hn::Add(old_d, sum), df, q.d + row);
   }
@@ -85,7 +98,10 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
                                  const FixedScratch& scratch) {
   constexpr size_t kRowWords = kQV * kLanes * 2;
   constexpr int kMaxP = Values::kMaxP;
+  constexpr size_t kQuads = kSoftmaxStep == 1 ? 1 : 2;
   constexpr size_t kSteps = Values::Product::kSteps;
+  static_assert(kQuads % kSteps == 0 && kMaskAlign % (4 * kQuads) == 0,
+                "whole steps of products, of what rows see");
   RaiseReferences<kQV>(q, padded_channels, scratch);
   const Exp2Fixed<kMaxP> exp2;
   HWY_UNROLL(8)
@@ -98,23 +114,25 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
     VI32 sum13 = hn::Zero(di32);
     VI32 sum_of_bytes = hn::Zero(di32);
     const size_t end = mask.seen[v].padded_end() / 4;
-    for (size_t quad = mask.seen[v].first / 4; quad < end; quad += kSteps) {
-      VU8 bytes[kSteps];
+    for (size_t quad = mask.seen[v].first / 4; quad < end; quad += kQuads) {
+      VI16 words[2 * kQuads];  // of quad i: its first and third key, its second and fourth
+      HWY_UNROLL(4)
+      for (size_t i = 0; i < 2 * kQuads; ++i) {
+        words[i] = hn::Load(di16, s + (quad * 2 + i) * kRowWords);
+      }
+      exp2(tile_m, words);
+      VU8 bytes[kQuads];
       HWY_UNROLL(2)
-      for (size_t i = 0; i < kSteps; ++i) {
-        const VI16 s02 = hn::Load(di16, s + (quad + i) * 2 * kRowWords);
-        const VI16 s13 = hn::Load(di16, s + ((quad + i) * 2 + 1) * kRowWords);
-        const VI16 p02 = exp2(hn::SaturatedSub(tile_m, s02));
-        const VI16 p13 = exp2(hn::SaturatedSub(tile_m, s13));
-        AddP(p02, p13, sum02, sum13);
-        bytes[i] = BytesOfP<kMaxP>(p02, p13);
+      for (size_t i = 0; i < kQuads; ++i) {
+        AddP(words[2 * i], words[2 * i + 1], sum02, sum13);
+        bytes[i] = BytesOfP<kMaxP>(words[2 * i], words[2 * i + 1]);
         if constexpr (Values::kBiased) {
           sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes[i], hn::Set(di8, 1));
         }
       }
       if constexpr (kSteps == 2) InterleaveSteps(bytes[0], bytes[1]);
       HWY_UNROLL(2)
-      for (size_t i = 0; i < kSteps; ++i) {
+      for (size_t i = 0; i < kQuads; ++i) {
         hn::Store(bytes[i], du8, p + (quad + i) * kRowWords * 2);
       }
     }

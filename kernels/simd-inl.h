@@ -78,32 +78,70 @@ HWY_INLINE VF Div(VF a, VF b) {
 #endif
 }
 
-// 2^x for x < 127, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
-// Cost: 6 FMA-port and 4 other instructions.
-HWY_INLINE VF Exp2(VF x) {
-  const VF floor = hn::Set(df, -127.0f);
+// The larger of both, NaN if x is; floor is a number.
+HWY_INLINE VF LargerOrNaN(VF x, VF floor) {
 #if HWY_ARCH_X86
-  x = hn::Max(floor, x);  // x86's max returns the second operand when either is NaN
+  return hn::Max(floor, x);  // x86's max returns the second operand when either is NaN
 #elif HWY_ARCH_ARM
-  x = VF(vmaxq_f32(floor.raw, x.raw));  // NaN when either is; Highway's Max returns the number
+  return VF(vmaxq_f32(floor.raw, x.raw));  // NaN when either is; Highway's Max returns the number
 #else
-  x = hn::IfThenElse(hn::Lt(x, floor), floor, x);  // others may return the number
+  return hn::IfThenElse(hn::Lt(x, floor), floor, x);  // others may return the number
 #endif
+}
+
+// 2^x of each x < 127, relative error below 2e-7, exactly 0 from x = -126.5 down; NaN stays NaN.
+// Cost: 6 FMA-port and 4 other instructions. Step by step for all, and in this order GCC leaves it
+// on ARM (cmake/tiers.cmake): a core that works in order waits four cycles for each.
+template <size_t kCount>
+HWY_INLINE void Exp2BySteps(VF (&x)[kCount]) {
+  const VF floor = hn::Set(df, -127.0f);
   // 1.5 * 2^23 makes the sum's low mantissa bits the nearest integer; 127 is the exponent's bias,
   // so that k = -127 shifts to the bits of 0.0f.
   const VF magic = hn::Set(df, kMagic + 127.0f);
-  const VF biased = hn::Add(x, magic);
-  const VF power = hn::BitCast(df, hn::ShiftLeft<23>(hn::BitCast(di32, biased)));
-  const VF f = hn::Sub(x, hn::Sub(biased, magic));  // [-0.5, 0.5]
+  VF biased[kCount];
+  HWY_UNROLL(4)
+  for (size_t i = 0; i < kCount; ++i) x[i] = LargerOrNaN(x[i], floor);
+  HWY_UNROLL(4)
+  for (size_t i = 0; i < kCount; ++i) biased[i] = hn::Add(x[i], magic);
+  VF f[kCount];  // [-0.5, 0.5]
+  HWY_UNROLL(4)
+  for (size_t i = 0; i < kCount; ++i) f[i] = hn::Sub(biased[i], magic);
+  HWY_UNROLL(4)
+  for (size_t i = 0; i < kCount; ++i) f[i] = hn::Sub(x[i], f[i]);
   // Minimax for the relative error of 2^f (9e-8) among degree 5 with p(0) = 1: the largest p is
   // exact.
-  VF p = hn::Set(df, 1.32647271e-3f);
-  p = hn::MulAdd(p, f, hn::Set(df, 9.67151286e-3f));
-  p = hn::MulAdd(p, f, hn::Set(df, 5.55073375e-2f));
-  p = hn::MulAdd(p, f, hn::Set(df, 2.40222421e-1f));
-  p = hn::MulAdd(p, f, hn::Set(df, 6.93146978e-1f));
-  p = hn::MulAdd(p, f, hn::Set(df, 1.0f));
-  return hn::Mul(p, power);
+  constexpr float kCoefficients[] = {9.67151286e-3f, 5.55073375e-2f, 2.40222421e-1f, 6.93146978e-1f,
+                                     1.0f};
+  VF p[kCount];
+  HWY_UNROLL(4)
+  for (size_t i = 0; i < kCount; ++i) p[i] = hn::Set(df, 1.32647271e-3f);
+  HWY_UNROLL(5)
+  for (const float coefficient : kCoefficients) {
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kCount; ++i) p[i] = hn::MulAdd(p[i], f[i], hn::Set(df, coefficient));
+  }
+  HWY_UNROLL(4)
+  for (size_t i = 0; i < kCount; ++i) {
+    const VF power = hn::BitCast(df, hn::ShiftLeft<23>(hn::BitCast(di32, biased[i])));
+    x[i] = hn::Mul(p[i], power);
+  }
+}
+
+HWY_INLINE VF Exp2(VF x) {
+  VF each[1] = {x};
+  Exp2BySteps(each);
+  return each[0];
+}
+
+// The same for all, in the order that suits the tier.
+template <size_t kCount>
+HWY_INLINE void Exp2Each(VF (&x)[kCount]) {
+  if constexpr (HWY_ARCH_ARM_A64) {
+    Exp2BySteps(x);
+  } else {
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < kCount; ++i) x[i] = Exp2(x[i]);
+  }
 }
 
 // Stored elements to f32 and back; f32 itself passes through. int8: quanta, NaN becomes 0 and all

@@ -60,10 +60,10 @@ constexpr size_t kNumRegisters =
 
 // f32 products: kQueryVectors x kStep accumulators, kQueryVectors operands and a broadcast fill the
 // register file: 24 + 3 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 with AVX2. Without FMA the product
-// needs a register of its own. NEON multiplies by a lane: 16 + 4 + 1 of 32; on ARMv7 it has 16, and
+// needs a register of its own. NEON multiplies by a lane: 24 + 3 + 2 of 32; on ARMv7 it has 16, and
 // no multiply-add by a lane.
 struct F32Ops {
-#if HWY_TARGET <= HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
   static constexpr size_t kQueryVectors = 3;
   static constexpr size_t kStep = 8;
 #elif HWY_TARGET <= HWY_AVX2

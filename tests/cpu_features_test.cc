@@ -71,7 +71,7 @@ std::string NamesOf(CpuFeatures features) {
   return text;
 }
 
-// What neon_dot needs; see cmake/tiers.cmake.
+// Of CPUs for neon_dot, and for neon_i8mm, which are more than these need; see cmake/tiers.cmake.
 constexpr char kDot[] = "asimd asimddp asimdhp asimdrdm atomics crc32 fphp";
 constexpr char kI8mm[] = "asimd asimddp asimdhp asimdrdm atomics bf16 crc32 fphp i8mm";
 
@@ -194,7 +194,8 @@ TEST_CASE("features of Windows on ARM", "[cpu_features]") {
   CHECK(OnWindows({kCrc32}) == "asimd crc32");  // Snapdragon 835
   CHECK(OnWindows({kCrc32, kAtomics, kDotProducts, kFp16}) == kDot);
   CHECK(OnWindows({kCrc32, kAtomics, kDotProducts, kI8mmNumber, kFp16, kBf16}) == kI8mm);
-  // Before 24H2 nobody tells of f16: no tier may take it for granted because of the dot products.
+  // Before 24H2 nobody tells of f16: it is not taken for granted because of the dot products, which
+  // come without, as in neon_dot.
   CHECK(OnWindows({kCrc32, kAtomics, kDotProducts}) == "asimd asimddp asimdrdm atomics crc32");
   CHECK(OnWindows({kSve, 57}) == "asimd");  // SVE_I8MM
 }

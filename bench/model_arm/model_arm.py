@@ -124,7 +124,7 @@ def f32_kinds():
     return [
         Kind("f32: K·Q, P·V", lambda loop, after: is_block(loop, "fmla"), by_products, F32),
         Kind("f32: scores", lambda loop, after: is_block(loop, "fmla") and after["fmaxnm"] >= MIN_BLOCK and not hides(after), by_stores(4), follows=True),
-        Kind("f32: softmax", lambda loop, after: loop["fmla"] == 5 and loop["str q"] == 1 and has(loop, "fmax", "shl", "fmul") and loop["fadd"] > 2,
+        Kind("f32: softmax", lambda loop, after: loop["str q"] and loop["fmla"] == 5 * loop["str q"] and has(loop, "fmax", "shl", "fmul") and loop["fadd"] > 2,
              by_stores(4)),
         Kind("f32: O", lambda loop, after: is_block(loop, "fmla") and after["fmla"] >= MIN_BLOCK and not after["fmaxnm"],
              of_output(by="fmla"), follows=True),
@@ -136,7 +136,7 @@ def int8_kinds(qk, qk_roof, pv, pv_roof, name="i8"):
     return [
         Kind(f"{name}: K·Q", lambda loop, after: qk(loop), by_products, qk_roof),
         Kind(f"{name}: scores", lambda loop, after: qk(loop) and in_fixed_point(after), of_words, follows=True),
-        Kind(f"{name}: softmax", lambda loop, after: has(loop, "sqsub", "smin") and loop["sqrdmulh"] == 2 * loop["sqsub"], of_differences),
+        Kind(f"{name}: softmax", lambda loop, after: loop["sqsub"] and loop["sqsub"] in (loop["tbl"], loop["sqrdmulh"] / 2), of_differences),
         Kind(f"{name}: P·V", lambda loop, after: pv(loop), by_products, pv_roof),
         Kind(f"{name}: O", lambda loop, after: pv(loop) and after["fmla"] >= MIN_BLOCK and after["fmul"] >= MIN_BLOCK, of_output(by="fmla"), follows=True),
     ]

@@ -1,6 +1,7 @@
 // Integer products on 64-bit ARM without dotprod: bytes are widened to 16 bits and taken apart, and
 // smlal multiplies four by four, or four by one lane, and adds to 32 bits. Exact, four instructions
-// for 16 products: what multiply-adds of f32 take, for a quarter of the memory.
+// for 16 products: as many as multiply-adds of f32 take, for a quarter of the memory, but most
+// cores that work out of order have one pipe for these and two for those.
 #ifndef SIGHTLINE_KERNELS_OPS_NEON_INL_H_
 #define SIGHTLINE_KERNELS_OPS_NEON_INL_H_
 

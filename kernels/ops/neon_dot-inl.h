@@ -41,6 +41,22 @@ struct I8Ops {
 
 using ExactPvOps = I8Ops;
 
+// Looks up bytes in a table of 64.
+struct ByteTable {
+  uint8x16x4_t bytes;
+
+  explicit HWY_INLINE ByteTable(const uint8_t* table) {
+    asm("" : "+r"(table));  // GCC would read a constant again at each use, to save registers
+    bytes = vld1q_u8_x4(table);
+  }
+  HWY_INLINE VU8 operator[](VU8 index) const { return VU8(vqtbl4q_u8(bytes, index.raw)); }
+};
+
+// x / 2^-n, n from -15 to 0. Highway would negate n to shift to the left.
+HWY_INLINE VI16 ShiftBy(VU16 x, VI16 n) {
+  return VI16(vreinterpretq_s16_u16(vshlq_u16(x.raw, n.raw)));
+}
+
 }  // namespace
 }  // namespace SIGHTLINE_TIER
 }  // namespace sightline
