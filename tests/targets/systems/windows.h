@@ -1,5 +1,5 @@
-// As in Microsoft's SDK: what dispatch/cpu_features.cc and kv/file.cc use. Numbers have 32 bits where Windows' have, also where
-// unsigned long has 64.
+// As in Microsoft's SDK: what dispatch/cpu_features.cc and kv/file.cc use. Numbers have 32 bits
+// where Windows' have, also where unsigned long has 64.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
