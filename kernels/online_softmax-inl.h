@@ -130,7 +130,7 @@ HWY_INLINE void SoftmaxTileFixed(const QueryTile& q, const TileMask& mask, size_
           sum_of_bytes = I8Ops::DotPV(sum_of_bytes, bytes[i], hn::Set(di8, 1));
         }
       }
-      if constexpr (kSteps == 2) InterleaveSteps(bytes[0], bytes[1]);
+      if constexpr (kSteps == 2) InterleaveSteps(bytes[0], bytes[kQuads - 1]);
       HWY_UNROLL(2)
       for (size_t i = 0; i < kQuads; ++i) {
         hn::Store(bytes[i], du8, p + (quad + i) * kRowWords * 2);
