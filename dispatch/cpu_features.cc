@@ -1,5 +1,7 @@
 #include "dispatch/cpu_features.h"
 
+#include <string.h>
+
 #include "dispatch/arm_features.h"
 
 #if defined(__x86_64__)
@@ -167,6 +169,33 @@ const char* Name(CpuFeature feature) { return kNames[static_cast<unsigned>(featu
 CpuFeatures SupportedCpuFeatures() {
   static const CpuFeatures features = Detect();
   return features;
+}
+
+size_t DecodeFetchAheadOf(const char (&vendor)[13], uint32_t signature) {
+  // Family and model with their extensions, as AMD's and Intel's manuals compute them.
+  const uint32_t family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+  const uint32_t model = (signature >> 4 & 0xf) | (signature >> 12 & 0xf0);
+  const bool is_zen4 = strcmp(vendor, "AuthenticAMD") == 0 && family == 0x19 &&
+                       ((model >= 0x10 && model <= 0x1f) || (model >= 0x60 && model <= 0x7f) ||
+                        (model >= 0xa0 && model <= 0xaf));
+  constexpr size_t kUnderWay = 6144;  // 50 GB/s x 120 ns
+  return is_zen4 ? 0 : kUnderWay;
+}
+
+size_t DecodeFetchAhead() {
+#if defined(__x86_64__)
+  static const size_t bytes = [] {
+    const Registers leaf0 = Cpuid(0, 0);
+    char vendor[13] = {};
+    memcpy(vendor, &leaf0.b, 4);
+    memcpy(vendor + 4, &leaf0.d, 4);
+    memcpy(vendor + 8, &leaf0.c, 4);
+    return DecodeFetchAheadOf(vendor, Cpuid(1, 0).a);
+  }();
+  return bytes;
+#else
+  return DecodeFetchAheadOf({}, 0);
+#endif
 }
 
 size_t SveVectorBytes() {

@@ -48,6 +48,13 @@ constexpr CpuFeatures Bit(CpuFeature feature) {
 // Detected once; extensions whose registers the operating system does not save are left out.
 CpuFeatures SupportedCpuFeatures();
 
+// How far ahead of its products decoding should ask for K and V, in bytes: what is under way
+// between memory and a core, 50 GB/s x 120 ns; 0 on CPUs whose own prefetchers do better left alone
+// (docs/kernels/int8.md has the measurements).
+size_t DecodeFetchAhead();
+// The same of an x86 CPU, by the vendor's name in CPUID leaf 0 and register eax of leaf 1.
+size_t DecodeFetchAheadOf(const char (&vendor)[13], uint32_t signature);
+
 // Of this thread's SVE vectors as the system has set them, 0 without SVE. CPUs of one system differ
 // in it, and so do processes: never a constant, nor read once for all.
 size_t SveVectorBytes();

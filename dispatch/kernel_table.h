@@ -193,7 +193,8 @@ struct AttendTask {
   size_t q_len;  // queries; rows are q_len * q.beams * q.group
   size_t row_begin;
   size_t row_end;
-  float scale_log2e;  // softmax scale * log2(e): kernels work with powers of two
+  float scale_log2e;   // softmax scale * log2(e): kernels work with powers of two
+  size_t fetch_ahead;  // decode: bytes of K and V to be asked for ahead of the products; 0: none
 
   // Masks. Query i stands at q_start + i and sees so many keys to the left and to the right of
   // that, and the first prefix_len in any case; of all these, those that `masks` show.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <new>
 
+#include "dispatch/cpu_features.h"
 #include "dispatch/memory.h"
 #include "dispatch/merge.h"
 #include "dispatch/relative_buckets.h"
@@ -77,6 +78,7 @@ Status Plan::Create(const AttentionDesc& given, Plan* plan) {
   constexpr double kLog2E = 1.44269504088896340736;
   desc.scale = static_cast<float>(scale);
   impl->scale_log2e = static_cast<float>(scale * kLog2E);
+  impl->fetch_ahead = internal::DecodeFetchAhead();
   impl->desc = desc;
   impl->desc.tier = table->tier;
   impl->table = table;

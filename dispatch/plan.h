@@ -16,6 +16,7 @@ namespace internal {
 struct PlanImpl {
   AttentionDesc desc;  // defaults resolved: v_head_dim, scale
   float scale_log2e;   // softmax scale * log2(e)
+  size_t fetch_ahead;  // AttendTask has the same
   const KernelTable* table;
   const PrecisionKernels* kernels;
   LayoutId layout;

@@ -263,6 +263,7 @@ void SetTaskRows(const Call& call, const Selection& rows, size_t begin, size_t e
   task->row_begin = begin;
   task->row_end = end;
   task->scale_log2e = call.plan.scale_log2e;
+  task->fetch_ahead = call.plan.fetch_ahead;
   task->window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
   task->window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
   task->masks[0] = MaskRowsOf(args.mask, set, 1, 1);

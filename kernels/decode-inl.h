@@ -61,10 +61,6 @@ constexpr size_t kMaxChunkTiles = kMaxChunkKeys / kKvTile;
 template <class Values>
 constexpr size_t kChunkKeys = Values::kQuantized ? kMaxChunkKeys : kMaxChunkKeys / 2;
 
-// How far ahead of the products K and V are fetched: what is under way between memory and a core,
-// 50 GB/s x 120 ns; across turns, as if what follows lay behind them.
-constexpr ptrdiff_t kFetchAheadBytes = 6144;
-
 // Keys whose bytes of P fill a vector.
 constexpr size_t kSoftmaxKeys = 4 * kLanes;
 static_assert(kKeyBlock % kSoftmaxKeys == 0, "packed K reaches to the end of a vector of bytes");
@@ -201,9 +197,9 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
                               const Turn& turn, const uint8_t* const (&a_rows)[kRows],
                               size_t num_steps, typename Product::Acc (&acc)[kRows][kVectors]) {
   size_t end = num_steps;  // of the steps that fetch what lies before the turn
-  ptrdiff_t ahead = kFetchAheadBytes;
+  ptrdiff_t ahead = static_cast<ptrdiff_t>(turn.ahead);
   if (turn.to != nullptr) {
-    const ptrdiff_t bytes = DistanceOf(b, turn.from) - kFetchAheadBytes;
+    const ptrdiff_t bytes = DistanceOf(b, turn.from) - ahead;
     if (bytes < static_cast<ptrdiff_t>(num_steps * b_stride_bytes)) {
       end = bytes < 0 ? 0 : static_cast<size_t>(bytes) / b_stride_bytes / 2 * 2;
     }
@@ -547,7 +543,7 @@ HWY_NOINLINE VCursor VCursorAt(const AttendTask& task, size_t key, size_t channe
   return {columns.data,
           columns.stride_bytes,
           Values::kQuantized ? kv.v_scale + channel : nullptr,
-          {nullptr, nullptr}};
+          {nullptr, nullptr, task.fetch_ahead}};
 }
 
 // P of num_rows rows and all tiles of the chunk. It follows a tile behind the scores: then their
@@ -726,7 +722,7 @@ HWY_INLINE void DecodeChunkOutputs(const Chunk& chunk, DecodeRow* rows, size_t n
           next.data = chunk.after;
         }
         const size_t v_rows = (end - key + kLaneDepthOf<Values> - 1) / kLaneDepthOf<Values>;
-        v.turn = {v.data + v_rows * v.stride_bytes, next.data};
+        v.turn = {v.data + v_rows * v.stride_bytes, next.data, part.fetch_ahead};
         WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
           constexpr size_t kRows = decltype(count)::value;
           if (is_block) {

@@ -10,10 +10,12 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Where reading leaves off, to go on elsewhere; to nullptr: nobody knows.
+// Where reading leaves off, to go on elsewhere; to nullptr: nobody knows. And how far ahead of it
+// bytes are to be asked for, as if what follows lay behind them; 0: not at all.
 struct Turn {
   const uint8_t* from;
   const uint8_t* to;
+  size_t ahead;
 };
 
 // Keys from key_begin on of one head: a tile of kKvTile; of V also what follows in its V tile.
@@ -79,6 +81,7 @@ HWY_NOINLINE KvTile KTileAt(const AttendTask& task, size_t key) {
   const PackedOffsets& offsets = task.head.offsets;
   KvTile tile = {};
   tile.key_begin = key;
+  tile.turn.ahead = task.fetch_ahead;
   const uint8_t* base = FindPage(task, &key);
   tile.k = base + offsets.k + key / kKeyBlock * offsets.k_block_bytes;
   tile.k_block_bytes = offsets.k_block_bytes;

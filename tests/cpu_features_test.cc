@@ -200,6 +200,30 @@ TEST_CASE("features of Windows on ARM", "[cpu_features]") {
   CHECK(OnWindows({kSve, 57}) == "asimd");  // SVE_I8MM
 }
 
+// Signatures as CPUID reports them: extended family and model, family, model, stepping.
+TEST_CASE("decode fetches ahead but on Zen 4", "[cpu_features]") {
+  constexpr struct {
+    const char (&vendor)[13];
+    uint32_t signature;
+    bool fetches;
+  } kCpus[] = {{"AuthenticAMD", 0x00a10f11, false},  // Zen 4: Genoa
+               {"AuthenticAMD", 0x00a60f12, false},  // Raphael
+               {"AuthenticAMD", 0x00a70f41, false},  // Phoenix
+               {"AuthenticAMD", 0x00aa0f02, false},  // Bergamo
+               {"AuthenticAMD", 0x00a00f11, true},   // Zen 3: Milan
+               {"AuthenticAMD", 0x00a50f00, true},   // Cezanne
+               {"AuthenticAMD", 0x00b00f21, true},   // Zen 5: Turin
+               {"GenuineIntel", 0x00a10f11, true},
+               {"GenuineIntel", 0x000c06f2, true}};  // Emerald Rapids
+  for (const auto& cpu : kCpus) {
+    INFO(cpu.vendor << " " << std::hex << cpu.signature);
+    CHECK((internal::DecodeFetchAheadOf(cpu.vendor, cpu.signature) != 0) == cpu.fetches);
+  }
+#if !defined(__x86_64__)
+  CHECK(internal::DecodeFetchAhead() != 0);
+#endif
+}
+
 TEST_CASE("this CPU's features belong to its architecture", "[cpu_features]") {
   const std::string names = " " + NamesOf(internal::SupportedCpuFeatures()) + " ";
 #if defined(__x86_64__)
