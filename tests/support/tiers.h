@@ -17,8 +17,8 @@ std::vector<const char*> SupportedTiers();
 // The best of them.
 const char* BestTier();
 // Those that are worth a test of a precision: all of them, but in an emulator only those with
-// kernels of their own for it. What a tier takes over from the one below is the same functions
-// (OVER in cmake/tiers.cmake), which are tested there; "[tiers]" sees that both tables have them.
+// kernels of their own for it. What a tier takes over from one below is the same functions (OVER
+// in cmake/tiers.cmake), and those are tested there.
 std::vector<const char*> TiersOf(Precision precision);
 
 // Notes that a Plan of this tier computed something. A listener prints the record after the last
