@@ -2,7 +2,9 @@
 # without its headers, of which tiers need none.
 #
 #   cmake -DCLANG=clang++-19 -DNM=llvm-nm-19 -DTRIPLE=arm64-apple-ios14 -DPROCESSOR=arm64 -DPOINTER_BYTES=8 -DHIGHWAY=…
-#         -DWORK_DIR=… -P check_target.cmake
+#         -DWORK_DIR=… ["-DONLY=avx2,avx512"] -P check_target.cmake
+#
+# ONLY these tiers, where the others are of the same instructions and fewer.
 
 cmake_minimum_required(VERSION 3.25)
 set(source ${CMAKE_CURRENT_LIST_DIR}/../..)
@@ -12,6 +14,15 @@ set(CMAKE_CXX_COMPILER_ID Clang)
 include(${source}/cmake/tiers.cmake)
 if(NOT SIGHTLINE_TIERS)
   message(FATAL_ERROR "No tiers for ${PROCESSOR} with pointers of ${POINTER_BYTES} bytes")
+endif()
+if(ONLY)
+  string(REPLACE "," ";" only ${ONLY})
+  foreach(tier IN LISTS only)
+    if(NOT tier IN_LIST SIGHTLINE_TIERS)
+      message(FATAL_ERROR "${PROCESSOR} has no tier ${tier}, its tiers are ${SIGHTLINE_TIERS}")
+    endif()
+  endforeach()
+  set(SIGHTLINE_TIERS ${only})
 endif()
 file(MAKE_DIRECTORY ${WORK_DIR})
 foreach(tier IN LISTS SIGHTLINE_TIERS)
