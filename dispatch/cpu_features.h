@@ -49,8 +49,8 @@ constexpr CpuFeatures Bit(CpuFeature feature) {
 CpuFeatures SupportedCpuFeatures();
 
 // How far ahead of its products decoding should ask for K and V, in bytes: what is under way
-// between memory and a core, 50 GB/s x 120 ns; 0 on CPUs whose own prefetchers do better left alone
-// (docs/kernels/int8.md has the measurements).
+// between memory and a core; 0 on CPUs whose own prefetchers do better left alone: Zen 4, as far as
+// was measured (docs/kernels/int8.md).
 size_t DecodeFetchAhead();
 // The same of an x86 CPU, by the vendor's name in CPUID leaf 0 and register eax of leaf 1.
 size_t DecodeFetchAheadOf(const char (&vendor)[13], uint32_t signature);

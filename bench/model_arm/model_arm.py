@@ -8,8 +8,8 @@
 OBJECT is what kernels/tier.cc was compiled to for a tier; what stands before the slash is the tier's name. `./run model-arm`
 builds them and calls this.
 
-It fails if K·Q or P·V takes more than what MUST allows on the cores that it names. For each kind of loop that a tier has to have (EXPECTED) all loops of the object that look so are fed to llvm-mca, and the slowest
-counts. They are found by their instructions; that one is missing is an error. The table says
+It fails if K·Q or P·V takes more than what MUST allows on the cores that it names. For each kind of loop that a tier has to have
+(EXPECTED) all loops of the object that look so are fed to llvm-mca, and the slowest counts. They are found by their instructions; that one is missing is an error. The table says
 
     cycles   for 16 scores (16 queries with one key) of 64 dimensions and 64 channels
     roof     the part of them that the products alone would take, at the rate of llvm-mca for such products without anything else
