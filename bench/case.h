@@ -78,8 +78,10 @@ struct Features {
   int64_t weights = 0;  // of so many heads, f32
   int64_t mass = 0;
 
-  // Where K and V are. Such rows are measured in turns with the same attention over one memory or,
-  // of `continuous`, with a call for each sequence.
+  // Where K and V are.
+  int64_t prepared = 0;  // in a memory that was prepared before, as `cross` has them
+  // Rows of these are measured in turns with the same attention over one memory or, of
+  // `continuous`, with a call for each sequence.
   int64_t segments = 0;    // so many memories, of equal length
   int64_t pages = 0;       // a cache with pages of so many tokens
   int64_t continuous = 0;  // caches of kv_len / 32 to kv_len tokens, in geometric steps and mixed
@@ -112,6 +114,7 @@ constexpr FeatureWord kFeatureWords[] = {
     {"lse", nullptr, &Features::lse},
     {"weights", "of", &Features::weights},
     {"mass", nullptr, &Features::mass},
+    {"prepared", nullptr, &Features::prepared},
     {"segments", "seg", &Features::segments},
     {"pages", "page", &Features::pages},
     {"continuous", nullptr, &Features::continuous},

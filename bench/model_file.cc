@@ -58,6 +58,7 @@ bool Knows(Op op, int64_t Features::* feature) {
   if (feature == &F::full) return op == Op::kMap;
   if (feature == &F::ragged || feature == &F::parts) return is_self;
   if (feature == &F::window || feature == &F::prefix) return is_self || op == Op::kDecodeSelf;
+  if (feature == &F::prepared) return op == Op::kSelfCausal;  // of kSelf that is kCross
   if (feature == &F::segments) return op == Op::kCross || op == Op::kDecodeCross;
   if (feature == &F::pages || feature == &F::continuous) return op == Op::kDecodeSelf;
   return IsAttention(op);
@@ -129,7 +130,8 @@ std::string WrongFeatures(const Case& c) {
       return std::string("'") + word + "' has no more than " + std::to_string(kMaxTokens) +
              " tokens, q times batch";
     }
-    if (f.prefix + f.padding + f.mask + f.block_mask + f.bias + f.weights + f.mass != 0) {
+    if (f.prefix + f.padding + f.mask + f.block_mask + f.bias + f.weights + f.mass + f.prepared !=
+        0) {
       return std::string("'") + word +
              "' goes with window, softcap, t5, alibi, sinks and lse alone";
     }

@@ -1,7 +1,7 @@
 // Which calls of the public API a row times:
 //
 //   self, self_causal    Run on raw Q, K and V: quantising and packing K and V is part of the time
-//   cross, decode_cross  Run on a CrossMemory that was prepared before
+//   cross, decode_cross, self_causal_prepared  Run on a CrossMemory that was prepared before
 //   decode_self          Run on a KvCache that holds kv_len tokens
 //   prepare              CrossMemory::Create, its allocation included
 //   append               KvCache::Append of q_len tokens
@@ -789,6 +789,7 @@ class SightlineContender : public Contender {
         if (problem.c.features.parts != 0) {
           return std::make_unique<PartsEntry>(problem, format, threads);
         }
+        if (problem.c.features.prepared != 0) break;
         return std::make_unique<SelfEntry>(problem, format, threads);
       case Op::kCross:
       case Op::kDecodeCross:

@@ -29,6 +29,7 @@ export const FEATURES = [
   'lse',
   'weights',
   'mass',
+  'prepared',
   'segments',
   'pages',
   'continuous',

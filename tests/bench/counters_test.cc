@@ -150,7 +150,11 @@ std::vector<Features> FeatureSets(Op op) {
   add({{&F::weights, 3}});
   add({{&F::mask, 1}, {&F::block_mask, 24}, {&F::padding, 10}, {&F::weights, 1}, {&F::mass, 1}});
   add({{&F::softcap, 3}, {&F::bias, 1}, {&F::t5, 32}, {&F::alibi, 1}, {&F::sinks, 1}});
-  if (op == Op::kSelfCausal) add({{&F::prefix, 90}});
+  if (op == Op::kSelfCausal) {
+    add({{&F::prefix, 90}});
+    add({{&F::prepared, 1}});
+    add({{&F::prepared, 1}, {&F::window, 12}, {&F::padding, 20}, {&F::lse, 1}});
+  }
   if (is_self || op == Op::kDecodeSelf) {
     add({{&F::window, 33}});
     add({{&F::window, 2}});
@@ -603,6 +607,18 @@ TEST_CASE("A token takes what docs/benchmarking.md says", "[counters]") {
   }
 }
 
+TEST_CASE("Prepared K and V are in a memory", "[counters]") {
+  const std::unique_ptr<Contender> sightline = MakeSightline("scalar");
+  for (const int64_t prepared : {0, 1}) {
+    Case c = SmallCase(Op::kSelfCausal);
+    c.features.prepared = prepared;
+    std::string why_not;
+    const std::unique_ptr<Entry> entry = sightline->Enter(Problem(c), "i8", 1, &why_not);
+    REQUIRE(entry != nullptr);
+    CHECK((entry->token_bytes() > 0.0) == (prepared != 0));
+  }
+}
+
 TEST_CASE("What is beside a row is measured in turns with it", "[counters]") {
   struct Halves : Entry {
     std::string order;
@@ -635,7 +651,9 @@ TEST_CASE("Without a feature, the output is another one", "[counters]") {
       // Further outputs and how keys and sequences lie do not change it, a window of all keys hides
       // none, and a softcap far above the scores hardly matters.
       const Features& f = features;
-      if (f.lse + f.weights + f.mass + f.segments + f.pages != 0 || c.ragged()) continue;
+      if (f.lse + f.weights + f.mass + f.prepared + f.segments + f.pages != 0 || c.ragged()) {
+        continue;
+      }
       if (f.window == 1000 || f.softcap == 50) continue;
       INFO(c.OpName() << " " << c.Shape());
       std::string why_not;

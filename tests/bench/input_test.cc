@@ -99,6 +99,7 @@ TEST_CASE("Features read as written", "[input]") {
       {"self q=100 lse", "self_lse", ""},
       {"cross q=100 k=100 weights=6", "cross_weights", ".of6"},
       {"self q=100 mass", "self_mass", ""},
+      {"self_causal q=100 prepared", "self_causal_prepared", ""},
       {"cross q=100 k=100 segments=4", "cross_segments", ".seg4"},
       // Names do not depend on the order in the file.
       {"self_causal mass softcap=3 window=20 q=100", "self_causal_window_softcap_mass",
@@ -199,6 +200,7 @@ TEST_CASE("Mistakes in features are named with their line", "[input]") {
   // Where K and V are.
   CHECK_THAT(ErrorOf(head + "self q=4 segments=2\n"),
              ContainsSubstring("self has no 'segments=2'"));
+  CHECK_THAT(ErrorOf(head + "cross q=4 prepared\n"), ContainsSubstring("cross has no 'prepared'"));
   CHECK_THAT(ErrorOf(head + "decode_cross k=4 pages=128\n"),
              ContainsSubstring("decode_cross has no 'pages=128'"));
   CHECK_THAT(ErrorOf(head + "cross q=4 segments=5\n"),
