@@ -22,17 +22,11 @@ inline size_t Product(size_t a, size_t b) {
 }
 inline size_t Product(size_t a, size_t b, size_t c) { return Product(Product(a, b), c); }
 
-// Memory aligned to kPackedAlignBytes, of undefined contents; null if there is none. Free with
-// FreeAligned. No object is larger than half of what can be addressed; libraries that round the
-// size up for the alignment would pass its end.
-inline unsigned char* AllocateAligned(size_t bytes) {
-  if (bytes > SIZE_MAX / 2) return nullptr;
-  return static_cast<unsigned char*>(
-      ::operator new(bytes, std::align_val_t{kPackedAlignBytes}, std::nothrow));
-}
-inline void FreeAligned(unsigned char* block) {
-  ::operator delete(block, std::align_val_t{kPackedAlignBytes});
-}
+// Memory aligned to kPackedAlignBytes, of undefined contents, in large pages where it is large and
+// the system has them; null if there is none. Free with FreeAligned. No object is larger than half
+// of what can be addressed; libraries that round the size up for the alignment would pass its end.
+unsigned char* AllocateAligned(size_t bytes);
+void FreeAligned(unsigned char* block);
 
 // Shares ownership of `object`; null, with the object deleted, if the counter cannot be allocated.
 template <class T, class Deleter = std::default_delete<T>>

@@ -15,9 +15,19 @@ using internal::PagedKv;
 
 namespace {
 
-// Tokens of a page where the caller does not say: with less, the ends of pages cost time that shows
-// (a tenth at 256), with more, forks copy more of the open page.
-constexpr int64_t kDefaultPageTokens = 512;
+// Tokens of a page where the caller does not say. The ends of pages cost time that shows, the more
+// the farther away memory is, and forks copy what is in the open page: a small part of the whole.
+int64_t DefaultPageTokens(const KvCacheDesc& desc) {
+  constexpr int64_t kTile = int64_t{internal::kKvTile};
+  constexpr int64_t kLeast = 512;  // a tenth slower at 256, from L2
+  constexpr int64_t kMost = 2048;  // as fast as one memory, from DRAM
+  constexpr int64_t kPages = 32;
+  // A window forgets by whole pages.
+  const int64_t wanted =
+      desc.window_left >= 0 ? kLeast : std::clamp(desc.capacity / kPages, kLeast, kMost);
+  const int64_t needed = std::clamp<int64_t>(desc.capacity, 1, wanted);
+  return (needed + kTile - 1) / kTile * kTile;
+}
 
 Status CreatePool(const KvPoolDesc& desc, size_t max_pages, std::shared_ptr<KvPoolImpl>* pool) {
   const internal::KernelTable* table = nullptr;
@@ -79,11 +89,7 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
     if (desc.v_head_dim == 0) desc.v_head_dim = desc.head_dim;
     KvPoolDesc own;
     own.page_tokens = desc.page_tokens;
-    if (own.page_tokens == 0) {
-      const int64_t tile = int64_t{internal::kKvTile};
-      const int64_t needed = std::clamp<int64_t>(desc.capacity, 1, kDefaultPageTokens);
-      own.page_tokens = (needed + tile - 1) / tile * tile;
-    }
+    if (own.page_tokens == 0) own.page_tokens = DefaultPageTokens(desc);
     own.num_kv_heads = desc.num_kv_heads;
     own.head_dim = desc.head_dim;
     own.v_head_dim = desc.v_head_dim;

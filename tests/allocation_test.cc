@@ -1,13 +1,20 @@
-// Run, Append and the calls that report errors allocate nothing.
+// Run, Append and the calls that report errors allocate nothing; large blocks are in large pages.
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/generators/catch_generators_range.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <fstream>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
+#include "dispatch/memory.h"
 #include "support/allocations.h"
 #include "support/check.h"
 #include "support/problem.h"
@@ -54,6 +61,39 @@ TEST_CASE("the counter counts", "[allocation]") {
   free(by_calloc);
   free(by_posix_memalign);
 }
+
+#if defined(__linux__)
+// What /proc/self/smaps says of the mapping with an address; "" if no mapping has it.
+std::string FlagsOfMapping(const void* address) {
+  const auto a = reinterpret_cast<uintptr_t>(address);
+  std::ifstream maps("/proc/self/smaps");
+  bool is_here = false;
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long begin = 0;
+    unsigned long end = 0;
+    if (sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
+      is_here = begin <= a && a < end;
+    } else if (is_here && line.rfind("VmFlags:", 0) == 0) {
+      return line;
+    }
+  }
+  return "";
+}
+
+TEST_CASE("large blocks ask for large pages", "[allocation]") {
+  if (IsEmulated()) SKIP("QEMU passes no such advice on");
+  if (!std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled")) SKIP("the kernel has none");
+  constexpr size_t kBytes = (size_t{5} << 20) + 100;
+  unsigned char* block = internal::AllocateAligned(kBytes);
+  REQUIRE(block != nullptr);
+  CHECK(reinterpret_cast<uintptr_t>(block) % internal::kPackedAlignBytes == 0);
+  for (const size_t i : {size_t{0}, kBytes / 2, kBytes - 1}) {
+    CHECK_THAT(FlagsOfMapping(block + i), Catch::Matchers::ContainsSubstring(" hg"));
+  }
+  memset(block, 1, kBytes);
+  internal::FreeAligned(block);
+}
+#endif
 
 TEST_CASE("Run allocates nothing", "[allocation]") {
   SKIP_UNLESS_COUNTING();

@@ -498,6 +498,29 @@ TEST_CASE("a cache takes what its pages take, and the open tile", "[cache]") {
 }
 
 // kv.h: below some 600 tokens int8 takes more memory than f16.
+TEST_CASE("pages of a cache's own grow with its capacity", "[cache]") {
+  const struct {
+    int64_t capacity;
+    int64_t window_left;
+    int64_t page_tokens;
+  } caches[] = {
+      {1, -1, 128},        {128, -1, 128},     {129, -1, 256},    {512, -1, 512},
+      {16384, -1, 512},    {20000, -1, 640},   {32768, -1, 1024}, {65536, -1, 2048},
+      {1 << 20, -1, 2048}, {32768, 4096, 512},
+  };
+  for (const auto& expected : caches) {
+    INFO(expected.capacity << " tokens, window_left " << expected.window_left);
+    KvCacheDesc desc;
+    desc.num_kv_heads = 1;
+    desc.head_dim = 8;
+    desc.capacity = expected.capacity;
+    desc.window_left = expected.window_left;
+    KvCache cache;
+    REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+    CHECK(cache.page_tokens() == expected.page_tokens);
+  }
+}
+
 TEST_CASE("an int8 cache is smaller than an f16 one from 600 tokens on", "[cache]") {
   constexpr struct {
     int64_t length;

@@ -195,7 +195,8 @@ struct KvCacheDesc {
 
   // Where pages come from: a pool, which then gives geometry, page_tokens and format (leave these
   // out), or
-  // the cache's own, of page_tokens tokens (see KvPoolDesc; 0 = 512, or less if the capacity is).
+  // the cache's own, of page_tokens tokens (see KvPoolDesc; 0 = 512, or less if the capacity is,
+  // and without a window a 32nd of a capacity beyond 16384, but no more than 2048).
   const KvPool* pool = nullptr;
   int64_t page_tokens = 0;
 };
