@@ -675,6 +675,7 @@ TEST_CASE("weights of a row sum to 1, or to what its sink leaves", "[weights]") 
         ExpectedWeights expected(problem);
         for (const Precision precision : kPrecisions) {
           for (const char* tier : TiersOf(precision)) {
+            if (!TakesTurn(tier)) continue;
             INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
             const Setup setup = {tier, precision};
             const Answer answer = AnswerOf(problem, setup, {});
@@ -841,6 +842,7 @@ TEST_CASE("the number of workers changes no bit of weights", "[weights][workers]
       Ask ask = WithMassShape(OfHeads({3, 1, 1, 0}, average), seed);
       for (const Precision precision : kPrecisions) {
         for (const char* tier : TiersOf(precision)) {
+          if (!TakesTurn(tier)) continue;
           const Answer alone = AnswerOf(problem, {tier, precision}, ask);
           for (const ParallelFor& parallel :
                {OneThreadPerWorker(3), TwoThreads(4), BackwardsOnThisThread(2)}) {
@@ -1022,7 +1024,7 @@ TEST_CASE("asking for weights, mass and lse changes no bit of the output", "[wei
       const Problem plain(c, seed);
       for (const Precision precision : kPrecisions) {
         for (const char* tier : TiersOf(precision)) {
-          if (!IsAffordable(c, tier)) continue;
+          if (!IsAffordable(c, tier) || !TakesTurn(tier)) continue;
           const Setup setup = {tier, precision};
           INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
           Tensor lse;
