@@ -80,7 +80,7 @@ struct Features {
 
   // Where K and V are.
   int64_t prepared = 0;  // in a memory that was prepared before, as `cross` has them
-  // Rows of these are measured in turns with the same attention over one memory or, of
+  // Rows of the next three are measured in turns with the same attention over one memory or, of
   // `continuous`, with a call for each sequence.
   int64_t segments = 0;    // so many memories, of equal length
   int64_t pages = 0;       // a cache with pages of so many tokens

@@ -58,7 +58,7 @@ bool Knows(Op op, int64_t Features::* feature) {
   if (feature == &F::full) return op == Op::kMap;
   if (feature == &F::ragged || feature == &F::parts) return is_self;
   if (feature == &F::window || feature == &F::prefix) return is_self || op == Op::kDecodeSelf;
-  if (feature == &F::prepared) return op == Op::kSelfCausal;  // of kSelf that is kCross
+  if (feature == &F::prepared) return op == Op::kSelfCausal;  // for kSelf that would be kCross
   if (feature == &F::segments) return op == Op::kCross || op == Op::kDecodeCross;
   if (feature == &F::pages || feature == &F::continuous) return op == Op::kDecodeSelf;
   return IsAttention(op);

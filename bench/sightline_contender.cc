@@ -745,9 +745,9 @@ class SightlineContender : public Contender {
       offer.not_timed =
           "the plan and its workspace; the inputs are in their element type. Packing K and V is "
           "part "
-          "of self and self_causal; before cross and decode_cross the memory was prepared (the op "
-          "prepare, which finds the scales and allocates), before decode_self the cache was filled "
-          "(the op append)";
+          "of self and self_causal; before cross, decode_cross and self_causal_prepared the memory "
+          "was prepared (the op prepare, which finds the scales and allocates), before decode_self "
+          "the cache was filled (the op append)";
       AttentionDesc desc;
       desc.num_heads = desc.num_kv_heads = desc.head_dim = 1;
       desc.tier = tier_.c_str();

@@ -13,9 +13,10 @@ namespace {
 // begins.
 constexpr size_t kLargeBlock = size_t{4} << 20;
 
-// Asks for large pages, of which many systems give none to who does not ask. K and V that are read
-// from DRAM would wait for the translation of their addresses, and memory that is new for the
-// system to give it page by page. Where it has none to give, nothing changes.
+// Asks for large pages, which many systems give only to those who ask. Without them reads from DRAM
+// wait for the translation of addresses, and new memory is handed over 4 KiB at a time. The price
+// is that the system may tidy up its memory, once, where it has none at hand; and the advice stays
+// with the addresses when an allocator gives them to somebody else.
 void AskForLargePages([[maybe_unused]] unsigned char* block, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   // Whole pages, of which the first and the last may be others' as well: it is advice.

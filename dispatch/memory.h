@@ -22,9 +22,9 @@ inline size_t Product(size_t a, size_t b) {
 }
 inline size_t Product(size_t a, size_t b, size_t c) { return Product(Product(a, b), c); }
 
-// Memory aligned to kPackedAlignBytes, of undefined contents, in large pages where it is large and
-// the system has them; null if there is none. Free with FreeAligned. No object is larger than half
-// of what can be addressed; libraries that round the size up for the alignment would pass its end.
+// Memory aligned to kPackedAlignBytes, of undefined contents, for which large pages are asked for
+// if it is large; null if there is none. Free with FreeAligned. No object is larger than half of
+// what can be addressed; libraries that round the size up for the alignment would pass its end.
 unsigned char* AllocateAligned(size_t bytes);
 void FreeAligned(unsigned char* block);
 

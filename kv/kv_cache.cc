@@ -15,17 +15,44 @@ using internal::PagedKv;
 
 namespace {
 
-// Tokens of a page where the caller does not say. The ends of pages cost time that shows, the more
-// the farther away memory is, and forks copy what is in the open page: a small part of the whole.
+int64_t ElementBytesOfPair(Precision precision) {  // one of K, one of V
+  switch (precision) {
+    case Precision::kF32:
+      return 8;
+    case Precision::kF16:
+    case Precision::kBF16:
+    case Precision::kMixed16:
+      return 4;
+    case Precision::kI8Fine:
+      return 3;
+    case Precision::kI8:
+      return 2;
+  }
+  return 8;
+}
+
+// Tokens of a page where the caller does not say: 512, since the ends of smaller ones cost time
+// that shows, twice that and twice again where it helps and hurts little. It helps where K and V
+// come from DRAM, which is read slowly by short runs; docs/kernels/memories.md. It hurts short
+// contexts, which take a page, and forks, which copy one: so pages stay a small part of the
+// capacity. A window forgets by whole pages.
 int64_t DefaultPageTokens(const KvCacheDesc& desc) {
   constexpr int64_t kTile = int64_t{internal::kKvTile};
-  constexpr int64_t kLeast = 512;  // a tenth slower at 256, from L2
-  constexpr int64_t kMost = 2048;  // as fast as one memory, from DRAM
-  constexpr int64_t kPages = 32;
-  // A window forgets by whole pages.
-  const int64_t wanted =
-      desc.window_left >= 0 ? kLeast : std::clamp(desc.capacity / kPages, kLeast, kMost);
-  const int64_t needed = std::clamp<int64_t>(desc.capacity, 1, wanted);
+  constexpr int64_t kLeast = 512;
+  constexpr int64_t kMost = 2048;
+  constexpr int64_t kMostBytes = 256 << 10;  // of K and V of a head: as fast as longer runs, nearly
+  constexpr int64_t kPages = 32;             // of a full cache: all but 3 % of their room is used
+  const auto dim = [](int64_t given) {       // nobody has looked at it yet
+    return std::clamp<int64_t>(given, 0, int64_t{internal::kMaxHeadDim});
+  };
+  const int64_t token_bytes =
+      ElementBytesOfPair(desc.format.precision) * (dim(desc.head_dim) + dim(desc.v_head_dim)) / 2;
+  int64_t tokens = kLeast;
+  while (desc.window_left < 0 && 2 * tokens <= kMost && 2 * tokens <= desc.capacity / kPages &&
+         2 * tokens * token_bytes <= kMostBytes) {
+    tokens *= 2;
+  }
+  const int64_t needed = std::clamp<int64_t>(desc.capacity, 1, tokens);
   return (needed + kTile - 1) / kTile * kTile;
 }
 

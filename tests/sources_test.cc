@@ -497,30 +497,41 @@ TEST_CASE("a cache takes what its pages take, and the open tile", "[cache]") {
   }
 }
 
-// kv.h: below some 600 tokens int8 takes more memory than f16.
+// kv.h: KvCacheDesc::page_tokens.
 TEST_CASE("pages of a cache's own grow with its capacity", "[cache]") {
   const struct {
+    Precision precision;
+    int64_t head_dim;
     int64_t capacity;
     int64_t window_left;
     int64_t page_tokens;
   } caches[] = {
-      {1, -1, 128},        {128, -1, 128},     {129, -1, 256},    {512, -1, 512},
-      {16384, -1, 512},    {20000, -1, 640},   {32768, -1, 1024}, {65536, -1, 2048},
-      {1 << 20, -1, 2048}, {32768, 4096, 512},
+      {Precision::kI8, 64, 1, -1, 128},         {Precision::kI8, 64, 128, -1, 128},
+      {Precision::kI8, 64, 129, -1, 256},       {Precision::kI8, 64, 512, -1, 512},
+      {Precision::kI8, 64, 32767, -1, 512},     {Precision::kI8, 64, 32768, -1, 1024},
+      {Precision::kI8, 64, 65535, -1, 1024},    {Precision::kI8, 64, 65536, -1, 2048},
+      {Precision::kI8, 64, 1 << 20, -1, 2048},  {Precision::kI8, 64, 65536, 4096, 512},
+      {Precision::kI8, 128, 1 << 20, -1, 1024}, {Precision::kI8Fine, 64, 1 << 20, -1, 1024},
+      {Precision::kF16, 64, 1 << 20, -1, 1024}, {Precision::kMixed16, 128, 1 << 20, -1, 512},
+      {Precision::kF32, 64, 1 << 20, -1, 512},  {Precision::kBF16, 32, 1 << 20, -1, 2048},
+      {Precision::kF32, 512, 1 << 20, -1, 512},
   };
   for (const auto& expected : caches) {
-    INFO(expected.capacity << " tokens, window_left " << expected.window_left);
+    INFO(Name(expected.precision) << ", " << expected.head_dim << ", " << expected.capacity
+                                  << " tokens, window_left " << expected.window_left);
     KvCacheDesc desc;
     desc.num_kv_heads = 1;
-    desc.head_dim = 8;
+    desc.head_dim = expected.head_dim;
     desc.capacity = expected.capacity;
     desc.window_left = expected.window_left;
+    desc.format.precision = expected.precision;
     KvCache cache;
     REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
     CHECK(cache.page_tokens() == expected.page_tokens);
   }
 }
 
+// kv.h: below some 600 tokens int8 takes more memory than f16.
 TEST_CASE("an int8 cache is smaller than an f16 one from 600 tokens on", "[cache]") {
   constexpr struct {
     int64_t length;

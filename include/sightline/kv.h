@@ -195,8 +195,9 @@ struct KvCacheDesc {
 
   // Where pages come from: a pool, which then gives geometry, page_tokens and format (leave these
   // out), or
-  // the cache's own, of page_tokens tokens (see KvPoolDesc; 0 = 512, or less if the capacity is,
-  // and without a window a 32nd of a capacity beyond 16384, but no more than 2048).
+  // the cache's own, of page_tokens tokens (see KvPoolDesc). 0: 512, or what the capacity takes if
+  // that is less; without a window 1024 for a capacity of 32768 or more and 2048 from 65536 on, as
+  // long as K and V of a head take no more than 256 KiB of a page.
   const KvPool* pool = nullptr;
   int64_t page_tokens = 0;
 };

@@ -201,6 +201,9 @@ TEST_CASE("Mistakes in features are named with their line", "[input]") {
   CHECK_THAT(ErrorOf(head + "self q=4 segments=2\n"),
              ContainsSubstring("self has no 'segments=2'"));
   CHECK_THAT(ErrorOf(head + "cross q=4 prepared\n"), ContainsSubstring("cross has no 'prepared'"));
+  CHECK_THAT(ErrorOf(head + "self q=4 prepared\n"), ContainsSubstring("self has no 'prepared'"));
+  CHECK_THAT(ErrorOf(head + "self_causal q=4 batch=2 ragged prepared\n"),
+             ContainsSubstring("'ragged' goes with"));
   CHECK_THAT(ErrorOf(head + "decode_cross k=4 pages=128\n"),
              ContainsSubstring("decode_cross has no 'pages=128'"));
   CHECK_THAT(ErrorOf(head + "cross q=4 segments=5\n"),

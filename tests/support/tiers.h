@@ -38,8 +38,7 @@ bool IsSanitized();
 float AsTierSees(const char* tier, float x);
 
 // Whether this one of many cases is run on a tier: in the scalar tier and under an emulator one of
-// three is, spread evenly; with sanitizers one of six, as each tier has its own turns and all of
-// them together see nearly every case.
+// three is, spread evenly; with sanitizers one of six, of which each tier has its own.
 bool TakesTurn(const char* tier);
 
 }  // namespace testing
