@@ -1602,6 +1602,12 @@ TEST_CASE("KvCache::Create refuses", "[status]") {
       {"negative kv heads", kInvalid, "num_kv_heads", [](auto& d) { d.num_kv_heads = -1; }},
       {"head_dim 0", kInvalid, "head_dim", [](auto& d) { d.head_dim = 0; }},
       {"head_dim 513", kInvalid, "head_dim", [](auto& d) { d.head_dim = 513; }},
+      {"head_dim absurd, own pages", kInvalid, "head_dim",
+       [](auto& d) {
+         d.head_dim = INT64_MAX;
+         d.page_tokens = 0;
+         d.capacity = 1 << 20;
+       }},
       {"v_head_dim -1", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = -1; }},
       {"v_head_dim 513", kInvalid, "v_head_dim", [](auto& d) { d.v_head_dim = 513; }},
       {"negative capacity", kInvalid, "capacity", [](auto& d) { d.capacity = -1; }},
