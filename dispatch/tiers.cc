@@ -159,6 +159,13 @@ Status FindKernels(const char* name, const KernelTable** table) {
   return status;
 }
 
+Status FindKernels(const KvFormat& format, const PrecisionKernels** kernels) {
+  const KernelTable* table = nullptr;
+  Status status = FindKernels(format.tier, &table);
+  if (status.ok()) *kernels = &table->kernels[static_cast<size_t>(format.precision)];
+  return status;
+}
+
 }  // namespace internal
 
 size_t NumTiers() { return internal::kNumTiers; }

@@ -29,13 +29,6 @@ struct MemorySetImpl {
 
 namespace {
 
-Status FindKernelsOf(const CrossMemoryDesc& desc, const PrecisionKernels** kernels) {
-  const KernelTable* table = nullptr;
-  Status status = FindKernels(desc.format.tier, &table);
-  if (status.ok()) *kernels = &table->kernels[static_cast<size_t>(desc.format.precision)];
-  return status;
-}
-
 // Packs validated tensors into a block of the caller's or of its own.
 Status PackInto(const CrossMemoryDesc& desc, const PrecisionKernels& kernels,
                 const ConstTensorView& k, const ConstTensorView& v, const int32_t* kv_lens,
@@ -81,7 +74,7 @@ Status CrossMemory::Create(const ConstTensorView& k, const ConstTensorView& v,
   desc.format = format;
   status = internal::ValidatePrecision("format.", format.precision, format.rotate_k);
   const PrecisionKernels* kernels = nullptr;
-  if (status.ok()) status = internal::FindKernelsOf(desc, &kernels);
+  if (status.ok()) status = internal::FindKernels(format, &kernels);
   if (!status.ok()) return status;
   if (options.placement.data != nullptr || options.placement.bytes != 0) {
     size_t bytes = 0;
@@ -134,7 +127,7 @@ Status Complete(const CrossMemoryDesc& given, int64_t num_layers, CrossMemoryDes
   *desc = given;
   if (desc->v_head_dim == 0) desc->v_head_dim = desc->head_dim;
   Status status = internal::ValidateMemoryDesc(*desc, num_layers);
-  if (status.ok()) status = internal::FindKernelsOf(*desc, kernels);
+  if (status.ok()) status = internal::FindKernels(desc->format, kernels);
   if (!status.ok()) return status;
   const auto layout = internal::LayoutOf(**kernels, desc->format.rotate_k);
   status = PackedBlock::BytesFor(*desc, layout, layer_bytes);

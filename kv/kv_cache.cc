@@ -11,56 +11,35 @@
 namespace sightline {
 
 using internal::KvPoolImpl;
+using internal::LayoutId;
 using internal::PagedKv;
+using internal::PrecisionKernels;
 
 namespace {
-
-int64_t ElementBytesOfPair(Precision precision) {  // one of K, one of V
-  switch (precision) {
-    case Precision::kF32:
-      return 8;
-    case Precision::kF16:
-    case Precision::kBF16:
-    case Precision::kMixed16:
-      return 4;
-    case Precision::kI8Fine:
-      return 3;
-    case Precision::kI8:
-      return 2;
-  }
-  return 8;
-}
 
 // Tokens of a page where the caller does not say: 512, since the ends of smaller ones cost time
 // that shows, twice that and twice again where it helps and hurts little. It helps where K and V
 // come from DRAM, which is read slowly by short runs; docs/kernels/memories.md. It hurts short
 // contexts, which take a page, and forks, which copy one: so pages stay a small part of the
 // capacity. A window forgets by whole pages.
-int64_t DefaultPageTokens(const KvCacheDesc& desc) {
-  constexpr int64_t kTile = int64_t{internal::kKvTile};
-  constexpr int64_t kLeast = 512;
-  constexpr int64_t kMost = 2048;
-  constexpr int64_t kMostBytes = 256 << 10;  // of K and V of a head: as fast as longer runs, nearly
-  constexpr int64_t kPages = 32;             // of a full cache: all but 3 % of their room is used
-  const auto dim = [](int64_t given) {       // nobody has looked at it yet
-    return std::clamp<int64_t>(given, 0, int64_t{internal::kMaxHeadDim});
-  };
-  const int64_t token_bytes =
-      ElementBytesOfPair(desc.format.precision) * (dim(desc.head_dim) + dim(desc.v_head_dim)) / 2;
-  int64_t tokens = kLeast;
-  while (desc.window_left < 0 && 2 * tokens <= kMost && 2 * tokens <= desc.capacity / kPages &&
+size_t DefaultPageTokens(const KvCacheDesc& desc, LayoutId layout) {
+  constexpr size_t kLeast = 512;
+  constexpr size_t kMost = 2048;
+  constexpr size_t kMostBytes = 256 << 10;  // of K and V of a head: as fast as longer runs, nearly
+  constexpr size_t kPages = 32;             // of a full cache: all but 3 % of their room is used
+  const auto capacity = static_cast<size_t>(desc.capacity);
+  const size_t token_bytes = static_cast<size_t>(desc.head_dim) * internal::KElementBytes(layout) +
+                             static_cast<size_t>(desc.v_head_dim) * internal::VElementBytes(layout);
+  size_t tokens = kLeast;
+  while (desc.window_left < 0 && 2 * tokens <= std::min(kMost, capacity / kPages) &&
          2 * tokens * token_bytes <= kMostBytes) {
     tokens *= 2;
   }
-  const int64_t needed = std::clamp<int64_t>(desc.capacity, 1, tokens);
-  return (needed + kTile - 1) / kTile * kTile;
+  return internal::RoundUp(std::clamp<size_t>(capacity, 1, tokens), internal::kKvTile);
 }
 
-Status CreatePool(const KvPoolDesc& desc, size_t max_pages, std::shared_ptr<KvPoolImpl>* pool) {
-  const internal::KernelTable* table = nullptr;
-  Status status = internal::FindKernels(desc.format.tier, &table);
-  if (!status.ok()) return status;
-  const auto& kernels = table->kernels[static_cast<size_t>(desc.format.precision)];
+Status CreatePool(const KvPoolDesc& desc, const PrecisionKernels& kernels, size_t max_pages,
+                  std::shared_ptr<KvPoolImpl>* pool) {
   *pool = internal::ShareOrNull(new (std::nothrow) KvPoolImpl(desc, kernels, max_pages));
   if (*pool == nullptr || !(*pool)->no_pages) {
     pool->reset();
@@ -70,7 +49,7 @@ Status CreatePool(const KvPoolDesc& desc, size_t max_pages, std::shared_ptr<KvPo
     pool->reset();
     return Status::Error(StatusCode::kOutOfMemory, "%zu pages", max_pages);
   }
-  return status;
+  return Status();
 }
 
 Status NotCreated() {
@@ -88,8 +67,12 @@ Status KvPool::Create(const KvPoolDesc& given, KvPool* pool) {
   KvPoolDesc desc = given;
   if (desc.v_head_dim == 0) desc.v_head_dim = desc.head_dim;
   Status status = internal::ValidatePoolDesc(desc);
+  const PrecisionKernels* kernels = nullptr;
+  if (status.ok()) status = internal::FindKernels(desc.format, &kernels);
   std::shared_ptr<KvPoolImpl> impl;
-  if (status.ok()) status = CreatePool(desc, static_cast<size_t>(desc.max_pages), &impl);
+  if (status.ok()) {
+    status = CreatePool(desc, *kernels, static_cast<size_t>(desc.max_pages), &impl);
+  }
   if (status.ok()) pool->impl_ = std::move(impl);
   return status;
 }
@@ -115,14 +98,20 @@ Status KvCache::Create(const KvCacheDesc& given, KvCache* cache) {
   } else {
     if (desc.v_head_dim == 0) desc.v_head_dim = desc.head_dim;
     KvPoolDesc own;
-    own.page_tokens = desc.page_tokens;
-    if (own.page_tokens == 0) own.page_tokens = DefaultPageTokens(desc);
+    if (desc.page_tokens != 0) own.page_tokens = desc.page_tokens;
     own.num_kv_heads = desc.num_kv_heads;
     own.head_dim = desc.head_dim;
     own.v_head_dim = desc.v_head_dim;
     own.format = desc.format;
     status = internal::ValidateCacheDesc(desc, own);
-    if (status.ok()) status = CreatePool(own, SIZE_MAX, &pool);
+    const PrecisionKernels* kernels = nullptr;
+    if (status.ok()) status = internal::FindKernels(own.format, &kernels);
+    if (!status.ok()) return status;
+    if (desc.page_tokens == 0) {
+      const LayoutId layout = internal::LayoutOf(*kernels, own.format.rotate_k);
+      own.page_tokens = static_cast<int64_t>(DefaultPageTokens(desc, layout));
+    }
+    status = CreatePool(own, *kernels, SIZE_MAX, &pool);
   }
   if (!status.ok()) return status;
   return PagedKv::Create(std::move(pool), desc.batch,

@@ -655,12 +655,11 @@ Status Convert(const CrossMemory& memory, const KvFormat& format, CrossMemory* c
   if (memory.empty()) return internal::EmptyMemory();
   Status status = internal::ValidatePrecision("format.", format.precision, format.rotate_k);
   if (status.ok()) status = internal::ValidateParallel(parallel);
-  const internal::KernelTable* table = nullptr;
-  if (status.ok()) status = internal::FindKernels(format.tier, &table);
+  const internal::PrecisionKernels* kernels = nullptr;
+  if (status.ok()) status = internal::FindKernels(format, &kernels);
   if (!status.ok()) return status;
-  const auto& kernels = table->kernels[static_cast<size_t>(format.precision)];
   const PackedKv& packed = *KvAccess::Get(memory);
-  if (packed.geometry().layout == internal::LayoutOf(kernels, format.rotate_k)) {
+  if (packed.geometry().layout == internal::LayoutOf(*kernels, format.rotate_k)) {
     *converted = memory;
     return status;
   }
@@ -668,7 +667,7 @@ Status Convert(const CrossMemory& memory, const KvFormat& format, CrossMemory* c
   if (!internal::FindKept(packed, &kept)) {
     return internal::NoMemory("bits of tokens", internal::TilesOf(packed.length()) * 16);
   }
-  internal::Converter converter(packed, kernels, parallel);
+  internal::Converter converter(packed, *kernels, parallel);
   std::shared_ptr<const PackedKv> result;
   status = converter.Convert(format, std::move(kept), &result);
   if (status.ok()) KvAccess::Set(std::move(result), converted);
