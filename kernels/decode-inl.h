@@ -32,26 +32,37 @@ namespace {
 // registers; 5 x 4 leave room for 4 vectors before and after they are widened or taken apart, 3 x 4
 // for operands of two registers, and 2 x 4 where Clang takes all of them apart before it multiplies
 // any: 3 x 4 would spill one. 5 x 2, 2 and 1 leave three of 16 to that, or to products of
-// several instructions.
+// several instructions; ARM's vectors are widened to others than themselves, for which 4 x 2 leave
+// room.
 constexpr size_t kMaxRowBlock = kNumRegisters == 32 ? 6 : 5;
 template <class KeysOrValues>
-constexpr size_t kRowBlock = kOperandRegisters<kDepthOf<KeysOrValues>> > 1
-                                 ? (HWY_COMPILER_CLANG ? 2 : 3)
-                             : kLaneDepthOf<KeysOrValues> != kDepthOf<KeysOrValues> ||
-                                     (HWY_ARCH_ARM && kDepthOf<KeysOrValues> == 2)
-                                 ? 5
-                                 : kMaxRowBlock;
+constexpr size_t RowBlock() {
+  constexpr size_t kDepth = kDepthOf<KeysOrValues>;
+  if (kOperandRegisters<kDepth> > 1) return HWY_COMPILER_CLANG ? 2 : 3;
+  if (kLaneDepthOf<KeysOrValues> != kDepth) return HWY_ARCH_ARM_V7 ? 4 : 5;
+  return HWY_ARCH_ARM && kDepth == 2 ? 5 : kMaxRowBlock;
+}
+template <class KeysOrValues>
+constexpr size_t kRowBlock = RowBlock<KeysOrValues>();
 
 // Rows that decode takes: its lanes are full however few they are. Beyond, prefill's query tiles
 // are at least half full.
 constexpr size_t kDecodeRows = MaxOf(kMaxRowBlock, kLanes / 2 * F32Ops::kQueryVectors);
 
-// Vectors of keys or channels side by side: as many as fit beside the accumulators.
-constexpr size_t VectorsPerBlock(size_t rows) { return kNumRegisters == 32 || rows <= 2 ? 4 : 2; }
+// Vectors of keys or channels side by side: as many as fit beside the accumulators. On ARMv7 those
+// that are widened or taken apart need registers of their own.
+template <class KeysOrValues>
+constexpr size_t VectorsPerBlock(size_t rows) {
+  constexpr size_t kDepth = kDepthOf<KeysOrValues>;
+  constexpr bool kAsTheyAre =
+      kOperandRegisters<kDepth> == 1 && kLaneDepthOf<KeysOrValues> == kDepth;
+  if (HWY_ARCH_ARM_V7 && !kAsTheyAre) return 2;
+  return kNumRegisters == 32 || rows <= 2 ? 4 : 2;
+}
 
 // Latency of today's dot products and multiply-adds times two of them a cycle: fewer sums would
-// wait for each other.
-constexpr size_t kMinSums = 8;
+// wait for each other. On ARMv7 half of it: twice the sums would not stay in 16 registers.
+constexpr size_t kMinSums = HWY_ARCH_ARM_V7 ? 4 : 8;
 
 // K and V are read by turns. Each turn costs the latency of memory, since the CPU's prefetchers
 // have lost the thread: so they are long, at 64 dimensions 256 KiB (of f32 512). The scores of a
@@ -284,10 +295,10 @@ HWY_INLINE void DecodeScores(const DecodeRow* rows, const KvTile& kv, size_t num
 template <class Keys, size_t kRows>
 HWY_NOINLINE void DecodeTileScores(const DecodeRow* rows, const KvTile& kv, size_t num_steps,
                                    size_t t, size_t num_scores) {
-  constexpr size_t kStepKeys = VectorsPerBlock(kRows) * kLanes;
+  constexpr size_t kStepKeys = VectorsPerBlock<Keys>(kRows) * kLanes;
   static_assert(kSoftmaxKeys % kStepKeys == 0, "softmax finds every score it reads");
   for (size_t key = 0; key < num_scores; key += kStepKeys) {
-    DecodeScores<Keys, VectorsPerBlock(kRows), kRows>(rows, kv, num_steps, t, key);
+    DecodeScores<Keys, VectorsPerBlock<Keys>(kRows), kRows>(rows, kv, num_steps, t, key);
   }
 }
 
@@ -701,7 +712,7 @@ HWY_NOINLINE void AddCenter(const KeyRun& run, const float* HWY_RESTRICT v_cente
 template <class Values, size_t kBlock>
 HWY_INLINE void DecodeChunkOutputs(const Chunk& chunk, DecodeRow* rows, size_t num_rows) {
   const size_t channels = PaddedVHeadDim(chunk.runs[0].part->head.shape);
-  const size_t block_channels = VectorsPerBlock(num_rows) * kLanes;
+  const size_t block_channels = VectorsPerBlock<Values>(num_rows) * kLanes;
   VCursor next = VCursorAt<Values>(*chunk.runs[0].part, chunk.runs[0].key, 0);
   for (const KeyRun* run = chunk.runs; run != chunk.runs + chunk.num_runs; ++run) {
     const AttendTask& part = *run->part;
@@ -726,7 +737,8 @@ HWY_INLINE void DecodeChunkOutputs(const Chunk& chunk, DecodeRow* rows, size_t n
         WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
           constexpr size_t kRows = decltype(count)::value;
           if (is_block) {
-            DecodeOutputs<Values, VectorsPerBlock(kRows), kRows>(*run, rows, v, key, end, channel);
+            DecodeOutputs<Values, VectorsPerBlock<Values>(kRows), kRows>(*run, rows, v, key, end,
+                                                                         channel);
           } else {
             DecodeOutputs<Values, 1, kRows>(*run, rows, v, key, end, channel);
           }

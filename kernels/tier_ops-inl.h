@@ -17,7 +17,7 @@
 #include "kernels/ops/x86_vnni-inl.h"
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include "kernels/ops/neon_dot-inl.h"
-#elif HWY_ARCH_ARM_A64
+#elif HWY_ARCH_ARM
 #include "kernels/ops/neon-inl.h"
 #elif HWY_ARCH_X86
 #include "kernels/ops/x86_maddubs-inl.h"
@@ -43,12 +43,12 @@ namespace {
 // Lanes of K or V that a register block reads at once (block_product-inl.h). NEON multiplies a
 // vector by any lane of a register: one load serves four keys or channels. A load that broadcasts,
 // x86's way, takes a slot of the pipes that multiply on most of ARM's cores.
-constexpr size_t kLanesOfB = HWY_ARCH_ARM_A64 ? kLanes : 1;
+constexpr size_t kLanesOfB = HWY_ARCH_ARM ? kLanes : 1;
 
 // Registers that an operand of kDepth elements a lane becomes, each for two instructions of the
 // product: bytes are taken apart where NEON has no dot product of them (kernels/ops/neon-inl.h).
 template <size_t kDepth>
-#if HWY_ARCH_ARM_A64 && !defined(__ARM_FEATURE_DOTPROD)
+#if HWY_ARCH_ARM && !defined(__ARM_FEATURE_DOTPROD)
 constexpr size_t kOperandRegisters = kDepth == 4 ? 2 : 1;
 #else
 constexpr size_t kOperandRegisters = 1;

@@ -146,6 +146,7 @@ TEST_CASE("Run allocates nothing", "[allocation]") {
     CHECK_THAT(again, IsOk());
     CHECK(count == 0);
     CHECK_FALSE(out.IsWiped());
+    RecordTierRun(tier);
   }
 }
 
@@ -173,6 +174,7 @@ TEST_CASE("Append and Clear allocate nothing", "[allocation]") {
     CHECK_THAT(status, IsOk());
     CHECK(cache.length() == 200);
     CHECK(count == 0);
+    RecordTierRun(tier);
   }
 }
 
@@ -223,6 +225,7 @@ TEST_CASE("Run over segments and pages allocates nothing", "[allocation]") {
       CHECK_THAT(status, IsOk());
       CHECK(count == 0);
     }
+    RecordTierRun(tier);
   }
 }
 

@@ -1,7 +1,7 @@
-// Integer products on 64-bit ARM without dotprod: bytes are widened to 16 bits and taken apart, and
-// smlal multiplies four by four, or four by one lane, and adds to 32 bits. Exact, four instructions
-// for 16 products: as many as multiply-adds of f32 take, for a quarter of the memory, but most
-// cores that work out of order have one pipe for these and two for those.
+// Integer products on ARM without dotprod: bytes are widened to 16 bits and taken apart, and smlal
+// (vmlal) multiplies four by four, or four by one lane, and adds to 32 bits. Exact, four
+// instructions for 16 products: as many as multiply-adds of f32 take, for a quarter of the memory,
+// but most cores that work out of order have one pipe for these and two for those.
 #ifndef SIGHTLINE_KERNELS_OPS_NEON_INL_H_
 #define SIGHTLINE_KERNELS_OPS_NEON_INL_H_
 
@@ -16,8 +16,9 @@ struct I8Ops {
   static constexpr bool kBiasedV = false;
   static constexpr int kMaxQ = 127;
   static constexpr int kMaxP = 255;
-  // 16 accumulators, 8 vectors of Q or P and 2 of K or V are 26 of 32 registers.
-  static constexpr size_t kQueryVectors = 4;
+  // 16 accumulators, 8 vectors of Q or P and 2 of K or V are 26 of 32 registers; 8, 4 and 2 are 14
+  // of 16.
+  static constexpr size_t kQueryVectors = HWY_ARCH_ARM_A64 ? 4 : 2;
   static constexpr size_t kStep = 4;
 
   // Groups of four bytes, one of each lane: the first of all groups in the lower half of [0], the
@@ -26,7 +27,12 @@ struct I8Ops {
     int16x8_t of[2];
   };
   static HWY_INLINE Apart TakeApart(int16x8_t first_third, int16x8_t second_fourth) {
+#if HWY_ARCH_ARM_A64
     return {{vuzp1q_s16(first_third, second_fourth), vuzp2q_s16(first_third, second_fourth)}};
+#else
+    const int16x8x2_t apart = vuzpq_s16(first_third, second_fourth);
+    return {{apart.val[0], apart.val[1]}};
+#endif
   }
   static HWY_INLINE Apart TakeApart(VI8 a) {
     const int16x8_t words = vreinterpretq_s16_s8(a.raw);
@@ -40,11 +46,11 @@ struct I8Ops {
   // The lower or the upper two groups, widened.
   template <bool kUpper>
   static HWY_INLINE int16x8_t Widen(VI8 a) {
-    return kUpper ? vmovl_high_s8(a.raw) : vmovl_s8(vget_low_s8(a.raw));
+    return vmovl_s8(kUpper ? vget_high_s8(a.raw) : vget_low_s8(a.raw));
   }
   template <bool kUpper>
   static HWY_INLINE int16x8_t Widen(VU8 a) {
-    return vreinterpretq_s16_u16(kUpper ? vmovl_high_u8(a.raw) : vmovl_u8(vget_low_u8(a.raw)));
+    return vreinterpretq_s16_u16(vmovl_u8(kUpper ? vget_high_u8(a.raw) : vget_low_u8(a.raw)));
   }
 
   // acc + a · b over groups.
@@ -52,8 +58,8 @@ struct I8Ops {
     int32x4_t sum = acc.raw;
     HWY_UNROLL(2)
     for (size_t i = 0; i < 2; ++i) {
-      sum = vmlal_s16(sum, vget_low_s16(a.of[i]), vget_low_s16(b.of[i]));
-      sum = vmlal_high_s16(sum, a.of[i], b.of[i]);
+      sum = MulAddHalf<false>(sum, a.of[i], b.of[i]);
+      sum = MulAddHalf<true>(sum, a.of[i], b.of[i]);
     }
     return VI32(sum);
   }
@@ -61,10 +67,10 @@ struct I8Ops {
   template <size_t kLane>
   static HWY_INLINE VI32 DotLane(VI32 acc, Apart a, int16x8_t groups) {
     constexpr int kFirst = kLane % 2 * 4;
-    int32x4_t sum = vmlal_laneq_s16(acc.raw, vget_low_s16(a.of[0]), groups, kFirst);
-    sum = vmlal_high_laneq_s16(sum, a.of[0], groups, kFirst + 1);
-    sum = vmlal_laneq_s16(sum, vget_low_s16(a.of[1]), groups, kFirst + 2);
-    return VI32(vmlal_high_laneq_s16(sum, a.of[1], groups, kFirst + 3));
+    int32x4_t sum = MulAddHalfLane<false, kFirst>(acc.raw, a.of[0], groups);
+    sum = MulAddHalfLane<true, kFirst + 1>(sum, a.of[0], groups);
+    sum = MulAddHalfLane<false, kFirst + 2>(sum, a.of[1], groups);
+    return VI32(MulAddHalfLane<true, kFirst + 3>(sum, a.of[1], groups));
   }
 
   // k is u8 with bias 128.

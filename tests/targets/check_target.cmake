@@ -2,9 +2,10 @@
 # without its headers, of which tiers need none.
 #
 #   cmake -DCLANG=clang++-19 -DNM=llvm-nm-19 -DTRIPLE=arm64-apple-ios14 -DPROCESSOR=arm64 -DPOINTER_BYTES=8 -DHIGHWAY=…
-#         -DWORK_DIR=… ["-DONLY=avx2,avx512"] -P check_target.cmake
+#         -DWORK_DIR=… ["-DONLY=avx2,avx512"] [-DPYTHON=python3 -DOBJDUMP=llvm-objdump-19] -P check_target.cmake
 #
-# ONLY these tiers, where the others are of the same instructions and fewer.
+# ONLY these tiers, where the others are of the same instructions and fewer. With PYTHON and OBJDUMP their loops of products have to
+# keep their sums in registers (../disassembly/check_register_blocks.py).
 
 cmake_minimum_required(VERSION 3.25)
 set(source ${CMAKE_CURRENT_LIST_DIR}/../..)
@@ -35,4 +36,8 @@ foreach(tier IN LISTS SIGHTLINE_TIERS)
   execute_process(COMMAND ${CMAKE_COMMAND} -DNM=${NM} -DTIER=${tier} -DGETTER=GetTable -DOBJECTS=${WORK_DIR}/${tier}.o
     -P ${source}/cmake/check_tier_symbols.cmake COMMAND_ERROR_IS_FATAL ANY)
   message(STATUS "${TRIPLE}: ${tier} compiles")
+  if(PYTHON)
+    execute_process(COMMAND ${PYTHON} ${CMAKE_CURRENT_LIST_DIR}/../disassembly/check_register_blocks.py ${OBJDUMP} ${tier}
+      ${WORK_DIR}/${tier}.o COMMAND_ERROR_IS_FATAL ANY)
+  endif()
 endforeach()
