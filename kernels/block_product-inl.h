@@ -25,9 +25,10 @@ HWY_INLINE VI32 Broadcast32(const uint8_t* p) {
   return hn::Set(di32, bits);
 }
 
-// The next kLanesOfB lanes of B: see tier_ops-inl.h.
+// The next lanes of B, so many: see tier_ops-inl.h.
+template <size_t kLanesAtOnce>
 HWY_INLINE VI32 LoadLanesOfB(const uint8_t* p) {
-  if constexpr (kLanesOfB == 1) return Broadcast32(p);
+  if constexpr (kLanesAtOnce == 1) return Broadcast32(p);
   return hn::BitCast(di32, hn::Load(du8, p));
 }
 
@@ -109,15 +110,16 @@ struct I8PvProduct {
 template <class Product, size_t kLane, size_t kVectors>
 HWY_INLINE void MultiplyLanes(VI32 lanes, const VU8 (&av)[kVectors],
                               typename Product::Acc (*acc)[kVectors]) {
+  constexpr size_t kLanesAtOnce = kLanesOfB<Product::kDepth>;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kVectors; ++v) {
-    if constexpr (kLanesOfB == 1) {
+    if constexpr (kLanesAtOnce == 1) {
       acc[kLane][v] = Product::MulAcc(acc[kLane][v], lanes, av[v]);
     } else {
       acc[kLane][v] = Product::template MulLane<kLane>(acc[kLane][v], lanes, av[v]);
     }
   }
-  if constexpr (kLane + 1 < kLanesOfB) MultiplyLanes<Product, kLane + 1>(lanes, av, acc);
+  if constexpr (kLane + 1 < kLanesAtOnce) MultiplyLanes<Product, kLane + 1>(lanes, av, acc);
 }
 
 // With all but matrix products.
@@ -125,6 +127,7 @@ template <class Product, size_t kKeys, size_t kVectors>
 HWY_INLINE void LaneBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_bytes,
                                  const uint8_t* HWY_RESTRICT a, size_t a_stride_bytes,
                                  size_t num_steps, typename Product::Acc (&acc)[kKeys][kVectors]) {
+  constexpr size_t kLanesAtOnce = kLanesOfB<Product::kDepth>;
 #if HWY_COMPILER_GCC_ACTUAL
   asm("" : "+r"(num_steps));  // hides the trip count: g++ 12 peels the loop and spills the block
 #endif
@@ -133,8 +136,8 @@ HWY_INLINE void LaneBlockProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_
     HWY_UNROLL(8)
     for (size_t v = 0; v < kVectors; ++v) av[v] = hn::Load(du8, a + v * kVectorBytes);
     HWY_UNROLL(8)
-    for (size_t n = 0; n < kKeys; n += kLanesOfB) {
-      MultiplyLanes<Product, 0>(LoadLanesOfB(b + n * kLaneBytes), av, acc + n);
+    for (size_t n = 0; n < kKeys; n += kLanesAtOnce) {
+      MultiplyLanes<Product, 0>(LoadLanesOfB<kLanesAtOnce>(b + n * kLaneBytes), av, acc + n);
     }
     a += a_stride_bytes;
     b += b_stride_bytes;

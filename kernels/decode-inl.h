@@ -28,12 +28,11 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Rows that share one load: 6 x 4 accumulators, 4 vectors of K or V and a broadcast are 29 of 32
-// registers; 5 x 4 leave room for 4 vectors before and after they are widened or taken apart, 3 x 4
+// Rows that share one load. Of 32 registers 6 x 4 accumulators, 4 vectors of K or V and a broadcast
+// are 29; 5 x 4 leave room for 4 vectors before and after they are widened or taken apart, 3 x 4
 // for operands of two registers, and 2 x 4 where Clang takes all of them apart before it multiplies
-// any: 3 x 4 would spill one. 5 x 2, 2 and 1 leave three of 16 to that, or to products of
-// several instructions; ARM's vectors are widened to others than themselves, for which 4 x 2 leave
-// room.
+// any: 3 x 4 would spill one. Of 16 registers 5 x 2, 2 and 1 leave three to that, or to products of
+// several instructions; 4 x 2 leave room for bf16 as ARM widens it, to two other vectors.
 constexpr size_t kMaxRowBlock = kNumRegisters == 32 ? 6 : 5;
 template <class KeysOrValues>
 constexpr size_t RowBlock() {
@@ -49,20 +48,27 @@ constexpr size_t kRowBlock = RowBlock<KeysOrValues>();
 // are at least half full.
 constexpr size_t kDecodeRows = MaxOf(kMaxRowBlock, kLanes / 2 * F32Ops::kQueryVectors);
 
-// Vectors of keys or channels side by side: as many as fit beside the accumulators. On ARMv7 those
-// that are widened or taken apart need registers of their own.
+// Vectors of keys or channels side by side: as many as fit beside the accumulators. On ARMv7 half
+// as many where one vector becomes two operands (bf16) or one of two registers (bytes).
 template <class KeysOrValues>
 constexpr size_t VectorsPerBlock(size_t rows) {
   constexpr size_t kDepth = kDepthOf<KeysOrValues>;
-  constexpr bool kAsTheyAre =
-      kOperandRegisters<kDepth> == 1 && kLaneDepthOf<KeysOrValues> == kDepth;
-  if (HWY_ARCH_ARM_V7 && !kAsTheyAre) return 2;
+  constexpr bool kStaysOne = kOperandRegisters<kDepth> == 1 && kLaneDepthOf<KeysOrValues> == kDepth;
+  if (HWY_ARCH_ARM_V7 && !kStaysOne) return 2;
   return kNumRegisters == 32 || rows <= 2 ? 4 : 2;
 }
 
 // Latency of today's dot products and multiply-adds times two of them a cycle: fewer sums would
-// wait for each other. On ARMv7 half of it: twice the sums would not stay in 16 registers.
-constexpr size_t kMinSums = HWY_ARCH_ARM_V7 ? 4 : 8;
+// wait for each other.
+constexpr size_t kMinSums = 8;
+
+// Every other step has sums of its own where that is too few of them. On ARMv7, of few rows alone:
+// broadcasts of more would leave no room for twice the sums.
+template <size_t kRegistersPerOperand>
+constexpr bool GoesByTwos(size_t rows, size_t vectors) {
+  if (HWY_ARCH_ARM_V7 && rows > 2) return false;
+  return rows * vectors * kRegistersPerOperand < kMinSums;
+}
 
 // K and V are read by turns. Each turn costs the latency of memory, since the CPU's prefetchers
 // have lost the thread: so they are long, at 64 dimensions 256 KiB (of f32 512). The scores of a
@@ -215,8 +221,7 @@ HWY_INLINE void VectorProduct(const uint8_t* HWY_RESTRICT b, size_t b_stride_byt
       end = bytes < 0 ? 0 : static_cast<size_t>(bytes) / b_stride_bytes / 2 * 2;
     }
   }
-  // Every other step has sums of its own where that is too few of them, whatever the turn.
-  constexpr bool kByTwos = kRows * kVectors * kOperandRegisters<Product::kDepth> < kMinSums;
+  constexpr bool kByTwos = GoesByTwos<kOperandRegisters<Product::kDepth>>(kRows, kVectors);
   using Acc = typename Product::Acc;
   Acc odd[kRows][kVectors];
   if constexpr (kByTwos) {

@@ -40,10 +40,12 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Lanes of K or V that a register block reads at once (block_product-inl.h). NEON multiplies a
-// vector by any lane of a register: one load serves four keys or channels. A load that broadcasts,
-// x86's way, takes a slot of the pipes that multiply on most of ARM's cores.
-constexpr size_t kLanesOfB = HWY_ARCH_ARM ? kLanes : 1;
+// Lanes of K or V that a register block reads at once (block_product-inl.h), where each holds
+// kDepth elements. NEON multiplies a vector by any lane of a register, on ARMv7 one of integers:
+// one load serves four keys or channels. A load that broadcasts, x86's way, takes a slot of the
+// pipes that multiply on most of ARM's cores.
+template <size_t kDepth>
+constexpr size_t kLanesOfB = HWY_ARCH_ARM_A64 || (HWY_ARCH_ARM_V7 && kDepth > 1) ? kLanes : 1;
 
 // Registers that an operand of kDepth elements a lane becomes, each for two instructions of the
 // product: bytes are taken apart where NEON has no dot product of them (kernels/ops/neon-inl.h).

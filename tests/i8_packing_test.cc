@@ -156,7 +156,7 @@ void SpreadChannels(Problem* problem) {
   }
 }
 
-TEST_CASE("int8 memories hold what the simulation quantises", "[i8]") {
+TEST_CASE("int8 memories hold what the simulation quantises", "[i8][packing]") {
   const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
   uint64_t seed = 0;
   for (const int64_t kv_len : {1, 2, 3, 63, 64, 65, 127, 128, 129, 1023, 1025, 1200}) {
@@ -171,7 +171,7 @@ TEST_CASE("int8 memories hold what the simulation quantises", "[i8]") {
   }
 }
 
-TEST_CASE("int8 caches hold what the simulation quantises", "[i8]") {
+TEST_CASE("int8 caches hold what the simulation quantises", "[i8][packing]") {
   const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
   uint64_t seed = 100;
   for (const int64_t kv_len : {1, 3, 64, 127, 128, 129, 300, 1100}) {
@@ -185,7 +185,7 @@ TEST_CASE("int8 caches hold what the simulation quantises", "[i8]") {
 }
 
 // Zero rows, one constant, numbers too small or too large to scale, NaN and infinity.
-TEST_CASE("int8 stores special numbers as documented", "[i8]") {
+TEST_CASE("int8 stores special numbers as documented", "[i8][packing]") {
   const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
   Problem problem(PackingCase(200, 16, 16), 200);
   const float specials[] = {NAN, HUGE_VALF, -HUGE_VALF, 1e38f, -2e30f, 1e-38f, -0.0f, 1e-31f};
@@ -216,7 +216,7 @@ TEST_CASE("int8 stores special numbers as documented", "[i8]") {
 
 // Around 10^27, where magnitudes end, and around where the kernels begin to look closer: alone, so
 // that a channel's mean is the number itself, and among others.
-TEST_CASE("int8 stores numbers around the largest finite one", "[i8]") {
+TEST_CASE("int8 stores numbers around the largest finite one", "[i8][packing]") {
   const Precision precision = GENERATE(Precision::kI8, Precision::kI8Fine);
   constexpr float kLarge[] = {2.4e26f, 2.5e26f,  2.6e26f, 5e26f, 9.99e26f,
                               1e27f,   1.01e27f, 1.5e27f, 2e27f, 3e38f};
@@ -247,7 +247,7 @@ TEST_CASE("int8 stores numbers around the largest finite one", "[i8]") {
 
 // Every type of K and V, whole vectors and parts of them, neighbours and scattered elements, a
 // second panel of V, and one element or scale in a vector of keys that is not finite.
-TEST_CASE("int8 packs every type and stride as the simulation does", "[i8]") {
+TEST_CASE("int8 packs every type and stride as the simulation does", "[i8][packing]") {
   uint64_t seed = 260;
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8}) {
     for (const Layout layout : {Layout::kDense, Layout::kDimStrided, Layout::kReversed}) {
@@ -279,7 +279,7 @@ TEST_CASE("int8 packs every type and stride as the simulation does", "[i8]") {
 // One scale for each row of K, and for each channel of V: what a graph has quantised stays what it
 // is, but for a mean of whole steps. Rows of K in int16 and channels with a scale for each token do
 // not.
-TEST_CASE("int8 with fitting scales is stored as it is", "[i8]") {
+TEST_CASE("int8 with fitting scales is stored as it is", "[i8][packing]") {
   uint64_t seed = 280;
   for (const unsigned k_scales : {unsigned{kPerTensor}, unsigned{kPerToken + kPerHead}}) {
     for (const int64_t kv_len : {1, 63, 130, 1030}) {
@@ -327,7 +327,7 @@ TEST_CASE("int8 with fitting scales is stored as it is", "[i8]") {
 }
 
 // Quanta and scales at their ends, for rows and channels whose steps are kept.
-TEST_CASE("int8 keeps quanta of -128 and unusual scales as documented", "[i8]") {
+TEST_CASE("int8 keeps quanta of -128 and unusual scales as documented", "[i8][packing]") {
   constexpr float kScales[] = {-0.03f,  0.0f,  -0.0f, 1e-42f,    7e-33f, 8.5e-33f,
                                7.8e24f, 8e24f, 1e26f, HUGE_VALF, NAN,    -HUGE_VALF};
   for (const unsigned k_scales : {unsigned{kPerTensor}, unsigned{kPerToken}}) {
@@ -359,7 +359,7 @@ TEST_CASE("int8 keeps quanta of -128 and unusual scales as documented", "[i8]") 
 }
 
 // Blocks of the transform of every size, one or several of them.
-TEST_CASE("int8 rotates K as the simulation does", "[i8]") {
+TEST_CASE("int8 rotates K as the simulation does", "[i8][packing]") {
   uint64_t seed = 300;
   for (const int64_t head_dim :
        {1,  2,  3,  4,  5,  6,  7,   8,   12,  15,  16,  24,  31,  32,  33, 40,
@@ -380,7 +380,7 @@ TEST_CASE("int8 rotates K as the simulation does", "[i8]") {
 }
 
 // One by one, in pairs and in runs across the first tile's end: the balance settles with it.
-TEST_CASE("int8 caches rotate K alike however they were filled", "[i8]") {
+TEST_CASE("int8 caches rotate K alike however they were filled", "[i8][packing]") {
   Problem problem(PackingCase(300, 40, 16), 400);
   SpreadChannels(&problem);
   for (const char* tier : SupportedTiers()) {

@@ -12,17 +12,18 @@ namespace SIGHTLINE_TIER {
 namespace {
 
 // The two architectures name halves and lanes differently: 64-bit ARM has instructions that read
-// the upper half of a register, on 32-bit ARM each half has a name of its own.
+// the upper half of a register; on 32-bit ARM each half is a register, and words that multiply by
+// lane have to be in one of the first eight.
 
 // sum + a · b over the lower or the upper four words of both.
 template <bool kUpper>
 HWY_INLINE int32x4_t MulAddHalf(int32x4_t sum, int16x8_t a, int16x8_t b) {
-  if constexpr (!kUpper) return vmlal_s16(sum, vget_low_s16(a), vget_low_s16(b));
 #if HWY_ARCH_ARM_A64
-  return vmlal_high_s16(sum, a, b);
+  if constexpr (kUpper) return vmlal_high_s16(sum, a, b);
 #else
-  return vmlal_s16(sum, vget_high_s16(a), vget_high_s16(b));
+  if constexpr (kUpper) return vmlal_s16(sum, vget_high_s16(a), vget_high_s16(b));
 #endif
+  return vmlal_s16(sum, vget_low_s16(a), vget_low_s16(b));
 }
 // The same by one word of b.
 template <bool kUpper, int kWord>

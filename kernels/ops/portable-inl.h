@@ -21,17 +21,9 @@ struct I8Ops {
   static HWY_INLINE VI32 DotQK(VI32 acc, VI8 k, VI8 q) {
     return hn::SumOfMulQuadAccumulate(di32, hn::BitCast(du8, k), q, acc);
   }
-  template <size_t kLane>
-  static HWY_INLINE VI32 DotQKLane(VI32 acc, VI8 k, VI8 q) {
-    return DotQK(acc, hn::BitCast(di8, hn::Broadcast<kLane>(hn::BitCast(di32, k))), q);
-  }
   // acc + p · v; v is i8.
   static HWY_INLINE VI32 DotPV(VI32 acc, VU8 p, VI8 v) {
     return hn::SumOfMulQuadAccumulate(di32, p, v, acc);
-  }
-  template <size_t kLane>
-  static HWY_INLINE VI32 DotPVLane(VI32 acc, VU8 p, VI8 v) {
-    return DotPV(acc, p, hn::BitCast(di8, hn::Broadcast<kLane>(hn::BitCast(di32, v))));
   }
 };
 
@@ -41,10 +33,6 @@ struct I16Ops {
   // acc + a · b over pairs.
   static HWY_INLINE VI32 Dot(VI32 acc, VI16 a, VI16 b) {
     return hn::Add(acc, hn::WidenMulPairwiseAdd(di32, a, b));
-  }
-  template <size_t kLane>
-  static HWY_INLINE VI32 DotLane(VI32 acc, VI16 b, VI16 a) {
-    return Dot(acc, hn::BitCast(di16, hn::Broadcast<kLane>(hn::BitCast(di32, b))), a);
   }
 };
 

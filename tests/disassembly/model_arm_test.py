@@ -159,9 +159,9 @@ class Arguments(unittest.TestCase):
             counts = pathlib.Path(folder, "counts.txt")
             counts.write_text("neon f32 1.0\n")
             for options in [["--wrtie"], ["--count"], ["x"], ["--write", "x"], ["--write", "--write"], [""]]:
-                self.assertEqual(self.exit_code("count_instructions.py", "true", "plugin.so", "attend", counts, *options), 2, options)
-            self.assertEqual(self.exit_code("count_instructions.py", "true", "plugin.so", "attend"), 2)
-            self.assertEqual(self.exit_code("count_instructions.py", "true", "plugin.so", "--write", counts), 2)
+                self.assertEqual(self.exit_code("count_instructions.py", "plugin.so", counts, "attend", "attend32", *options), 2, options)
+            self.assertEqual(self.exit_code("count_instructions.py", "plugin.so", counts, "attend"), 2)
+            self.assertEqual(self.exit_code("count_instructions.py", "plugin.so", counts, "--write", "attend32"), 2)
             self.assertEqual(counts.read_text(), "neon f32 1.0\n")
 
 
