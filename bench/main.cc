@@ -287,10 +287,18 @@ void Benchmark::Measure() {
 void Benchmark::MeasureOffer(const Case& c, const Participant& participant, const Offer& offer,
                              std::unique_ptr<Problem>* problem, std::string* why_not) {
   Row row;
+  const Case plain = c.Plain();
+  const std::string plain_name =
+      RowName(*participant.contender, plain, offer.precision, options_.threads);
+  const bool has_plain =
+      c.has_features() && std::any_of(rows_.begin(), rows_.end(), [&](const Row& other) {
+        return other.name == plain_name && other.error.empty();
+      });
   try {
     if (*problem == nullptr) *problem = std::make_unique<Problem>(c);
     if (!MeasureRow(participant.contender.get(), **problem, offer, participant.roofs,
-                    options_.quick ? kQuickEffort : Effort(), &row, why_not)) {
+                    options_.quick ? kQuickEffort : Effort(), &row, why_not,
+                    has_plain ? &plain : nullptr)) {
       return;
     }
   } catch (const std::bad_alloc&) {
@@ -299,13 +307,6 @@ void Benchmark::MeasureOffer(const Case& c, const Participant& participant, cons
   } catch (const std::exception& e) {  // a peer's
     *why_not = e.what();
     return;
-  }
-  if (c.has_features() && row.plain.empty()) {
-    const std::string plain =
-        RowName(*participant.contender, c.Plain(), offer.precision, options_.threads);
-    const auto found = std::find_if(rows_.begin(), rows_.end(),
-                                    [&](const Row& other) { return other.name == plain; });
-    if (found != rows_.end()) Compare(*found, &row);
   }
   PrintRow(row, std::cout);
   all_right_ = all_right_ && row.error.empty();

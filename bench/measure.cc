@@ -57,7 +57,7 @@ Estimate EstimateMedian(std::vector<double> samples) {
   return {median, median > 0 ? (samples[last] - samples[first]) / median : 0.0};
 }
 
-Timing Measure(Entry* entry, int threads, const Effort& effort) {
+Timing Measure(Entry* entry, int threads, const Effort& effort, Entry* other) {
   const Clock::time_point begin = Clock::now();
   if (entry->needs_reset()) entry->Reset();
   const Clock::time_point first_run = Clock::now();
@@ -69,44 +69,54 @@ Timing Measure(Entry* entry, int threads, const Effort& effort) {
       kMaxIterations);
   const int repetitions = run_seconds > kLongSeconds ? kFewRepetitions : kRepetitions;
   const bool has_beside = !entry->beside().empty();
+  if (has_beside) other = nullptr;
+  const bool takes_turns = has_beside || other != nullptr;
   benchmark::ClearRegisteredBenchmarks();
   const auto add = [&](const char* name, auto run) {
     benchmark::RegisterBenchmark(name, run)
         ->Iterations(runs)
-        ->Repetitions(has_beside ? 1 : repetitions)
+        ->Repetitions(takes_turns ? 1 : repetitions)
         ->MeasureProcessCPUTime();  // whatever thread a contender computes on
   };
-  add("step", [entry](benchmark::State& state) {
-    for (auto _ : state) {
-      if (entry->needs_reset()) {
-        state.PauseTiming();
-        entry->Reset();
-        state.ResumeTiming();
+  const auto steps_of = [](Entry* which) {
+    return [which](benchmark::State& state) {
+      for (auto _ : state) {
+        if (which->needs_reset()) {
+          state.PauseTiming();
+          which->Reset();
+          state.ResumeTiming();
+        }
+        which->Run();
       }
-      entry->Run();
-    }
-  });
-  add("beside", [entry](benchmark::State& state) {
-    for (auto _ : state) entry->RunBeside();
-  });
+    };
+  };
+  add("step", steps_of(entry));
+  if (other != nullptr) {
+    add("beside", steps_of(other));
+  } else {
+    add("beside", [entry](benchmark::State& state) {
+      for (auto _ : state) entry->RunBeside();
+    });
+  }
 
   Collector collector;
   Collector beside;
   Timing timing;
   do {
-    for (int i = 0; i < (has_beside ? repetitions : 1); ++i) {
+    for (int i = 0; i < (takes_turns ? repetitions : 1); ++i) {
       benchmark::RunSpecifiedBenchmarks(&collector, "step");
-      if (has_beside) benchmark::RunSpecifiedBenchmarks(&beside, "beside");
+      if (takes_turns) benchmark::RunSpecifiedBenchmarks(&beside, "beside");
     }
     const Estimate cpu = EstimateMedian(collector.cpu_seconds);
     const Estimate real = EstimateMedian(collector.real_seconds);
-    const Estimate other = EstimateMedian(threads == 1 ? beside.cpu_seconds : beside.real_seconds);
+    const Estimate turns = EstimateMedian(threads == 1 ? beside.cpu_seconds : beside.real_seconds);
     const double steps = static_cast<double>(entry->steps());
+    const double other_steps = other != nullptr ? static_cast<double>(other->steps()) : steps;
     timing.cpu_seconds = cpu.median / steps;
     timing.real_seconds = real.median / steps;
     timing.seconds = threads == 1 ? timing.cpu_seconds : timing.real_seconds;
-    timing.beside_seconds = other.median / steps;
-    timing.spread = std::max(threads == 1 ? cpu.spread : real.spread, other.spread);
+    timing.beside_seconds = turns.median / other_steps;
+    timing.spread = std::max(threads == 1 ? cpu.spread : real.spread, turns.spread);
   } while (timing.spread > kMaxSpread && SecondsSince(begin) < effort.budget_seconds);
   timing.iterations = runs * entry->steps();
   timing.repetitions = static_cast<int64_t>(collector.cpu_seconds.size());

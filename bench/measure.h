@@ -36,12 +36,13 @@ struct Timing {
   double spread = 0.0;        // of `seconds`
   int64_t iterations = 0;     // steps in a repetition
   int64_t repetitions = 0;
-  double beside_seconds = 0.0;  // of RunBeside, as `seconds`; 0 = there is none
+  double beside_seconds = 0.0;  // of what is beside it, as `seconds`; 0 = there is nothing
 };
 
 // Runs the entry on Google Benchmark; it must have run once before, so that it is warm. What is
-// beside it has a repetition after each of its own.
-Timing Measure(Entry* entry, int threads, const Effort& effort);
+// beside it, RunBeside or else the entry `other` if there is one, has a repetition after each of
+// its own.
+Timing Measure(Entry* entry, int threads, const Effort& effort, Entry* other = nullptr);
 
 }  // namespace bench
 }  // namespace sightline

@@ -41,7 +41,7 @@ double FractionOfRoof(const Row& row, Roofs* roofs) {
 }
 
 bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer, Roofs* roofs,
-                const Effort& effort, Row* row, std::string* why_not) {
+                const Effort& effort, Row* row, std::string* why_not, const Case* plain) {
   const Case& c = problem.c;
   const int threads = roofs->threads();
   if ((c.has_features() || IsShare(c.op)) && !contender->knows_features()) {
@@ -83,15 +83,24 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
   }
   entry->Run();
   if (!check()) return true;
-  const Timing timing = Measure(entry.get(), threads, effort);
+  std::unique_ptr<Entry> plain_entry;
+  if (plain != nullptr && !has_beside) {
+    std::string plain_why_not;
+    plain_entry = contender->Enter(Problem(*plain), offer.precision, threads, &plain_why_not);
+  }
+  if (plain_entry != nullptr) plain_entry->Run();
+  const Timing timing = Measure(entry.get(), threads, effort, plain_entry.get());
   if (!check()) return true;
 
   row->timing = timing;
   row->ops = c.Operations() / timing.seconds;
   row->roof = FractionOfRoof(*row, roofs);
-  if (has_beside) {
+  if (has_beside || plain_entry != nullptr) {
     row->time_ratio = row->pair_ratio = timing.seconds / timing.beside_seconds;
-    row->plain = entry->beside();
+    row->plain = has_beside ? entry->beside() : plain->OpName();
+  }
+  if (plain_entry != nullptr && plain->Operations() != c.Operations()) {
+    row->pair_ratio *= plain->Operations() / c.Operations();
   }
   // So close to the roof it is worth a second look whether the roof was disturbed.
   if (row->roof > kNearRoof) {
@@ -103,18 +112,6 @@ bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer
     AddRemark(Format("spread %.1f %%", 100 * timing.spread), &row->label);
   }
   return true;
-}
-
-void Compare(const Row& plain, Row* row) {
-  if (!plain.error.empty() || !row->error.empty()) return;
-  row->time_ratio = row->timing.seconds / plain.timing.seconds;
-  const double operations = row->ops * row->timing.seconds;
-  const double plain_operations = plain.ops * plain.timing.seconds;
-  row->pair_ratio = row->time_ratio;
-  if (fabs(operations / plain_operations - 1.0) > 1e-9) {
-    row->pair_ratio *= plain_operations / operations;
-  }
-  row->plain = plain.op_name;
 }
 
 }  // namespace bench

@@ -21,8 +21,8 @@ struct Row {
   double kv_bytes = 0.0;     // Entry::kv_bytes
   double rel_l2 = 0.0;       // of the output, the larger one if there are further outputs
   double token_bytes = 0.0;  // Entry::token_bytes
-  // Beside what Entry::beside says, or the row of Case::Plain of the same run: times as much time,
-  // and times as much time for each operation, and so for each visible pair. 0 = there is neither.
+  // Beside what Entry::beside says, or Case::Plain, measured in turns: times as much time, and
+  // times as much time for each operation, and so for each visible pair. 0 = there is neither.
   double time_ratio = 0.0;
   double pair_ratio = 0.0;
   std::string plain;  // what, or its op
@@ -42,12 +42,10 @@ std::string RowName(const Contender& contender, const Case& c, const std::string
                     int threads);
 
 // Compares an output with the oracle, then measures. False, with *why_not set, if the contender
-// does not compute such a case at all.
+// does not compute such a case at all. plain: what the row is compared with, unless its entry has
+// something beside it; null: nothing. Its output is not looked at: it has a row of its own.
 bool MeasureRow(Contender* contender, const Problem& problem, const Offer& offer, Roofs* roofs,
-                const Effort& effort, Row* row, std::string* why_not);
-
-// Sets the ratios of a row and what it is compared with.
-void Compare(const Row& plain, Row* row);
+                const Effort& effort, Row* row, std::string* why_not, const Case* plain = nullptr);
 
 }  // namespace bench
 }  // namespace sightline

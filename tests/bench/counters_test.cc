@@ -747,25 +747,41 @@ TEST_CASE("A decode with a window reads the window", "[counters]") {
   CHECK(kv_bytes(Op::kDecodeCross, f) == Approx(0.8 * kv_bytes(Op::kDecodeCross, {})));
 }
 
-TEST_CASE("Rows are compared with their plain ones", "[counters]") {
-  Row plain;
-  plain.op_name = "self";
-  plain.timing.seconds = 2.0;
-  plain.ops = 100.0;
-  Row row;
-  row.timing.seconds = 1.0;  // half of the time for a quarter of the operations
-  row.ops = 50.0;
-  Compare(plain, &row);
-  CHECK(row.plain == "self");
-  CHECK(row.time_ratio == 0.5);
-  CHECK(row.pair_ratio == Approx(2.0));
-  Row failed;
-  failed.error = "wrong";
-  Compare(plain, &failed);
-  CHECK(failed.plain.empty());
-  row = Row();
-  Compare(failed, &row);
+TEST_CASE("Rows are measured in turns with their plain ones", "[counters]") {
+  // Its plain cases take ten times as long.
+  struct SlowPlain : Falsified {
+    SlowPlain() : Falsified(1, 0.0f) {}
+    bool knows_features() const override { return true; }
+    std::unique_ptr<Entry> Enter(const Problem& problem, const std::string& precision, int threads,
+                                 std::string* why_not) override {
+      Falsified inner(problem.c.has_features() ? 1 : 10, 0.0f);
+      return inner.Enter(problem, precision, threads, why_not);
+    }
+  };
+  Case c = SmallCase(Op::kSelfCausal);
+  c.features.window = 20;
+  const Case plain = c.Plain();
+  Roofs roofs(Tiers().back(), 1);
+  std::string why_not;
+  const auto measure = [&](Contender* contender, const Case* other) {
+    Row row;
+    REQUIRE(MeasureRow(contender, Problem(c), contender->offers()[0], &roofs, kShort, &row,
+                       &why_not, other));
+    REQUIRE(row.error.empty());
+    return row;
+  };
+  const std::unique_ptr<Contender> sightline = MakeSightline(Tiers().back());
+  Row row = measure(sightline.get(), nullptr);
   CHECK(row.plain.empty());
+  CHECK(row.time_ratio == 0.0);
+  row = measure(sightline.get(), &plain);
+  CHECK(row.plain == "self_causal");
+  CHECK(row.time_ratio == row.timing.seconds / row.timing.beside_seconds);
+  CHECK(row.pair_ratio == Approx(row.time_ratio * plain.Pairs() / c.Pairs()));
+  CHECK(row.pair_ratio > row.time_ratio);
+
+  SlowPlain slow;
+  CHECK(measure(&slow, &plain).time_ratio < row.time_ratio / 3);
 }
 
 TEST_CASE("A prefill near the roof stays below it", "[counters]") {
