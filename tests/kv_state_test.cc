@@ -2,9 +2,10 @@
 // of K and V for each sequence, and which of them were evicted.
 //
 // After each operation the pages hold what the model says, to half a quantum, and no others are in
-// use; what is refused changes nothing. Attention over caches and memories, alone or as segments,
-// is compared with the oracle on what is stored (support/segment_oracle.h): that is exact in all
-// but arithmetic.
+// use; what is refused changes nothing. Files are among the operations: a cache that is loaded
+// takes the place of the one that was saved and goes on, and a mapped memory is read like any
+// other. Attention over caches and memories, alone or as segments, is compared with the oracle on
+// what is stored (support/segment_oracle.h): that is exact in all but arithmetic.
 //
 // A sequence of operations is a function of its seed, and seeds are consecutive. One that fails is
 // shrunk by leaving operations out, and printed.
@@ -16,13 +17,16 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "kv/paged_kv.h"
+#include "sightline/kv_file.h"
 #include "support/check.h"
+#include "support/directory.h"
 #include "support/numeric.h"
 #include "support/problem.h"
 #include "support/rotation.h"
@@ -47,6 +51,13 @@ constexpr size_t kMaxMemories = 3;
 // Of one call: products of an element of Q and one of K, with its oracle some milliseconds.
 constexpr int64_t kMaxMultiplyAdds = 600000;
 constexpr int64_t kMaxMultiplyAddsEmulated = 60000;
+// Of operations with a file, which wait for the disk: that takes longer than some hundred others.
+constexpr double kChanceOfFile = 0.02;
+#if defined(__EMSCRIPTEN__)  // no descriptors of directories: see tests/CMakeLists.txt
+constexpr bool kHasFiles = false;
+#else
+constexpr bool kHasFiles = true;
+#endif
 
 class Random {
  public:
@@ -287,6 +298,8 @@ enum class Kind {
   kClear,
   kSnapshot,
   kAttend,
+  kReload,
+  kMap,
 };
 
 struct Operation {
@@ -324,12 +337,13 @@ Script MakeScript(uint64_t seed) {
   if (random.Chance(0.4)) g.v_mean = random.Pick({1.0f, -20.0f, 300.0f});
   const int64_t count = random.Between(3, 24);
   for (int64_t i = 0; i < count; ++i) {
-    const Kind kind = random.Pick(
-        {Kind::kAppend,   Kind::kAppend,  Kind::kAppend,   Kind::kAppend,   Kind::kAppend,
-         Kind::kFork,     Kind::kFork,    Kind::kCreate,   Kind::kTruncate, Kind::kTruncate,
-         Kind::kTruncate, Kind::kReorder, Kind::kReorder,  Kind::kEvict,    Kind::kEvict,
-         Kind::kEvict,    Kind::kClear,   Kind::kSnapshot, Kind::kAttend,   Kind::kAttend,
-         Kind::kAttend,   Kind::kAttend});
+    Kind kind = random.Pick({Kind::kAppend,   Kind::kAppend,   Kind::kAppend,   Kind::kAppend,
+                             Kind::kAppend,   Kind::kFork,     Kind::kFork,     Kind::kCreate,
+                             Kind::kTruncate, Kind::kTruncate, Kind::kTruncate, Kind::kReorder,
+                             Kind::kReorder,  Kind::kEvict,    Kind::kEvict,    Kind::kEvict,
+                             Kind::kClear,    Kind::kSnapshot, Kind::kAttend,   Kind::kAttend,
+                             Kind::kAttend,   Kind::kAttend});
+    if (kHasFiles && random.Chance(kChanceOfFile)) kind = random.Pick({Kind::kReload, Kind::kMap});
     script.operations.push_back({kind, random.Next()});
   }
   return script;
@@ -802,6 +816,7 @@ class Machine {
   struct Snapshot {
     CrossMemory memory;
     std::vector<ModelSequence> model;  // empty for those made of tensors
+    bool is_mapped = false;
   };
 
   static void Expect(const std::string& what, const Status& status) {
@@ -851,7 +866,13 @@ class Machine {
         TakeMemory(name, &random, live);
         break;
       case Kind::kAttend:
-        Attend(&random);
+        Attend(&random, EverythingReadable());
+        break;
+      case Kind::kReload:
+        Reload(name, &random, &live);
+        break;
+      case Kind::kMap:
+        MapMemory(name, &random, live);
         break;
     }
     // The one that changed, and another that should not have.
@@ -860,8 +881,7 @@ class Machine {
     for (const Snapshot& snapshot : memories_) CheckMemory(snapshot);
   }
 
-  // A new one at `at`, or behind the last.
-  void Create(Random* random, size_t at) {
+  KvCacheDesc CacheDesc() const {
     KvCacheDesc desc;
     desc.batch = g_.batch;
     desc.capacity = g_.capacity;
@@ -876,9 +896,20 @@ class Machine {
       desc.format = {g_.precision, g_.tier, g_.rotate_k};
       desc.page_tokens = g_.page_tokens;
     }
-    auto live = std::make_unique<Live>();
+    return desc;
+  }
+
+  // Without tokens.
+  void MakeNew(Live* live) const {
+    live->model = ModelCache();
     live->model.sequences.resize(static_cast<size_t>(g_.batch));
-    Expect("KvCache::Create", KvCache::Create(desc, &live->cache));
+    Expect("KvCache::Create", KvCache::Create(CacheDesc(), &live->cache));
+  }
+
+  // A new one at `at`, or behind the last.
+  void Create(Random* random, size_t at) {
+    auto live = std::make_unique<Live>();
+    MakeNew(live.get());
     Log("create a cache in place of " + std::to_string(at));
     if (at < caches_.size() && random->Chance(0.8)) {
       caches_[at] = std::move(live);
@@ -1110,14 +1141,119 @@ class Machine {
       Log("memory of " + std::to_string(batch) + "x" + std::to_string(kv_len) + " " +
           Name(format.precision));
     }
+    AddMemory(std::move(snapshot));
+  }
+
+  void AddMemory(Snapshot snapshot) {
     if (memories_.size() == kMaxMemories) memories_.erase(memories_.begin());
     memories_.push_back(std::move(snapshot));
   }
 
-  void Attend(Random* random) {
+  // Always the same, so that files are replaced that somebody has mapped.
+  std::string FilePath() {
+    if (!directory_) directory_.emplace();
+    return *directory_ / "kv";
+  }
+
+  // The pages of one cache, and how many a copy of it takes at most: those that sequences share
+  // become several where other tokens of them are gone.
+  PageBounds BoundsOfCopy(const Live& live) const {
+    std::set<const unsigned char*> pages;
+    Require(CollectPages(*KvAccess::Get(live.cache), &pages), "centers of pages differ");
+    PageBounds bounds;
+    bounds.least = static_cast<int64_t>(pages.size());
+    for (const ModelSequence& s : live.model.sequences) {
+      bounds.most += (s.length() + g_.page_tokens - 1) / g_.page_tokens;
+      bounds.most -= static_cast<int64_t>(s.dropped.size());
+    }
+    return bounds;
+  }
+
+  // A fork goes back no further than the window has left tokens for.
+  void CheckForgotten(const Live& live, int64_t length) const {
+    for (const int64_t to : {std::max<int64_t>(live.model.forgotten_end - 1, 0), length}) {
+      if (to > live.model.length()) continue;
+      KvCache fork;
+      Expect("Fork", live.cache.Fork(&fork));
+      const bool is_refused = to < live.model.length() && MissesForgotten(g_, live.model, to);
+      const Status status = fork.Truncate(to);
+      if (is_refused) ExpectError("Truncate", status, StatusCode::kInvalidArgument);
+      if (!is_refused) Expect("Truncate", status);
+    }
+  }
+
+  // Into a file and back, into the same pool if there is one.
+  void Reload(const std::string& name, Random* random, Live* live) {
+    const std::string path = FilePath();
+    Expect("Save", Save(live->cache, path.c_str()));
+    const PageBounds bounds = BoundsOfCopy(*live);
+    // What takes over when the other one is gone, as in another process, or while it is there.
+    const bool is_gone = random->Chance(0.5);
+    if (is_gone) live->cache = KvCache();
+    KvCacheDesc desc = CacheDesc();
+    desc.batch = static_cast<int64_t>(live->model.sequences.size());
+    if (random->Chance(0.5)) {
+      // All but the tier is the file's.
+      desc = KvCacheDesc();
+      if (g_.is_pooled) desc.pool = &pool_;
+      if (!g_.is_pooled) desc.format.tier = g_.tier;
+    }
+    const int64_t room = g_.is_pooled ? g_.max_pages - pool_.pages_in_use() : bounds.most;
+    Log(name + ": save and load" + (is_gone ? "" : " beside it"));
+    const Status status = Load(path.c_str(), desc, &live->cache);
+    if (status.ok()) {
+      Require(bounds.least <= room, "a cache is loaded beyond the pool");
+      Require(live->cache.capacity() == g_.capacity, "capacity of a loaded cache");
+      CheckForgotten(*live, random->Between(0, live->model.length()));
+      return;
+    }
+    Log("  refused: " + Text(status));
+    Require(status.code() == StatusCode::kCapacityExceeded, "Load", Text(status));
+    Require(bounds.most > room, "a cache that fits is not loaded", Text(status));
+    if (!is_gone) return;
+    Require(live->cache.empty(), "a refused cache is there");
+    MakeNew(live);
+  }
+
+  // A memory that is there, or what a cache holds, as a memory or as what it is.
+  void MapMemory(const std::string& name, Random* random, const Live& live) {
+    const std::string path = FilePath();
+    Snapshot mapped;
+    mapped.is_mapped = true;
+    const double kind = static_cast<double>(random->Between(0, 99)) / 100.0;
+    if (kind < 0.3 && !memories_.empty()) {
+      const size_t from = random->Index(memories_.size());
+      Log("memory " + std::to_string(from) + ": save and map");
+      Expect("Save", Save(memories_[from].memory, path.c_str()));
+      mapped.model = memories_[from].model;
+    } else {
+      mapped.model = live.model.sequences;
+      const bool is_cache = kind < 0.5;
+      Log(name + ": save and map" + (is_cache ? "" : " a snapshot"));
+      CrossMemory memory;
+      if (!is_cache) Expect("CrossMemory::From", CrossMemory::From(live.cache, &memory));
+      Expect("Save", is_cache ? Save(live.cache, path.c_str()) : Save(memory, path.c_str()));
+    }
+    KvMapOptions options;
+    if (random->Chance(0.3)) options.check = KvCheck::kFull;
+    options.copy = random->Chance(0.3);
+    Expect("Map", Map(path.c_str(), &mapped.memory, options));
+    Expect("Verify", Verify(mapped.memory));
+    AddMemory(std::move(mapped));
+    // One of tensors may be of another precision, which not every call reads.
+    const Snapshot& added = memories_.back();
+    Attend(random, added.model.empty() ? EverythingReadable()
+                                       : std::vector<Readable>{{nullptr, &added.memory}});
+  }
+
+  std::vector<Readable> EverythingReadable() const {
     std::vector<Readable> readables;
     for (const auto& live : caches_) readables.push_back({&live->cache, nullptr});
     for (const Snapshot& snapshot : memories_) readables.push_back({nullptr, &snapshot.memory});
+    return readables;
+  }
+
+  void Attend(Random* random, std::vector<Readable> readables) {
     RandomCall call(g_, std::move(readables), random);
     try {
       call.RunAndCheck();
@@ -1160,12 +1296,14 @@ class Machine {
 
   // Those in use are those that somebody holds.
   void CheckPages() const {
-    std::set<const unsigned char*> pages;
+    std::set<const unsigned char*> pages, in_files;
     for (const auto& live : caches_) {
       Require(CollectPages(*KvAccess::Get(live->cache), &pages), "centers of pages differ");
     }
     for (const Snapshot& snapshot : memories_) {
-      Require(CollectPages(*KvAccess::Get(snapshot.memory), &pages), "centers of pages differ");
+      Require(
+          CollectPages(*KvAccess::Get(snapshot.memory), snapshot.is_mapped ? &in_files : &pages),
+          "centers of pages differ");
     }
     if (!g_.is_pooled) return;
     Require(pool_.pages_in_use() == static_cast<int64_t>(pages.size()), "pages_in_use",
@@ -1177,6 +1315,7 @@ class Machine {
   KvPool pool_;
   std::vector<std::unique_ptr<Live>> caches_;
   std::vector<Snapshot> memories_;
+  std::optional<Directory> directory_;  // from the first file on
   std::string log_;
 };
 
