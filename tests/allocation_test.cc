@@ -1,4 +1,5 @@
-// Run, Append and the calls that report errors allocate nothing; large blocks ask for large pages.
+// Run, Append and the calls that report errors allocate nothing, memories in a placement of the
+// caller's their handle alone; large blocks ask for large pages.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,6 +58,7 @@ TEST_CASE("the counter counts", "[allocation]") {
   const int64_t count = counter.Stop();
   CHECK(error == 0);
   CHECK(count == 6);
+  CHECK(counter.bytes() == sizeof(int) + sizeof(Wide) + 10 + 30 + 1000 + 640);
   free(by_malloc);
   free(by_calloc);
   free(by_posix_memalign);
@@ -174,6 +176,78 @@ TEST_CASE("Append and Clear allocate nothing", "[allocation]") {
     CHECK_THAT(status, IsOk());
     CHECK(cache.length() == 200);
     CHECK(count == 0);
+  }
+}
+
+// "The handle's few hundred bytes" of CrossMemory::Create: an object, and what counts references.
+constexpr int64_t kHandleAllocations = 2;
+constexpr int64_t kHandleBytes = 400;
+
+TEST_CASE("a memory takes its block and a handle, one that is placed the handle alone",
+          "[allocation]") {
+  SKIP_UNLESS_COUNTING();
+  const Precision precision = GENERATE(from_range(kPrecisions));
+  const int64_t kv_len = GENERATE(0, 1, 300, 700);
+  Case c;
+  c.kv_len = kv_len;
+  c.heads = c.kv_heads = 2;
+  c.kv_batch = 3;
+  c.head_dim = 40;
+  const Problem problem(c, 5);
+  const std::vector<int32_t> kv_lens = {static_cast<int32_t>(kv_len / 2), 0,
+                                        static_cast<int32_t>(kv_len)};
+  for (const char* tier : SupportedTiers()) {
+    for (const size_t num_workers : {size_t{1}, size_t{3}}) {
+      const ParallelFor parallel = BackwardsOnThisThread(num_workers);
+      INFO(kv_len << " keys, " << Name(precision) << " on " << tier << ", " << num_workers
+                  << " workers");
+      CrossMemoryDesc desc;
+      desc.batch = c.kv_batch;
+      desc.kv_len = kv_len;
+      desc.num_kv_heads = c.kv_heads;
+      desc.head_dim = c.head_dim;
+      desc.format = {precision, tier};
+      size_t bytes = 0;
+      REQUIRE_THAT(CrossMemory::Bytes(desc, &bytes), IsOk());
+      GuardedBuffer block(2 * bytes, Placement::kAtEnd, KvPlacement::kAlignmentBytes);
+      CrossMemoryOptions options;
+      if (num_workers == 3) options.kv_lens = kv_lens.data();
+      const auto create = [&](CrossMemory* memory) {
+        return CrossMemory::Create(problem.k.view(), problem.v.view(), desc.format, memory,
+                                   parallel, options);
+      };
+      CrossMemory own;
+      AllocationCounter of_own;
+      Status status = create(&own);
+      const int64_t count_of_own = of_own.Stop();
+      REQUIRE_THAT(status, IsOk());
+      CHECK(count_of_own <= 1 + kHandleAllocations);
+
+      CrossMemory placed;
+      options.placement = {block.data(), bytes};
+      AllocationCounter of_placed;
+      status = create(&placed);
+      const int64_t count_of_placed = of_placed.Stop();
+      REQUIRE_THAT(status, IsOk());
+      CHECK(count_of_placed <= kHandleAllocations);
+      CHECK(of_placed.bytes() <= kHandleBytes);
+      CHECK(count_of_own == count_of_placed + 1);
+      placed = CrossMemory();
+
+      // The set has all blocks, wherever they are.
+      const bool is_placed = num_workers == 1;
+      KvPlacement placement;
+      if (is_placed) placement = {block.data(), 2 * bytes};
+      CrossMemorySet set;
+      REQUIRE_THAT(CrossMemorySet::Create(desc, 2, &set, placement), IsOk());
+      AllocationCounter of_layer;
+      status = set.Fill(1, problem.k.view(), problem.v.view(), parallel, options.kv_lens);
+      const int64_t count_of_layer = of_layer.Stop();
+      REQUIRE_THAT(status, IsOk());
+      CHECK(count_of_layer <= kHandleAllocations);
+      CHECK(of_layer.bytes() <= kHandleBytes);
+    }
+    RecordTierRun(tier);
   }
 }
 

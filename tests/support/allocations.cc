@@ -25,6 +25,7 @@ namespace {
 // Constant-initialised: malloc is called long before main.
 std::atomic<bool> counting{false};
 std::atomic<int64_t> num_allocations{0};
+std::atomic<int64_t> num_bytes{0};
 }  // namespace
 
 #if defined(SIGHTLINE_TESTS_SANITIZED)
@@ -40,9 +41,10 @@ const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
 #if SIGHTLINE_TESTS_COUNT_ALLOCATIONS
 
 namespace {
-void Count() {
+void Count(size_t bytes) {
   if (counting.load(std::memory_order_relaxed)) {
     num_allocations.fetch_add(1, std::memory_order_relaxed);
+    num_bytes.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
   }
 }
 }  // namespace
@@ -56,27 +58,27 @@ void* __libc_memalign(size_t alignment, size_t bytes);
 void __libc_free(void* block);
 
 void* malloc(size_t bytes) noexcept {
-  Count();
+  Count(bytes);
   return __libc_malloc(bytes);
 }
 void* calloc(size_t count, size_t bytes) noexcept {
-  Count();
+  Count(count * bytes);
   return __libc_calloc(count, bytes);
 }
 void* realloc(void* block, size_t bytes) noexcept {
-  Count();
+  Count(bytes);
   return __libc_realloc(block, bytes);
 }
 void* memalign(size_t alignment, size_t bytes) noexcept {
-  Count();
+  Count(bytes);
   return __libc_memalign(alignment, bytes);
 }
 void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
-  Count();
+  Count(bytes);
   return __libc_memalign(alignment, bytes);
 }
 int posix_memalign(void** block, size_t alignment, size_t bytes) noexcept {
-  Count();
+  Count(bytes);
   void* result = __libc_memalign(alignment, bytes);
   if (result == nullptr) return ENOMEM;
   *block = result;
@@ -94,6 +96,7 @@ bool CanCountAllocations() { return SIGHTLINE_TESTS_COUNT_ALLOCATIONS != 0; }
 
 AllocationCounter::AllocationCounter() {
   num_allocations = 0;
+  num_bytes = 0;
   counting = true;
 }
 
@@ -101,6 +104,8 @@ int64_t AllocationCounter::Stop() {
   counting = false;
   return num_allocations;
 }
+
+int64_t AllocationCounter::bytes() const { return num_bytes; }
 
 }  // namespace testing
 }  // namespace sightline

@@ -21,7 +21,8 @@ class AllocationCounter {
   AllocationCounter(const AllocationCounter&) = delete;
   AllocationCounter& operator=(const AllocationCounter&) = delete;
 
-  int64_t Stop();  // calls that asked for memory
+  int64_t Stop();         // calls that asked for memory
+  int64_t bytes() const;  // what they asked for
 };
 
 }  // namespace testing
