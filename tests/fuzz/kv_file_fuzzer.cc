@@ -1,17 +1,19 @@
 // Maps, converts and loads files that libFuzzer makes up. It would take long to guess sizes that
 // fit: the input says what the file is to be, then what its sections hold. Numbers are changed
-// afterwards, under right checksums.
+// afterwards, under right checksums. With --write-seeds=FOLDER it writes inputs to begin with.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <utility>
 #include <vector>
 
+#include "fuzz/seeds.h"
 #include "kv/stored_kv.h"
 #include "sightline/kv_file.h"
 #include "support/file_bytes.h"
@@ -162,6 +164,41 @@ void UseCache(const StoredKv& stored) {
 }
 
 }  // namespace
+
+// Files of every content and layout that are right, of one tile and of several pages: the bytes
+// that PartsFor asks for, one after the other.
+extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
+  std::vector<std::vector<unsigned char>> seeds;
+  for (const KvContent content : {KvContent::kBlock, KvContent::kPages, KvContent::kCache}) {
+    for (uint8_t layout = 0; layout < 10; ++layout) {
+      for (const bool is_long : {false, true}) {
+        std::vector<unsigned char> seed = {0};  // changes
+        const auto add = [&](std::initializer_list<uint8_t> bytes) {
+          seed.insert(seed.end(), bytes);
+        };
+        const bool is_cache = content == KvContent::kCache;
+        add({static_cast<uint8_t>(static_cast<int>(content) - 1), layout});
+        add({static_cast<uint8_t>(is_cache ? 0 : 1), 1, 7, 11});  // one sequence, two heads
+        const uint8_t half = is_long ? 199 : 40;
+        add({half, half});
+        if (content == KvContent::kBlock) {
+          add({255});  // the sequence has all of it
+        } else {
+          add({0, 7});                         // pages of 128, as many as it takes
+          if (is_cache && !is_long) add({0});  // has not settled
+          if (is_cache) add({250, 0, 0});      // capacity; no window, which forgot nothing
+          add({1});
+          if (is_long) add({2, 3, 4});
+          add({0});  // all tokens are there
+        }
+        for (uint8_t i = 0; i < 200; ++i) seed.push_back(i);
+        seeds.push_back(std::move(seed));
+      }
+    }
+  }
+  WriteSeeds(seeds, *argc, *argv);
+  return 0;
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
