@@ -769,6 +769,69 @@ TEST_CASE("tiers read the files of each other, or say what to do", "[kv_file]") 
   }
 }
 
+// The keys of a memory, then those of a cache.
+Tensor AttendToBoth(const Problem& problem, const KvFormat& format, const CrossMemory& memory,
+                    const KvCache& cache) {
+  AttentionDesc desc = DescOf(problem.c, SetupOf(format));
+  desc.owns_workspace = true;
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+  KvSegment segments[2];
+  segments[0].memory = &memory;
+  segments[1].cache = &cache;
+  Tensor out = problem.NewOut();
+  AttentionArgs args;
+  args.q = problem.q.view();
+  args.out = out.view();
+  args.segments = segments;
+  args.num_segments = 2;
+  REQUIRE_THAT(Run(plan, args), IsOk());
+  RecordTierRun(plan.tier());
+  return out;
+}
+
+// docs/files.md: Map, Convert, and a new cache behind.
+TEST_CASE("what no tier here loads goes on as a memory and a new cache", "[kv_file][cache]") {
+  const Past past =
+      GENERATE(Past::kShort, Past::kPlain, Past::kReopened, Past::kEvicted, Past::kWindow);
+  const Problem problem(SmallCase(1, 700), 104);
+  const Problem queries = QueriesFor(past, 105);
+  const Directory directory;
+  const std::string path = directory / "foreign";
+  for (const char* tier : SupportedTiers()) {
+    for (const KvFormat& format : Formats(tier)) {
+      if (!HasForeignForm(format.precision) || !TakesTurn(tier)) continue;
+      INFO(TextOf(format) << ", past " << static_cast<int>(past));
+      KvCache own = CacheWith(past, problem, format);
+      WriteAll(path, InForeignLayout(SavedBytes(own)));
+      KvCacheDesc desc;
+      desc.format.tier = tier;
+      KvCache loaded;
+      REQUIRE_THAT(Load(path.c_str(), desc, &loaded), IsError(kUnsupported, "layout"));
+
+      CrossMemory file, so_far, kept;
+      REQUIRE_THAT(Map(path.c_str(), &file), IsOk());
+      REQUIRE_THAT(Convert(file, format, &so_far), IsOk());
+      REQUIRE_THAT(CrossMemory::From(own, &kept), IsOk());
+      desc = CacheDescOf(problem.c, format, past == Past::kWindow);
+      desc.num_sinks = 0;
+      KvCache answer;
+      REQUIRE_THAT(KvCache::Create(desc, &answer), IsOk());
+      int64_t begin = 500;
+      for (const int64_t count : {1, 2, 150, 1}) {
+        for (KvCache* cache : {&own, &answer}) AppendRange(problem, begin, begin + count, cache);
+        begin += count;
+        INFO(answer.length() << " new tokens");
+        const Tensor out = AttendToBoth(queries, format, so_far, answer);
+        CHECK_THAT(out, Equals(AttendToBoth(queries, format, kept, answer)));
+        // As if all were in one cache, but for means and steps of the new tokens.
+        const std::vector<double> expected = AttendTo(queries, format, own).ToDoubles();
+        CHECK(ErrorOf(out, expected).relative_l2 < 0.03);
+      }
+    }
+  }
+}
+
 // ---- Converting ---------------------------------------------------------------------------------
 
 // What is stored, as numbers.
