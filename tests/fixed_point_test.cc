@@ -8,7 +8,9 @@
 #include <initializer_list>
 #include <map>
 #include <string>
+#include <vector>
 
+#include "dispatch/kernel_table.h"
 #include "dispatch/tiers.h"
 #include "support/check.h"
 #include "support/problem.h"
@@ -202,6 +204,202 @@ TEST_CASE("shifted sums fit 16 bits", "[i8]") {
       if (shifted) CHECK(LargestShiftedSum(method, head_dim, 1) >= 16384);
     }
   }
+}
+
+// ---- P and distances, read from the output ----------------------------------------------------
+
+// Values that show P: channel j is one quantum of key j and nothing of all others, in int8 with
+// scales that are kept, so that its mean is left alone. Then out[j] is P of key j, times the weight
+// of its tile, over the sum of all p. The largest P of a tile is max_p: the others are known beside
+// it to a few roundings of f32, which is a ten-thousandth of a step.
+//
+// Scores themselves are not to be seen, nor does anything depend on them but by their distances.
+// Those to a tile's maximum show in P; more finely, where a row sees only two keys, in the sum of
+// p: it is an integer below 2^16 then, which the output gives exactly, and in the first eight
+// octaves each step of the distance has another p. Those between maxima of tiles show in the
+// weights of these.
+//
+// Where P is made of scores in f32 (few rows, the scalar tier), kernels may be one off where 2^x is
+// next to a half, as everywhere: the simulation says of which keys.
+class WeightReader {
+ public:
+  // A case with as many channels as keys, one head, and rows that are one task.
+  static Problem Make(Case c, uint64_t seed) {
+    c.v_head_dim = c.kv_len;
+    c.v_dtype = DType::kI8;
+    c.v_scales = kPerChannel;
+    Problem problem(c, seed);
+    for (int64_t j = 0; j < c.kv_len; ++j) {
+      problem.v.SetScale(0, 0, 0, j, 1.0f);
+      for (int64_t key = 0; key < c.kv_len; ++key) {
+        problem.v.SetQuantum(0, key, 0, j, static_cast<int8_t>(key == j ? 1 : 0));
+      }
+    }
+    return problem;
+  }
+
+  void Check(const Problem& problem) {
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      for (const char* tier : TiersOf(precision)) {
+        if (!IsAffordable(problem.c, tier)) continue;
+        INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+        CheckTier(problem, {tier, precision});
+      }
+    }
+  }
+
+  // Paths by tier and precision; none of the scalar tier.
+  void CheckMet(std::initializer_list<Path> paths) const {
+    CHECK(!met_.empty());
+    for (const auto& [name, met] : met_) {
+      size_t index = 0;
+      for (const Path path : paths) {
+        INFO("path " << index++ << " of this test, " << name);
+        CHECK((met.*path > 0) == (name.find("scalar") != 0));
+      }
+    }
+  }
+
+ private:
+  void CheckTier(const Problem& problem, const Setup& setup) {
+    const Case& c = problem.c;
+    const QuantMethod method = QuantMethodOf(c, setup);
+    const QuantHead head = QuantizeHeadOf(problem, 0, 0, method, c.kv_len, c.kv_len);
+    const size_t n = head.kv_len;
+    bool shows_p = true;
+    for (size_t i = 0; i < n * n; ++i) shows_p &= head.v[i] == (i / n == i % n ? 1 : 0);
+    for (const float center : head.v_center) shows_p &= center == 0.0f;
+    REQUIRE(shows_p);
+    REQUIRE(c.q_len <= static_cast<int64_t>(internal::kTaskRows));
+
+    const Tensor out = Attend(problem, setup);
+    const Masks masks = MasksOf(problem);
+    const Sequence sequence = SequencesOf(c).front();
+    const auto scale = static_cast<float>(EffectiveScale(c.scale, c.head_dim) / log(2.0));
+    FixedPointPaths& met = met_[std::string(setup.tier) + ", " + Name(setup.precision)];
+    for (int64_t i = 0; i < c.q_len; ++i) {
+      SeenKeys seen;
+      seen.task_visible = n;  // by the last row
+      const int64_t limit = c.causal ? c.kv_len - c.q_len + i + 1 : c.kv_len;
+      for (int64_t j = 0; j < limit; ++j) seen.visible.push_back(Sees(masks, sequence, i, 0, j));
+      std::vector<float> q;
+      for (int64_t d = 0; d < c.head_dim; ++d) q.push_back(problem.q.Get(0, i, 0, d));
+      const QuantTiles row = WeighKeys(head, method, q.data(), 0.0f, seen, scale);
+      met.Add(row.paths);
+      INFO("row " << i);
+      CheckRow(row.tiles, method, [&](size_t key) {
+        return static_cast<double>(out.Get(0, i, 0, static_cast<int64_t>(key)));
+      });
+      int64_t hidden_with_weight = 0;
+      for (int64_t j = 0; j < c.kv_len; ++j) {
+        const bool sees = j < limit && seen.visible[static_cast<size_t>(j)];
+        hidden_with_weight += !sees && out.Get(0, i, 0, j) != 0.0f ? 1 : 0;
+      }
+      CHECK(hidden_with_weight == 0);
+    }
+  }
+
+  template <typename Out>
+  static void CheckRow(const std::vector<QuantTile>& tiles, const QuantMethod& method,
+                       const Out& out) {
+    double max = -HUGE_VAL;
+    for (const QuantTile& tile : tiles) max = fmax(max, tile.max);
+    double sum = 0.0;  // of p, as shares of the row's largest
+    for (const QuantTile& tile : tiles) {
+      if (tile.max > -HUGE_VAL) sum += tile.sum * exp2(tile.max - max);
+    }
+    for (const QuantTile& tile : tiles) {
+      if (tile.weights.empty()) continue;
+      const QuantWeight* largest = &tile.weights.front();
+      for (const QuantWeight& weight : tile.weights) {
+        if (weight.quanta > largest->quanta) largest = &weight;
+      }
+      REQUIRE(largest->quanta == method.max_p);
+      if (tile.max - max < -90.0) continue;  // may count as 0
+      const double share = out(largest->key);
+      INFO("tile of key " << largest->key << ", whose share is " << share);
+      // Sums, products, and 2^x of the maxima's difference: some twenty roundings.
+      const double rounding = 20.0 * kF32Unit + 2.0 * kF32Unit * (fabs(tile.max) + fabs(max));
+      const double expected = exp2(tile.max - max) / sum;
+      CHECK(fabs(share / expected - 1.0) <= rounding);
+      if (!method.exp2.empty() && tile.weights.size() == 2 && tile.max == max && sum == tile.sum) {
+        const double one = method.exp2[0];
+        CHECK(nearbyint(one / share) == nearbyint(tile.sum * one));
+      }
+      size_t wrong = 0;
+      for (const QuantWeight& weight : tile.weights) {
+        const double quanta = out(weight.key) / share * method.max_p;
+        const double off = fabs(quanta - static_cast<double>(weight.quanta));
+        if (off < 1e-3 || (weight.is_undecided && fabs(off - 1.0) < 1e-3)) continue;
+        UNSCOPED_INFO("P of key " << weight.key << " is " << quanta << ", not " << weight.quanta);
+        if (++wrong == 5) break;
+      }
+      CHECK(wrong == 0);
+    }
+  }
+
+  std::map<std::string, FixedPointPaths> met_;
+};
+
+TEST_CASE("P is bit for bit that of the simulation", "[i8]") {
+  WeightReader reader;
+  uint64_t seed = 80;
+  for (const float q_gain : {1.0f, 16.0f, 256.0f, 4096.0f}) {
+    for (const bool causal : {false, true}) {
+      for (const int64_t kv_len : {1, 7, 127, 128, 200}) {
+        for (const int64_t head_dim : {3, 64}) {
+          Case c;
+          c.q_len = 50;
+          c.kv_len = kv_len;
+          c.head_dim = head_dim;
+          c.q_gain = q_gain;
+          c.causal = causal;
+          reader.Check(WeightReader::Make(c, ++seed));
+        }
+      }
+    }
+  }
+  reader.CheckMet({&FixedPointPaths::plain, &FixedPointPaths::gained, &FixedPointPaths::saturated,
+                   &FixedPointPaths::wide_steep, &FixedPointPaths::wide_clamped});
+}
+
+TEST_CASE("P of few rows is that of the simulation", "[i8]") {
+  WeightReader reader;
+  for (const int64_t q_len : {1, 3}) {
+    for (const int64_t kv_len : {1, 7, 127, 128, 200}) {
+      for (const float q_gain : {1.0f, 16.0f}) {
+        Case c;
+        c.q_len = q_len;
+        c.kv_len = kv_len;
+        c.head_dim = 64;
+        c.q_gain = q_gain;
+        reader.Check(WeightReader::Make(c, 90));
+      }
+    }
+  }
+}
+
+// Each row sees the key of its number, and one other of the same tile.
+TEST_CASE("distances between scores are those of the simulation, step by step", "[i8]") {
+  WeightReader reader;
+  for (const float q_gain : {0.25f, 1.0f, 4.0f, 64.0f}) {
+    for (const int64_t distance : {1, 5, 32}) {
+      Case c;
+      c.q_len = c.kv_len = IsEmulated() || IsSanitized() ? 64 : 128;
+      c.head_dim = 64;
+      c.q_gain = q_gain;
+      c.features.mask.on = true;
+      Problem problem = WeightReader::Make(c, 100);
+      for (int64_t i = 0; i < c.q_len; ++i) {
+        const int64_t other = i / 64 * 64 + (i + distance) % 64;
+        for (int64_t j = 0; j < c.kv_len; ++j) {
+          problem.mask.SetQuantum(0, i, 0, j, static_cast<int8_t>(j == i || j == other ? 1 : 0));
+        }
+      }
+      reader.Check(problem);
+    }
+  }
+  reader.CheckMet({&FixedPointPaths::plain, &FixedPointPaths::gained});
 }
 
 // All visible scores as low as 16 bits allow; hidden keys have to be lower still.

@@ -93,9 +93,7 @@ struct Row {
   }
 };
 
-struct Tile {
-  double max = -HUGE_VAL;          // in octaves
-  double sum = 0.0;                // of p
+struct Tile : QuantTile {
   std::vector<int64_t> product;    // [v_head_dim]: P . V
   std::vector<int64_t> magnitude;  // P . |V|
   std::vector<int64_t> undecided;  // sum of |V| over keys whose P may be off by one
@@ -104,6 +102,7 @@ struct Tile {
       : product(channels, 0), magnitude(channels, 0), undecided(channels, 0) {}
 
   void AddKey(const QuantHead& head, size_t key, int64_t p, bool is_undecided) {
+    weights.push_back({key, p, is_undecided});
     if (p == 0 && !is_undecided) return;
     const int8_t* v = head.v.data() + key * head.v_head_dim;
     for (size_t c = 0; c < head.v_head_dim; ++c) {
@@ -514,6 +513,15 @@ QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, co
     result.tolerance[c] += ldexp(largest, kLowestShare);
     if (isfinite(sink)) result.tolerance[c] += growth * fabs(center);
   }
+  return result;
+}
+
+QuantTiles WeighKeys(const QuantHead& head, const QuantMethod& method, const float* q,
+                     float kept_q_scale, const SeenKeys& seen, float scale_log2e) {
+  QuantTiles result;
+  const Row row = RowOf(head, method, q, kept_q_scale, seen.visible, scale_log2e);
+  const std::vector<Tile> tiles = TilesOf(head, method, row, seen, &result.paths);
+  result.tiles.assign(tiles.begin(), tiles.end());
   return result;
 }
 

@@ -36,6 +36,7 @@
 #ifndef SIGHTLINE_TESTS_SUPPORT_QUANTIZED_SIMULATION_H_
 #define SIGHTLINE_TESTS_SUPPORT_QUANTIZED_SIMULATION_H_
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -188,6 +189,24 @@ struct SeenKeys {
 QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, const float* q,
                             float kept_q_scale, const SeenKeys& seen, float scale_log2e,
                             double sink);
+
+// On the way there: what a row makes of a tile of p_tile_keys keys.
+struct QuantWeight {
+  size_t key = 0;
+  int64_t quanta = 0;         // P
+  bool is_undecided = false;  // in f32: so close to a half that P may be off by one
+};
+struct QuantTile {
+  double max = -HUGE_VAL;            // in octaves; -inf: sees nothing
+  double sum = 0.0;                  // of p, as shares of the largest there can be
+  std::vector<QuantWeight> weights;  // of the keys that the row sees
+};
+struct QuantTiles {
+  std::vector<QuantTile> tiles;
+  FixedPointPaths paths;  // but for references, which no weight depends on
+};
+QuantTiles WeighKeys(const QuantHead& head, const QuantMethod& method, const float* q,
+                     float kept_q_scale, const SeenKeys& seen, float scale_log2e);
 
 }  // namespace testing
 }  // namespace sightline
