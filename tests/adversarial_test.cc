@@ -505,6 +505,51 @@ TEST_CASE("scores and values near the f16 maximum", "[adversarial]") {
   }
 }
 
+// Scores that f16 has no numbers for, in precisions that have f32 for them. They are so far apart
+// that every row sees one key alone, however scores are rounded: its value is the output.
+TEST_CASE("scores beyond the range of f16", "[adversarial]") {
+  constexpr struct {
+    int64_t head_dim;
+    float q, k, k_step;
+  } kCases[] = {{1, 400.0f, 250.0f, 0.125f},   // scores of 1e5 and less, 50 apart
+                {1, -400.0f, 250.0f, 0.125f},  // -1e5 and more
+                {1, 16000.0f, 1250.0f, 1.0f},  // 2e7, 16000 apart
+                {64, 500.0f, 312.5f, 0.25f},   // 1e7, as a sum
+                {64, -500.0f, 312.5f, 0.25f}};
+  for (const auto& numbers : kCases) {
+    for (const int64_t q_len : {1, 9, 40}) {
+      Case c = CausalCase(q_len, 140);
+      c.head_dim = numbers.head_dim;
+      c.scale = 1.0f;
+      c.q_dtype = c.k_dtype = c.v_dtype = DType::kF16;
+      c.features.lse = true;
+      Problem problem(c, 14);
+      for (int64_t d = 0; d < c.head_dim; ++d) {
+        for (int64_t i = 0; i < q_len; ++i) {
+          for (int64_t h = 0; h < c.heads; ++h) problem.q.Set(0, i, h, d, numbers.q);
+        }
+        for (int64_t key = 0; key < c.kv_len; ++key) {
+          const float k = numbers.k - numbers.k_step * static_cast<float>(37 * key % c.kv_len);
+          problem.k.Set(0, key, 0, d, k);
+          REQUIRE(problem.k.Get(0, key, 0, d) == k);
+        }
+      }
+      const std::vector<double> exact = ExactOutput(problem);
+      Expectations expected(problem);
+      for (const Precision precision : {Precision::kF32, Precision::kF16}) {
+        for (const char* tier : TiersOf(precision)) {
+          INFO(c.head_dim << " times " << numbers.q << " * " << numbers.k << ", " << q_len
+                          << " queries, " << Name(precision) << " on " << tier);
+          const Setup setup = {tier, precision};
+          Tensor lse;
+          CHECK(ErrorOf(Attend(problem, setup, &lse), exact).relative_l2 <= 1e-6);
+          CHECK_THAT(lse, IsClose(expected(setup).Lse()));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace testing
 }  // namespace sightline

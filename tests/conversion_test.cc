@@ -110,6 +110,65 @@ TEST_CASE("results are rounded to nearest even", "[conversion]") {
   }
 }
 
+// A query over a single key has its score as lse. Of queries that are subnormal numbers, and of the
+// smallest that are not, in f16 and bf16; the scale makes what scores may be of them.
+TEST_CASE("the smallest f16 and bf16 of Q are read as what they are", "[conversion]") {
+  constexpr int64_t kPatterns = 0x1000;
+  const float scale = ldexpf(1.0f, 60);
+  std::vector<uint16_t> q;
+  for (uint16_t magnitude = 0; magnitude < kPatterns / 2; ++magnitude) {
+    q.push_back(magnitude);
+    q.push_back(static_cast<uint16_t>(0x8000 | magnitude));
+  }
+  const std::vector<float> ones(size_t{kHeads}, 1.0f);
+  for (const char* tier : SupportedTiers()) {
+    for (const DType type : {DType::kF16, DType::kBF16}) {
+      for (const Precision precision : {Precision::kF32, Precision::kF16}) {
+        for (const bool few_rows : {false, true}) {
+          const int64_t batch = few_rows ? kPatterns / kHeads : 1;  // with a key each
+          const int64_t q_len = kPatterns / kHeads / batch;
+          AttentionDesc desc;
+          desc.num_heads = kHeads;
+          desc.num_kv_heads = few_rows ? kHeads : 1;
+          desc.head_dim = desc.v_head_dim = 1;
+          desc.max_batch = batch;
+          desc.max_q_len = q_len;
+          desc.max_kv_len = 1;
+          desc.scale = scale;
+          desc.precision = precision;
+          desc.tier = tier;
+          Plan plan;
+          REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+          std::vector<float> out(q.size());
+          std::vector<float> lse(q.size());
+          AttentionArgs args;
+          args.q = ConstTensorView::Dense(q.data(), type, batch, q_len, kHeads, 1);
+          args.k = ConstTensorView::Dense(ones.data(), DType::kF32, batch, 1, desc.num_kv_heads, 1);
+          args.k.batch_stride = 0;
+          args.v = args.k;
+          args.out = TensorView::Dense(out.data(), DType::kF32, batch, q_len, kHeads, 1);
+          args.lse = TensorView::Dense(lse.data(), DType::kF32, batch, q_len, kHeads, 1);
+          REQUIRE_THAT(Run(plan, args), IsOk());
+          RecordTierRun(plan.tier());
+          size_t wrong = 0;
+          for (size_t i = 0; i < q.size(); ++i) {
+            const double expected =
+                static_cast<double>(AsTierSees(tier, LoadElement(type, &q[i]))) *
+                static_cast<double>(scale);
+            const double error = std::fabs(static_cast<double>(lse[i]) - expected);
+            if (error <= 8.0 * kF32Unit * std::fabs(expected)) continue;
+            UNSCOPED_INFO(Name(type)
+                          << " pattern " << q[i] << ": " << lse[i] << ", not " << expected);
+            if (++wrong == 5) break;
+          }
+          INFO(Name(precision) << (few_rows ? ", few rows, on " : ", many rows, on ") << tier);
+          CHECK(wrong == 0);
+        }
+      }
+    }
+  }
+}
+
 // Scales that the heads take in turn, laid out in every way that kernels tell apart: one for each
 // head, for each element, and for each element with a gap behind it.
 struct HeadScales {
