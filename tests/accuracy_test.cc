@@ -135,6 +135,44 @@ TEST_CASE("relative error stays in the budget", "[accuracy]") {
   fprintf(stderr, "%s", table.c_str());
 }
 
+// Where tensors are f16 already, its precision rounds nothing but sums: far from its promise of
+// 5e-4, it has the budget of f32.
+TEST_CASE("f16 adds no error to numbers that are f16", "[accuracy]") {
+  if (IsSanitized()) SKIP("sanitizers change no result: measured without them");
+  std::string table = "relative L2 error of f16, tensors of f16 (budget)\n";
+  for (const Budget& budget : kBudgets) {
+    char line[160];
+    snprintf(line, sizeof(line), "  %-20s", Name(budget.distribution));
+    table += line;
+    REQUIRE(budget.f32 <= 5e-4);
+    for (const int64_t head_dim : {64, 128}) {
+      for (const int64_t q_len : {1, 32}) {
+        Case c;
+        c.q_len = q_len;
+        c.kv_len = IsEmulated() ? 512 : 2048;
+        c.head_dim = head_dim;
+        c.q_dtype = c.k_dtype = c.v_dtype = DType::kF16;
+        c.distribution = budget.distribution;
+        const Problem problem(c, 46);
+        const std::vector<double> exact = ExactOutput(problem);
+        double worst = 0.0;
+        for (const char* tier : TiersOf(Precision::kF16)) {
+          INFO(Name(budget.distribution)
+               << ", head_dim " << head_dim << ", " << q_len << " rows on " << tier);
+          const double error = ErrorOf(Attend(problem, {tier, Precision::kF16}), exact).relative_l2;
+          CHECK(error <= budget.f32);
+          worst = fmax(worst, error);
+        }
+        snprintf(line, sizeof(line), "  %d x %d %.2e (%.1e)", static_cast<int>(q_len),
+                 static_cast<int>(head_dim), worst, budget.f32);
+        table += line;
+      }
+    }
+    table += "\n";
+  }
+  fprintf(stderr, "%s", table.c_str());
+}
+
 // Numbers that a graph has quantised: with scales that i8 can keep, only scores and P are rounded;
 // with others K, V and Q are quantised once more. With short quanta most of the error is that of Q
 // and P, whatever the scales.
