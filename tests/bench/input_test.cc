@@ -312,6 +312,10 @@ TEST_CASE("The models are there", "[input]") {
       }
     }
   }
+  for (int64_t queries = 1; queries <= 16; ++queries) {  // a curve without gaps
+    CHECK(names.count("cross/sweep_few_queries/b1.h8.kv8.d64.q" + std::to_string(queries) +
+                      ".k1500") == 1);
+  }
 }
 
 TEST_CASE("A row that is there twice is refused", "[input]") {
