@@ -282,8 +282,10 @@ class WeightReader {
       seen.task_visible = n;  // by the last row
       const int64_t limit = c.causal ? c.kv_len - c.q_len + i + 1 : c.kv_len;
       for (int64_t j = 0; j < limit; ++j) seen.visible.push_back(Sees(masks, sequence, i, 0, j));
-      std::vector<float> q;
-      for (int64_t d = 0; d < c.head_dim; ++d) q.push_back(problem.q.Get(0, i, 0, d));
+      std::vector<float> q(head.head_dim);
+      for (size_t d = 0; d < q.size(); ++d) {
+        q[d] = problem.q.Get(0, i, 0, static_cast<int64_t>(d));
+      }
       const QuantTiles row = WeighKeys(head, method, q.data(), 0.0f, seen, scale);
       met.Add(row.paths);
       INFO("row " << i);
