@@ -1,16 +1,18 @@
 // Random cases against the oracle and the simulation: every mask beside every score modification,
 // every precision, tier, source of K and V, element type and layout, heads that share K and V,
-// beams and ragged batches. Directed tests know where a kernel changes its way; this one knows
-// nothing, and meets what nobody thought of.
+// beams and ragged batches; beside the output lse, mass, and weights of chosen heads and queries or
+// averaged over heads. Directed tests know where a kernel changes its way; this one knows nothing,
+// and meets what nobody thought of.
 //
 // A case is a function of its seed, and seeds are consecutive. What fails is shrunk: features are
 // left out, lengths halved, layouts made dense as long as it still fails, and what is left is
-// printed as text that a test can be made of.
+// printed as text that a test can be made of. Where none fails, stderr tells which seeds ran.
 //
 //   SIGHTLINE_RANDOM_SEED=4711 SIGHTLINE_RANDOM_CASES=1 build/tests/sightline_tests "[random]"
 //
 // Cases are small, some 5 ms each with their oracle, so that many fit into a minute.
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -25,6 +27,7 @@
 #include "support/problem.h"
 #include "support/threads.h"
 #include "support/tiers.h"
+#include "support/weights.h"
 
 namespace sightline {
 namespace testing {
@@ -44,14 +47,26 @@ constexpr int64_t kMaxMultiplyAddsEmulated = 300000;
 struct RandomCase {
   Case c;
   Setup setup;
+  Ask ask;
   uint64_t seed = 0;
+
+  bool asks() const { return ask.weights || ask.mass; }
 };
+
+Ask AskNothing() {
+  Ask ask;
+  ask.weights = ask.mass = false;
+  return ask;
+}
 
 // ---- Generation -------------------------------------------------------------------------------
 
 class Generator {
  public:
-  explicit Generator(uint64_t seed) : rng_(seed) { result_.seed = seed; }
+  explicit Generator(uint64_t seed) : rng_(seed) {
+    result_.seed = seed;
+    result_.ask = AskNothing();
+  }
 
   RandomCase Make() {
     Case& c = result_.c;
@@ -68,6 +83,9 @@ class Generator {
     }
     c.features.lse = Chance(0.5);
     if (c.features.lse && Chance(0.3)) c.features.lse_layout = AnyLayout(/*output=*/true);
+    if (Chance(0.25)) MakeWeights();
+    if (Chance(0.2)) MakeMass();
+    if (result_.asks()) c.features.lse = true;
     return result_;
   }
 
@@ -239,6 +257,34 @@ class Generator {
     }
   }
 
+  void MakeWeights() {
+    const Case& c = result_.c;
+    Ask& ask = result_.ask;
+    ask.weights = true;
+    ask.lists_heads = Chance(0.5);
+    for (int64_t i = Between(1, 5); ask.lists_heads && i > 0; --i) {
+      ask.heads.push_back(static_cast<int32_t>(Between(0, c.heads - 1)));
+    }
+    ask.lists_queries = !c.features.ragged() && Chance(0.4);
+    const double density = rng_.Uniform();
+    for (int32_t i = 0; ask.lists_queries && i < c.q_len; ++i) {
+      if (Chance(density)) ask.queries.push_back(i);
+    }
+    ask.average = Chance(0.3);
+    if (!ask.average && Chance(0.4)) ask.dtype = Pick({DType::kF16, DType::kBF16});
+    if (Chance(0.3)) ask.layout = AnyLayout(/*output=*/true);
+    if (Chance(0.3)) ask.extra_keys = Between(1, 200);
+  }
+
+  void MakeMass() {
+    Ask& ask = result_.ask;
+    ask.mass = true;
+    ask.mass_by_kv_head = Chance(0.5);
+    ask.mass_by_kv_batch = Chance(0.5);
+    if (Chance(0.3)) ask.mass_layout = AnyLayout(/*output=*/true);
+    if (Chance(0.3)) ask.mass_extra_keys = Between(1, 200);
+  }
+
   Rng rng_;
   RandomCase result_;
 };
@@ -252,17 +298,26 @@ struct Failure {
 
 Failure Check(const RandomCase& random) {
   const Problem problem(random.c, random.seed);
-  Tensor out, lse;
-  const std::string error = TryAttend(problem, random.setup, &out, &lse);
+  Answer answer;
+  const std::string error = TryAnswer(problem, random.setup, random.ask, &answer);
   if (!error.empty()) return {"error", error};
-  const Expected expected = Expect(problem, random.setup);
-  const IsClose is_close(expected);
-  if (!is_close.match(out)) return {"out", is_close.describe()};
-  if (!random.c.features.lse) return {};
-  const Expected expected_lse = expected.Lse();
-  const IsClose lse_is_close(expected_lse);
-  if (!lse_is_close.match(lse)) return {"lse", lse_is_close.describe()};
-  return {};
+  ExpectedWeights expected(problem);
+  const auto check = [](const char* what, const Tensor& actual, const Expected& wanted) {
+    const IsClose is_close(wanted);
+    return is_close.match(actual) ? Failure() : Failure{what, is_close.describe()};
+  };
+  const Expected& output = expected.Output(random.setup);
+  Failure failure = check("out", answer.out, output);
+  if (failure.what.empty() && random.c.features.lse) {
+    failure = check("lse", answer.lse, output.Lse());
+  }
+  if (failure.what.empty() && random.ask.weights) {
+    failure = check("weights", answer.weights, expected.Weights(random.setup, random.ask));
+  }
+  if (failure.what.empty() && random.ask.mass) {
+    failure = check("mass", answer.mass, expected.Mass(random.setup, random.ask));
+  }
+  return failure;
 }
 
 // ---- Shrinking --------------------------------------------------------------------------------
@@ -280,8 +335,10 @@ std::vector<int32_t> Indptr(const std::vector<int32_t>& parts) {
   return indptr;
 }
 
-// Makes lists as long, and lengths as large, as the case has come to allow.
-void Repair(Case* c) {
+// Makes lists as long, and lengths as large, as the case has come to allow, and what is not asked
+// for the default.
+void Repair(RandomCase* random) {
+  Case* c = &random->c;
   Features& f = c->features;
   if (f.ragged()) {
     c->q_len = f.q_indptr.back();
@@ -299,6 +356,32 @@ void Repair(Case* c) {
   for (std::vector<float>* heads : {&f.alibi_slopes, &f.sinks}) {
     if (!heads->empty()) heads->resize(static_cast<size_t>(c->heads));
   }
+
+  Ask& ask = random->ask;
+  const auto keep_below = [](std::vector<int32_t>* list, int64_t end) {
+    list->erase(std::remove_if(list->begin(), list->end(), [&](int32_t x) { return x >= end; }),
+                list->end());
+  };
+  keep_below(&ask.heads, c->heads);
+  keep_below(&ask.queries, c->q_len);
+  if (ask.lists_heads && ask.heads.empty()) ask.heads = {0};
+  const Ask given = ask;
+  ask = AskNothing();
+  if (given.weights) {
+    ask = given;
+    ask.mass = false;
+    ask.mass_by_kv_head = ask.mass_by_kv_batch = false;
+    ask.mass_layout = Layout::kDense;
+    ask.mass_extra_keys = 0;
+  }
+  if (given.mass) {
+    ask.mass = true;
+    ask.mass_by_kv_head = given.mass_by_kv_head;
+    ask.mass_by_kv_batch = given.mass_by_kv_batch;
+    ask.mass_layout = given.mass_layout;
+    ask.mass_extra_keys = given.mass_extra_keys;
+  }
+  if (random->asks()) f.lse = true;
 }
 
 // Changes a case into a simpler one, which may be the same.
@@ -314,8 +397,25 @@ Step Reset(T Features::* field) {
   return [field](RandomCase* random) { random->c.features.*field = Features().*field; };
 }
 
+template <typename T>
+Step Reset(T Ask::* field) {
+  return [field](RandomCase* random) { random->ask.*field = Ask().*field; };
+}
+
+// Some of a list, which may be none.
+Step OfList(std::vector<int32_t> Ask::* list,
+            const std::function<void(std::vector<int32_t>*)>& change) {
+  return [list, change](RandomCase* random) {
+    if (!(random->ask.*list).empty()) change(&(random->ask.*list));
+  };
+}
+
 Step Halve(int64_t Case::* field) {
   return [field](RandomCase* random) { random->c.*field = (random->c.*field + 1) / 2; };
+}
+
+Step Halve(int64_t Ask::* field) {
+  return [field](RandomCase* random) { random->ask.*field = (random->ask.*field + 1) / 2; };
 }
 
 Step Decrease(int64_t Case::* field) {
@@ -345,6 +445,26 @@ Step OfGrid(GridCase Features::* grid, const std::function<void(GridCase*)>& cha
 const std::vector<Step>& Steps() {
   static const std::vector<Step> steps = [] {
     std::vector<Step> s = {
+        [](RandomCase* random) { random->ask.weights = false; },
+        [](RandomCase* random) { random->ask.mass = false; },
+        [](RandomCase* random) {
+          random->ask.lists_heads = false;
+          random->ask.heads.clear();
+        },
+        [](RandomCase* random) {
+          random->ask.lists_queries = false;
+          random->ask.queries.clear();
+        },
+        Reset(&Ask::average),
+        Reset(&Ask::dtype),
+        Reset(&Ask::layout),
+        Reset(&Ask::extra_keys),
+        Reset(&Ask::mass_by_kv_head),
+        Reset(&Ask::mass_by_kv_batch),
+        Reset(&Ask::mass_layout),
+        Reset(&Ask::mass_extra_keys),
+        Halve(&Ask::extra_keys),
+        Halve(&Ask::mass_extra_keys),
         Reset(&Features::lse),
         Reset(&Features::softcap),
         Reset(&Features::bias),
@@ -384,6 +504,11 @@ const std::vector<Step>& Steps() {
         [](RandomCase* random) { random->setup.precision = Precision::kF32; },
         [](RandomCase* random) { random->c.heads = random->c.kv_heads = 1; },
         [](RandomCase* random) { random->c.heads = random->c.kv_heads; },
+        [](RandomCase* random) { random->c.kv_heads = 1; },
+        [](RandomCase* random) {
+          Case& c = random->c;
+          if (c.heads > c.kv_heads) c.heads -= c.kv_heads;
+        },
         Reset(&Case::kv_batch),
         Reset(&Case::beams),
         Reset(&Case::v_head_dim),
@@ -418,6 +543,17 @@ const std::vector<Step>& Steps() {
       s.push_back(OfGrid(grid, [](GridCase* x) { x->varies = kPerElement; }));
       s.push_back(OfGrid(grid, [](GridCase* x) { x->varies = kPerTensor; }));
     }
+    for (std::vector<int32_t> Ask::* list : {&Ask::heads, &Ask::queries}) {
+      const auto half = [](const std::vector<int32_t>& x) {
+        return static_cast<ptrdiff_t>((x.size() + 1) / 2);
+      };
+      s.push_back(OfList(
+          list, [half](std::vector<int32_t>* x) { x->erase(x->begin() + half(*x), x->end()); }));
+      s.push_back(OfList(
+          list, [half](std::vector<int32_t>* x) { x->erase(x->begin(), x->end() - half(*x)); }));
+      s.push_back(OfList(list, [](std::vector<int32_t>* x) { x->pop_back(); }));
+      s.push_back(OfList(list, [](std::vector<int32_t>* x) { x->erase(x->begin()); }));
+    }
     return s;
   }();
   return steps;
@@ -426,8 +562,8 @@ const std::vector<Step>& Steps() {
 // What describes a case: two are the same if this is.
 std::string ToCode(const RandomCase& random);
 
-// The simplest case found that fails in the same way.
-RandomCase Shrink(RandomCase random, const std::string& what) {
+// The simplest case found that still fails.
+RandomCase Shrink(RandomCase random, const std::function<bool(const RandomCase&)>& fails) {
   int runs = 0;
   bool simpler = true;
   while (simpler) {
@@ -435,10 +571,10 @@ RandomCase Shrink(RandomCase random, const std::string& what) {
     for (const Step& step : Steps()) {
       RandomCase candidate = random;
       step(&candidate);
-      Repair(&candidate.c);
+      Repair(&candidate);
       if (ToCode(candidate) == ToCode(random)) continue;
       if (++runs > kMaxShrinkRuns) return random;
-      if (Check(candidate).what != what) continue;
+      if (!fails(candidate)) continue;
       random = candidate;
       simpler = true;
     }
@@ -557,6 +693,28 @@ std::string ToCode(const RandomCase& random) {
   code.Number("c.features.lse", f.lse, none.lse);
   code.Enum("c.features.lse_layout", "Layout", f.lse_layout, none.lse_layout);
 
+  const Ask& ask = random.ask;
+  const Ask all;
+  Code asks;
+  asks.Number("ask.weights", ask.weights, all.weights);
+  if (ask.weights) {
+    asks.Number("ask.lists_heads", ask.lists_heads, all.lists_heads);
+    asks.List("ask.heads", ask.heads);
+    asks.Number("ask.lists_queries", ask.lists_queries, all.lists_queries);
+    asks.List("ask.queries", ask.queries);
+    asks.Number("ask.average", ask.average, all.average);
+    asks.Enum("ask.dtype", "DType", ask.dtype, all.dtype);
+    asks.Enum("ask.layout", "Layout", ask.layout, all.layout);
+    asks.Number("ask.extra_keys", ask.extra_keys, all.extra_keys);
+  }
+  asks.Number("ask.mass", ask.mass, all.mass);
+  if (ask.mass) {
+    asks.Number("ask.mass_by_kv_head", ask.mass_by_kv_head, all.mass_by_kv_head);
+    asks.Number("ask.mass_by_kv_batch", ask.mass_by_kv_batch, all.mass_by_kv_batch);
+    asks.Enum("ask.mass_layout", "Layout", ask.mass_layout, all.mass_layout);
+    asks.Number("ask.mass_extra_keys", ask.mass_extra_keys, all.mass_extra_keys);
+  }
+
   const Setup& setup = random.setup;
   constexpr const char* kSources[] = {"kTensors", "kMemory", "kCache"};
   constexpr const char* kPrecisionNames[] = {"kF32", "kF16", "kI8", "kI8Fine", "kBF16", "kMixed16"};
@@ -567,7 +725,8 @@ std::string ToCode(const RandomCase& random) {
          (setup.parallel.run == nullptr
               ? std::string("{}")
               : "BackwardsOnThisThread(" + std::to_string(setup.parallel.num_workers) + ")") +
-         ", " + (setup.rotate_k ? "true" : "false") + "};\n";
+         ", " + (setup.rotate_k ? "true" : "false") + "};\n" +
+         (random.asks() ? "  Ask ask;\n" + asks.text() : std::string());
 }
 
 uint64_t Environment(const char* name, uint64_t otherwise) {
@@ -582,19 +741,77 @@ TEST_CASE("random cases", "[random]") {
                                                                    : one_tier   ? kCasesOfTier
                                                                                 : kCasesOfAllTiers);
   int num_failures = 0;
+  uint64_t num_run = 0;
   for (uint64_t seed = first; seed < first + num_cases && num_failures < kMaxFailures; ++seed) {
     const RandomCase random = Generator(seed).Make();
     // For whatever ends the program.
     INFO("SIGHTLINE_RANDOM_SEED=" << seed << " SIGHTLINE_RANDOM_CASES=1\n" << ToCode(random));
     if (!IsAffordable(random.c, random.setup.tier)) continue;
+    ++num_run;
     const Failure failure = Check(random);
     if (failure.what.empty()) continue;
     ++num_failures;
-    const RandomCase small = Shrink(random, failure.what);
+    const RandomCase small =
+        Shrink(random, [&](const RandomCase& other) { return Check(other).what == failure.what; });
     FAIL_CHECK(failure.what << ": " << failure.text << "\nand simpler:\n"
                             << ToCode(small) << "  " << Check(small).text);
   }
-  SUCCEED("seeds " << first << " to " << first + num_cases - 1);
+  if (num_failures > 0 || num_cases == 0) return;
+  fprintf(stderr, "random cases: seeds %llu to %llu passed, %llu of %llu small enough to run\n",
+          static_cast<unsigned long long>(first),
+          static_cast<unsigned long long>(first + num_cases - 1),
+          static_cast<unsigned long long>(num_run), static_cast<unsigned long long>(num_cases));
+}
+
+// Causes of failures that are known: what is left has the cause and nothing else, whatever the case
+// was that failed.
+TEST_CASE("random cases are shrunk to what makes them fail", "[support]") {
+  const auto shrink = [](const std::function<bool(const RandomCase&)>& fails) {
+    std::string simplest;
+    int num_cases = 0;
+    for (uint64_t seed = 0; num_cases < 30; ++seed) {
+      const RandomCase random = Generator(seed).Make();
+      // Ragged ones keep a sequence for each part of the cause.
+      if (random.c.features.ragged() || random.c.kv_len == 0 || !fails(random)) continue;
+      ++num_cases;
+      RandomCase small = Shrink(random, fails);
+      INFO("seed " << seed << ":\n" << ToCode(random) << "became\n" << ToCode(small));
+      CHECK(fails(small));
+      small.seed = 0;
+      small.setup.tier = "any";
+      if (simplest.empty()) simplest = ToCode(small);
+      CHECK(ToCode(small) == simplest);
+    }
+    return simplest;
+  };
+  const std::string setup =
+      "  const Problem problem(c, 0);\n"
+      "  const Setup setup = {\"any\", Precision::kF32, Source::kTensors, {}, false};\n";
+  CHECK(shrink([](const RandomCase& x) {
+          return x.c.features.softcap == 5.0f && x.c.kv_len >= 37 && x.c.q_len >= 3;
+        }) ==
+        "  Case c;\n  c.q_len = 3;\n  c.kv_len = 37;\n  c.head_dim = 1;\n"
+        "  c.features.softcap = 5;\n" +
+            setup);
+  CHECK(shrink([](const RandomCase& x) {
+          const auto has = [](const std::vector<int32_t>& list, int32_t i) {
+            return std::count(list.begin(), list.end(), i) > 0;
+          };
+          return has(x.ask.heads, 1) && has(x.ask.queries, 2);
+        }) ==
+        "  Case c;\n  c.q_len = 3;\n  c.kv_len = 1;\n  c.head_dim = 1;\n  c.heads = 2;\n"
+        "  c.features.lse = true;\n" +
+            setup +
+            "  Ask ask;\n  ask.lists_heads = true;\n  ask.heads = {1};\n"
+            "  ask.lists_queries = true;\n  ask.queries = {2};\n  ask.mass = false;\n");
+  CHECK(shrink([](const RandomCase& x) {
+          return x.ask.mass_by_kv_head && x.ask.mass_extra_keys > 0;
+        }) ==
+        "  Case c;\n  c.q_len = 1;\n  c.kv_len = 1;\n  c.head_dim = 1;\n"
+        "  c.features.lse = true;\n" +
+            setup +
+            "  Ask ask;\n  ask.weights = false;\n  ask.mass_by_kv_head = true;\n"
+            "  ask.mass_extra_keys = 1;\n");
 }
 
 }  // namespace
