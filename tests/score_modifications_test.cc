@@ -340,49 +340,69 @@ struct Buckets {
   int64_t count;
 };
 
-// Buckets of key position - query position from -200 to 200, with 32 buckets up to 128: computed
-// with fractions. A distance d >= m = 8 (16 one way) is in bucket m + i for the largest i with
-// (d / m)^m >= (128 / m)^i, and never beyond the last; these agree with what T5 in Hugging Face
-// Transformers computes in f32.
-constexpr Buckets kBothWays[] = {
+// Buckets of key position - query position from -200 to 200, with 32 buckets up to 128, and with 16
+// up to 20: computed with fractions. Where each side has n buckets, a distance d >= m = n / 2 is in
+// bucket m + i for the largest i with (d / m)^m >= (max_distance / m)^i, and never beyond the last;
+// these agree with what T5 in Hugging Face Transformers computes in f32. With 128 some borders are
+// at distances themselves (16, 32 and 64 both ways), with 20 none but the last is.
+constexpr RelativeBuckets kBothWays = {32, 128, true};
+constexpr Buckets kRunsOfBothWays[] = {
     {15, 110}, {14, 27}, {13, 18}, {12, 14}, {11, 9},  {10, 7},  {9, 4},   {8, 4},
     {7, 1},    {6, 1},   {5, 1},   {4, 1},   {3, 1},   {2, 1},   {1, 1},   {0, 1},
     {17, 1},   {18, 1},  {19, 1},  {20, 1},  {21, 1},  {22, 1},  {23, 1},  {24, 4},
     {25, 4},   {26, 7},  {27, 9},  {28, 14}, {29, 18}, {30, 27}, {31, 110}};
-constexpr Buckets kOneWay[] = {{31, 88}, {30, 14}, {29, 12}, {28, 10}, {27, 10}, {26, 8}, {25, 7},
-                               {24, 6},  {23, 6},  {22, 5},  {21, 4},  {20, 4},  {19, 3}, {18, 3},
-                               {17, 2},  {16, 3},  {15, 1},  {14, 1},  {13, 1},  {12, 1}, {11, 1},
-                               {10, 1},  {9, 1},   {8, 1},   {7, 1},   {6, 1},   {5, 1},  {4, 1},
-                               {3, 1},   {2, 1},   {1, 1},   {0, 201}};
+constexpr RelativeBuckets kOneWay = {32, 128, false};
+constexpr Buckets kRunsOfOneWay[] = {
+    {31, 88}, {30, 14}, {29, 12}, {28, 10}, {27, 10}, {26, 8}, {25, 7}, {24, 6},
+    {23, 6},  {22, 5},  {21, 4},  {20, 4},  {19, 3},  {18, 3}, {17, 2}, {16, 3},
+    {15, 1},  {14, 1},  {13, 1},  {12, 1},  {11, 1},  {10, 1}, {9, 1},  {8, 1},
+    {7, 1},   {6, 1},   {5, 1},   {4, 1},   {3, 1},   {2, 1},  {1, 1},  {0, 201}};
 
-std::vector<int64_t> ExpectedBuckets(bool bidirectional) {
-  std::vector<int64_t> buckets;
-  const auto append = [&](const auto& runs) {
+constexpr RelativeBuckets kNearBothWays = {16, 20, true};
+constexpr Buckets kRunsOfNearBothWays[] = {{7, 187}, {6, 5},  {5, 3},  {4, 2},  {3, 1},
+                                           {2, 1},   {1, 1},  {0, 1},  {9, 1},  {10, 1},
+                                           {11, 1},  {12, 2}, {13, 3}, {14, 5}, {15, 187}};
+constexpr RelativeBuckets kNearOneWay = {16, 20, false};
+constexpr Buckets kRunsOfNearOneWay[] = {{15, 183}, {14, 2}, {13, 1}, {12, 2}, {11, 1}, {10, 1},
+                                         {9, 2},    {8, 1},  {7, 1},  {6, 1},  {5, 1},  {4, 1},
+                                         {3, 1},    {2, 1},  {1, 1},  {0, 201}};
+
+struct BucketTable {
+  RelativeBuckets of;
+  std::vector<int64_t> expected;  // of the distances from -200 to 200
+};
+
+std::vector<BucketTable> BucketTables() {
+  std::vector<BucketTable> tables;
+  const auto add = [&](const RelativeBuckets& of, const auto& runs) {
+    tables.push_back({of, {}});
+    std::vector<int64_t>& expected = tables.back().expected;
     for (const Buckets& run : runs) {
-      buckets.insert(buckets.end(), static_cast<size_t>(run.count), run.bucket);
+      expected.insert(expected.end(), static_cast<size_t>(run.count), run.bucket);
     }
+    REQUIRE(expected.size() == 401);
   };
-  if (bidirectional) append(kBothWays);
-  if (!bidirectional) append(kOneWay);
-  return buckets;
+  add(kBothWays, kRunsOfBothWays);
+  add(kOneWay, kRunsOfOneWay);
+  add(kNearBothWays, kRunsOfNearBothWays);
+  add(kNearOneWay, kRunsOfNearOneWay);
+  return tables;
 }
 
 TEST_CASE("the oracle's buckets are those of the reference", "[modifications]") {
-  for (const bool bidirectional : {false, true}) {
-    const std::vector<int64_t> expected = ExpectedBuckets(bidirectional);
-    REQUIRE(expected.size() == 401);
+  for (const BucketTable& table : BucketTables()) {
     for (int64_t relative = -200; relative <= 200; ++relative) {
-      INFO("distance " << relative);
-      CHECK(RelativeBucket({32, 128, bidirectional}, relative) ==
-            expected[static_cast<size_t>(relative + 200)]);
+      INFO(table.of.num_buckets << " buckets up to " << table.of.max_distance << ", distance "
+                                << relative);
+      CHECK(RelativeBucket(table.of, relative) ==
+            table.expected[static_cast<size_t>(relative + 200)]);
     }
   }
 }
 
 // Query i of 401 sees one key: lse is what that key's bucket says, but for steps of fixed point.
 TEST_CASE("the kernels' buckets are those of the reference", "[modifications]") {
-  for (const bool bidirectional : {false, true}) {
-    const std::vector<int64_t> expected = ExpectedBuckets(bidirectional);
+  for (const BucketTable& table : BucketTables()) {
     for (const int64_t key : {200, 0}) {
       Case c;
       c.q_len = 401;
@@ -391,7 +411,7 @@ TEST_CASE("the kernels' buckets are those of the reference", "[modifications]") 
       c.features.q_start = key - 200;
       c.features.mask.on = true;
       c.features.lse = true;
-      c.features.relative_buckets = {32, 128, bidirectional};
+      c.features.relative_buckets = table.of;
       Problem problem(c, 7000);
       for (int64_t i = 0; i < c.q_len; ++i) {
         for (int64_t d = 0; d < c.head_dim; ++d) problem.q.Set(0, i, 0, d, 0.0f);
@@ -399,17 +419,18 @@ TEST_CASE("the kernels' buckets are those of the reference", "[modifications]") 
           problem.mask.SetQuantum(0, i, 0, j, j == key ? 1 : 0);
         }
       }
-      for (int64_t bucket = 0; bucket < 32; ++bucket) {
+      for (int64_t bucket = 0; bucket < table.of.num_buckets; ++bucket) {
         problem.relative_bias.Set(0, bucket, 0, 0, static_cast<float>(bucket));
       }
       for (const Precision precision : kPrecisions) {
         for (const char* tier : TiersOf(precision)) {
-          INFO(Name(precision) << " on " << tier << ", key " << key);
+          INFO(table.of.num_buckets << " buckets up to " << table.of.max_distance << ", "
+                                    << Name(precision) << " on " << tier << ", key " << key);
           Tensor lse;
           Attend(problem, {tier, precision}, &lse);
           int64_t num_wrong = 0;
           for (int64_t i = 0; i < c.q_len; ++i) {
-            const float bucket = static_cast<float>(expected[static_cast<size_t>(400 - i)]);
+            const float bucket = static_cast<float>(table.expected[static_cast<size_t>(400 - i)]);
             num_wrong += fabsf(lse.Get(0, i, 0, 0) - bucket) < 0.1f ? 0 : 1;
           }
           CHECK(num_wrong == 0);
