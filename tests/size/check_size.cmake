@@ -1,7 +1,8 @@
 # Fails if the library, linked and stripped, is larger than LIMIT bytes: what it adds to an application, kernels for all
-# tiers included. (Objects have symbols and relocations beside that, about a sixth more.)
+# tiers and what it calls of other libraries included. (Objects have symbols and relocations beside that, about a sixth
+# more.)
 #
-#   cmake -DLINKER=c++ -DSTRIP=strip -DWORK_DIR=folder -DLIMIT=3145728 "-DOBJECTS=a.o;b.o" -P check_size.cmake
+#   cmake -DLINKER=c++ -DSTRIP=strip -DWORK_DIR=folder -DLIMIT=3145728 "-DOBJECTS=a.o;b.o;c.a" -P check_size.cmake
 
 file(REMOVE_RECURSE ${WORK_DIR})
 file(MAKE_DIRECTORY ${WORK_DIR})
