@@ -204,7 +204,7 @@ std::string TryAnswer(const Problem& problem, Setup setup, const Ask& ask, Answe
     }
     if (ask.mass) args.mass = answer->mass.view();
   };
-  const std::string error = TryAttend(problem, setup, &answer->out, &answer->lse);
+  std::string error = TryAttend(problem, setup, &answer->out, &answer->lse);
   if (!error.empty()) return error;
   if (ask.weights && !answer->weights.GapsAreWiped()) {
     return "weights: written between their elements";
