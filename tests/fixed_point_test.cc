@@ -22,23 +22,16 @@ namespace {
 
 using Path = int64_t FixedPointPaths::*;
 
-// Checks problems in both quantised precisions on every tier, and counts which ways they took.
-class PathCheck {
+// Which ways were taken, by tier and precision.
+class PathsMet {
  public:
-  void Check(const Problem& problem) {
-    Expectations expected(problem);
-    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
-      for (const char* tier : SupportedTiers()) {
-        INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
-        const Setup setup = {tier, precision};
-        CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
-        met_[std::string(tier) + ", " + Name(precision)].Add(expected(setup).paths);
-      }
-    }
+  FixedPointPaths& Of(const Setup& setup) {
+    return met_[std::string(setup.tier) + ", " + Name(setup.precision)];
   }
 
-  // The scalar tier has no fixed point.
-  void CheckMet(std::initializer_list<Path> paths) const {
+  // All of them, but on the scalar tier, which has no fixed point.
+  void Check(std::initializer_list<Path> paths) const {
+    CHECK(!met_.empty());
     for (const auto& [name, met] : met_) {
       size_t index = 0;
       for (const Path path : paths) {
@@ -49,7 +42,28 @@ class PathCheck {
   }
 
  private:
-  std::map<std::string, FixedPointPaths> met_;  // by tier and precision
+  std::map<std::string, FixedPointPaths> met_;
+};
+
+// Checks problems in both quantised precisions on every tier, and counts which ways they took.
+class PathCheck {
+ public:
+  void Check(const Problem& problem) {
+    Expectations expected(problem);
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      for (const char* tier : SupportedTiers()) {
+        INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
+        const Setup setup = {tier, precision};
+        CHECK_THAT(Attend(problem, setup), IsClose(expected(setup)));
+        met_.Of(setup).Add(expected(setup).paths);
+      }
+    }
+  }
+
+  void CheckMet(std::initializer_list<Path> paths) const { met_.Check(paths); }
+
+ private:
+  PathsMet met_;
 };
 
 // What the simulation takes from the tiers is 2^-f, and 1 where f is 0.
@@ -248,17 +262,7 @@ class WeightReader {
     }
   }
 
-  // Paths by tier and precision; none of the scalar tier.
-  void CheckMet(std::initializer_list<Path> paths) const {
-    CHECK(!met_.empty());
-    for (const auto& [name, met] : met_) {
-      size_t index = 0;
-      for (const Path path : paths) {
-        INFO("path " << index++ << " of this test, " << name);
-        CHECK((met.*path > 0) == (name.find("scalar") != 0));
-      }
-    }
-  }
+  void CheckMet(std::initializer_list<Path> paths) const { met_.Check(paths); }
 
  private:
   void CheckTier(const Problem& problem, const Setup& setup) {
@@ -276,7 +280,7 @@ class WeightReader {
     const Masks masks = MasksOf(problem);
     const Sequence sequence = SequencesOf(c).front();
     const auto scale = static_cast<float>(EffectiveScale(c.scale, c.head_dim) / log(2.0));
-    FixedPointPaths& met = met_[std::string(setup.tier) + ", " + Name(setup.precision)];
+    FixedPointPaths& met = met_.Of(setup);
     for (int64_t i = 0; i < c.q_len; ++i) {
       SeenKeys seen;
       seen.task_visible = n;  // by the last row
@@ -340,7 +344,7 @@ class WeightReader {
     }
   }
 
-  std::map<std::string, FixedPointPaths> met_;
+  PathsMet met_;
 };
 
 TEST_CASE("P is bit for bit that of the simulation", "[i8]") {
