@@ -98,7 +98,9 @@ size_t FirstDifference(const std::vector<T>& a, const std::vector<T>& b) {
   return static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());
 }
 
-void CheckPacked(const internal::PackedKv* packed, const Problem& problem, int64_t center_keys) {
+// What `tier` has packed is what the simulation quantises.
+void CheckPacked(const char* tier, const internal::PackedKv* packed, const Problem& problem,
+                 int64_t center_keys) {
   REQUIRE(packed != nullptr);
   QuantMethod method;
   method.wide_k = internal::HasWideK(packed->geometry().layout);
@@ -119,6 +121,7 @@ void CheckPacked(const internal::PackedKv* packed, const Problem& problem, int64
       CHECK(FirstDifference(actual.v, expected.v) == expected.v.size());
     }
   }
+  RecordTierRun(tier);
 }
 
 Case PackingCase(int64_t kv_len, int64_t head_dim, int64_t v_head_dim) {
@@ -165,7 +168,7 @@ TEST_CASE("int8 memories hold what the simulation quantises", "[i8][packing]") {
       for (const char* tier : SupportedTiers()) {
         INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
         const CrossMemory memory = MemoryOf(problem, {tier, precision});
-        CheckPacked(KvAccess::Get(memory), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(memory), problem, kv_len);
       }
     }
   }
@@ -179,7 +182,7 @@ TEST_CASE("int8 caches hold what the simulation quantises", "[i8][packing]") {
     for (const char* tier : SupportedTiers()) {
       INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
       const KvCache cache = CacheOf(problem, {tier, precision});
-      CheckPacked(KvAccess::Get(cache), problem, CacheCenterKeys(kv_len));
+      CheckPacked(tier, KvAccess::Get(cache), problem, CacheCenterKeys(kv_len));
     }
   }
 }
@@ -207,10 +210,10 @@ TEST_CASE("int8 stores special numbers as documented", "[i8][packing]") {
   }
   for (const char* tier : SupportedTiers()) {
     INFO(Name(precision) << " on " << tier);
-    CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, 200);
-    CheckPacked(KvAccess::Get(CacheOf(problem, {tier, precision})), problem, 128);
-    CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, 200);
-    CheckPacked(KvAccess::Get(CacheOf(problem, Rotated(tier))), problem, 128);
+    CheckPacked(tier, KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, 200);
+    CheckPacked(tier, KvAccess::Get(CacheOf(problem, {tier, precision})), problem, 128);
+    CheckPacked(tier, KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, 200);
+    CheckPacked(tier, KvAccess::Get(CacheOf(problem, Rotated(tier))), problem, 128);
   }
 }
 
@@ -237,9 +240,9 @@ TEST_CASE("int8 stores numbers around the largest finite one", "[i8][packing]") 
       }
       for (const char* tier : SupportedTiers()) {
         INFO(kv_len << " keys, " << Name(precision) << " on " << tier);
-        CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, kv_len);
-        CheckPacked(KvAccess::Get(CacheOf(problem, {tier, precision})), problem, kv_len);
-        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(CacheOf(problem, {tier, precision})), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
       }
     }
   }
@@ -268,7 +271,7 @@ TEST_CASE("int8 packs every type and stride as the simulation does", "[i8][packi
         for (const char* tier : SupportedTiers()) {
           for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
             INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
-            CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, 70);
+            CheckPacked(tier, KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, 70);
           }
         }
       }
@@ -299,7 +302,7 @@ TEST_CASE("int8 with fitting scales is stored as it is", "[i8][packing]") {
       for (const char* tier : SupportedTiers()) {
         INFO(problem.c.ToString() << " on " << tier);
         const CrossMemory memory = MemoryOf(problem, {tier, Precision::kI8});
-        CheckPacked(KvAccess::Get(memory), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(memory), problem, kv_len);
         const QuantHead head = Unpack(*KvAccess::Get(memory), 1, 1, static_cast<size_t>(kv_len));
         const auto steps = [](float x, float scale) { return lrintf(x / scale); };
         bool same = true;
@@ -319,8 +322,9 @@ TEST_CASE("int8 with fitting scales is stored as it is", "[i8][packing]") {
           }
         }
         CHECK(same);
-        CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, Precision::kI8Fine})), problem, kv_len);
-        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(MemoryOf(problem, {tier, Precision::kI8Fine})), problem,
+                    kv_len);
+        CheckPacked(tier, KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
       }
     }
   }
@@ -350,9 +354,9 @@ TEST_CASE("int8 keeps quanta of -128 and unusual scales as documented", "[i8][pa
       for (const char* tier : SupportedTiers()) {
         for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
           INFO(problem.c.ToString() << ", " << Name(precision) << " on " << tier);
-          CheckPacked(KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, kv_len);
+          CheckPacked(tier, KvAccess::Get(MemoryOf(problem, {tier, precision})), problem, kv_len);
         }
-        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
       }
     }
   }
@@ -371,8 +375,8 @@ TEST_CASE("int8 rotates K as the simulation does", "[i8][packing]") {
       if (seed % 2 == 0) SpreadChannels(&problem);
       for (const char* tier : SupportedTiers()) {
         INFO(problem.c.ToString() << " on " << tier);
-        CheckPacked(KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
-        CheckPacked(KvAccess::Get(CacheOf(problem, Rotated(tier))), problem,
+        CheckPacked(tier, KvAccess::Get(MemoryOf(problem, Rotated(tier))), problem, kv_len);
+        CheckPacked(tier, KvAccess::Get(CacheOf(problem, Rotated(tier))), problem,
                     CacheCenterKeys(kv_len));
       }
     }
@@ -399,7 +403,7 @@ TEST_CASE("int8 caches rotate K alike however they were filled", "[i8][packing]"
         REQUIRE_THAT(cache.Append(problem.k.Slice(begin, end), problem.v.Slice(begin, end)),
                      IsOk());
       }
-      CheckPacked(KvAccess::Get(cache), problem, 128);
+      CheckPacked(tier, KvAccess::Get(cache), problem, 128);
     }
   }
 }

@@ -21,8 +21,8 @@ const char* BestTier();
 // in cmake/tiers.cmake), and those are tested there.
 std::vector<const char*> TiersOf(Precision precision);
 
-// Notes that a Plan of this tier computed something. A listener prints the record after the last
-// test.
+// Notes that a Plan of this tier computed something, or that what its kernels packed was looked at.
+// A listener prints the record after the last test.
 void RecordTierRun(const char* tier);
 
 // False for a shape so large that a slow tier (scalar code, or any code in an emulator) would take
