@@ -392,7 +392,7 @@ TEST_CASE("distances between scores are those of the simulation, step by step", 
     for (const int64_t distance : {1, 5, 32}) {
       Case c;
       c.q_len = c.kv_len = IsEmulated() || IsSanitized() ? 64 : 128;
-      c.head_dim = 64;
+      c.head_dim = IsEmulated() ? 32 : 64;  // the scalar tier affords no more there
       c.q_gain = q_gain;
       c.features.mask.on = true;
       Problem problem = WeightReader::Make(c, 100);
