@@ -1,6 +1,5 @@
 #include "bench/row.h"
 
-#include <math.h>
 #include <stdio.h>
 
 #include <memory>
