@@ -162,6 +162,7 @@ struct WeightsTask {
   Row mass;          // optional, f32: sums over all rows, which are added
   size_t num_keys;   // of out and mass; hidden keys, and those that do not exist, get 0
   float factor;      // weights are multiplied by it
+  bool past_caches;  // `out` is more than caches hold until it is read
 };
 
 // Which keys of a tile of kKvTile are there.

@@ -343,6 +343,14 @@ bool WeighsOnTheWay(const Call& call, size_t sequence) {
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 
+// True if the weights are more than a last-level cache keeps beside other things.
+bool ExceedsCaches(const TensorView& weights) {
+  constexpr double kKeptBytes = 4 << 20;
+  return static_cast<double>(weights.batch) * static_cast<double>(weights.length) *
+             static_cast<double>(weights.heads) * static_cast<double>(weights.dim) * sizeof(float) >
+         kKeptBytes;
+}
+
 void MoveRows(size_t heads, Rows* rows) {
   if (rows->data == nullptr) return;
   rows->data += static_cast<int64_t>(heads) * rows->head_stride;
@@ -455,6 +463,8 @@ bool AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsig
     if (listed < static_cast<size_t>(call.args.weights.out.heads)) {
       first.weights.out = WeightsRowsOf(call, rows.sequence, listed);
       first.weights.num_keys = static_cast<size_t>(call.args.weights.out.dim);
+      first.weights.factor = 1.0f;
+      first.weights.past_caches = ExceedsCaches(call.args.weights.out);
     }
   }
   bool continues = false;

@@ -202,6 +202,94 @@ struct Exp2Fixed {
 
 #endif
 
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+// Halves of the bits of 2^(-i / 64) in f32.
+struct PowerBits {
+  uint16_t low[kFractions];
+  uint16_t high[kFractions];
+};
+constexpr PowerBits MakePowerBits() {
+  PowerBits bits = {};
+  double power = 1.0;
+  for (size_t i = 0; i < kFractions; ++i) {
+    // From 1/2 on, but for the first: 2^23 steps of an octave.
+    const double steps = (i == 0 ? power - 1.0 : 2.0 * power - 1.0) * 0x1p23 + 0.5;
+    const uint32_t word = (i == 0 ? 127u : 126u) << 23 | static_cast<uint32_t>(steps);
+    bits.low[i] = static_cast<uint16_t>(word & 0xffff);
+    bits.high[i] = static_cast<uint16_t>(word >> 16);
+    power *= 0.98922801319397548;  // 2^(-1/64)
+  }
+  return bits;
+}
+alignas(64) constexpr PowerBits kPowerBits = MakePowerBits();
+#endif
+
+// Weights in f32 of words of a row, from a reference in octaves; 0 of hidden ones.
+class WordWeights {
+ public:
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  // Powers for a reference in fixed point, times what that rounds off.
+  explicit WordWeights(float reference)
+      : reference_(hn::Set(df, reference)),
+        is_fixed_(reference > kLowest && reference < kHighest),
+        fixed_(hn::Set(di16, 0)),
+        factor_(hn::Zero(df)) {
+    if (!is_fixed_) return;
+    const VF steps = hn::Round(hn::Mul(reference_, hn::Set(df, float{kFractions})));
+    fixed_ = hn::Set(di16, static_cast<int16_t>(hn::GetLane(hn::ConvertTo(di32, steps))));
+    factor_ = Exp2(hn::MulSub(steps, hn::Set(df, 1.0f / float{kFractions}), reference_));
+  }
+
+  HWY_INLINE void operator()(VI16 words, VF (&weights)[2]) const {
+    if (HWY_UNLIKELY(!is_fixed_)) return Convert(words, weights);
+    // As y grows the exponent falls: by an octave with the first of the fractions.
+    const VI16 y = hn::SaturatedSub(fixed_, words);
+    const auto vanishes = hn::Ge(y, hn::Set(di16, kOctaves * int{kFractions}));
+    const auto index = hn::Indices512<uint16_t>{y.raw};
+    const VU16 low = hn::TwoTablesLookupLanes(low_[0], low_[1], index);
+    const VU16 fraction = hn::TwoTablesLookupLanes(high_[0], high_[1], index);
+    const VI16 octaves = hn::AndNot(hn::Set(di16, 0x7f), hn::Add(y, y));
+    const VU16 high = hn::BitCast(du16, hn::Sub(hn::BitCast(di16, fraction), octaves));
+    const VU16 low_bits = hn::IfThenZeroElse(hn::RebindMask(du16, vanishes), low);
+    const VU16 high_bits = hn::IfThenZeroElse(hn::RebindMask(du16, vanishes), high);
+    weights[0] =
+        hn::Mul(hn::BitCast(df, hn::InterleaveWholeLower(du16, low_bits, high_bits)), factor_);
+    weights[1] =
+        hn::Mul(hn::BitCast(df, hn::InterleaveWholeUpper(du16, low_bits, high_bits)), factor_);
+  }
+
+ private:
+  // What is farther below the reference has weight 0, and with it what is hidden.
+  static constexpr int kOctaves = 126;
+  static constexpr float kLowest = -512.0f + kOctaves + 1.0f;
+  static constexpr float kHighest = 511.0f;
+
+  VF reference_;
+  bool is_fixed_;
+  VI16 fixed_;
+  VF factor_;
+  VU16 low_[2] = {hn::Load(du16, kPowerBits.low), hn::Load(du16, kPowerBits.low + 32)};
+  VU16 high_[2] = {hn::Load(du16, kPowerBits.high), hn::Load(du16, kPowerBits.high + 32)};
+#else
+  explicit WordWeights(float reference) : reference_(hn::Set(df, reference)) {}
+
+  HWY_INLINE void operator()(VI16 words, VF (&weights)[2]) const { Convert(words, weights); }
+
+ private:
+  VF reference_;
+#endif
+
+  HWY_INLINE void Convert(VI16 words, VF (&weights)[2]) const {
+    weights[0] = Weight(hn::PromoteLowerTo(di32, words));
+    weights[1] = Weight(hn::PromoteUpperTo(di32, words));
+  }
+  HWY_INLINE VF Weight(VI32 s) const {
+    const VF unit = hn::Set(df, 1.0f / float{kFractions});
+    const auto hidden = hn::RebindMask(df, hn::Eq(s, hn::Set(di32, int32_t{kHiddenScore})));
+    return hn::IfThenZeroElse(hidden, Exp2(hn::MulSub(hn::ConvertTo(df, s), unit, reference_)));
+  }
+};
+
 // Bits by which a sum of head_dim products is shifted to fit int16. Half of what is shifted out is
 // added before, and does not carry beyond int16 for any head_dim.
 template <class Keys>

@@ -39,8 +39,9 @@ struct QueryTiles {
 
   QueryTile tiles[kMax];
   size_t count = 0;
-  TileMask masks[kMax];  // what they see of the tile of keys at hand
-  float* rows;           // kLanes rows of Q or O on their way into or out of panels
+  TileMask masks[kMax];       // what they see of the tile of keys at hand
+  bool unweighed[kMax] = {};  // whose weights a second pass is for
+  float* rows;                // kLanes rows of Q or O on their way into or out of panels
 };
 
 // Everything a task of prefill keeps: besides, what its tiles take turns to use.
@@ -192,36 +193,81 @@ HWY_INLINE bool LookAtTiles(const AttendTask& task, size_t key, size_t n,
   return is_seen;
 }
 
+// What scores wait as for their weights.
+template <class Values>
+using WaitingScore = hwy::If<Values::kQuantized, int16_t, float>;
+
+// True if they do. Words of modified scores are relative to a middle of each tile's own.
+template <class Values>
+HWY_INLINE bool ScoresWait(const AttendTask& task) {
+  return WeighsOnTheWay(task) && !(Values::kQuantized && ModifiesScores(task));
+}
+
 // Hidden scores of keys from `done` to `key`, which nobody looked at, and of the n keys there where
-// a tile sees none of them.
-template <class Keys>
-HWY_NOINLINE void HideScores(const AttendTask& task, const QueryTiles<Keys>& queries, size_t done,
+// some vector of rows does not see all of them.
+template <class AnyScheme>
+HWY_NOINLINE void HideScores(const AttendTask& task,
+                             const QueryTiles<typename AnyScheme::Keys>& queries, size_t done,
                              size_t key, size_t n) {
+  using Score = WaitingScore<typename AnyScheme::Values>;
   for (size_t t = 0; t < queries.count; ++t) {
-    StoreHidden(task, queries.tiles[t], done, key);
-    if (queries.masks[t].any.end == 0) StoreHidden(task, queries.tiles[t], key, key + n);
+    StoreHidden<Score>(task, queries.tiles[t], done, key);
+    const KeySpan& stored = queries.masks[t].common;
+    if (stored.first == 0 && stored.end >= n) continue;
+    StoreHidden<Score>(task, queries.tiles[t], key, key + n);
+  }
+}
+
+// Weights of the tiles that have none.
+template <class Keys>
+HWY_NOINLINE void WeighTiles(const AttendTask& task, QueryTiles<Keys>& queries,
+                             const TileScratch& floats, const BiasScratch& biases,
+                             const OwnTile& own) {
+  for (size_t t = 0; t < queries.count; ++t) {
+    QueryTile& q = queries.tiles[t];
+    for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
+      const size_t real = MinOf(r, q.num_rows - 1);
+      q.m[r] = ReferenceOf(task, q.first_row + real, q.lack[real]);
+    }
+  }
+  for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
+    const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
+    const size_t in_use = key < task.kv_len ? MinOf(n, task.kv_len - key) : 0;
+    KvTile kv = {};
+    if (LookAtTiles(task, key, in_use, queries)) kv = LoadKTile<Keys>(task, key, in_use, own);
+    for (size_t t = 0; t < queries.count; ++t) {
+      if (!queries.unweighed[t]) continue;
+      PrefetchWeights(task, queries.tiles[t], key, n);
+      WeighTile<Keys>(task, queries.tiles[t], kv, queries.masks[t], key, n, floats, biases);
+    }
   }
 }
 
 // One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector
-// at a time costs 10 % of a causal prefill of 2048.
+// at a time costs 10 % of a causal prefill of 2048. False if some scores cannot wait for weights.
 template <class AnyScheme, size_t kQV>
-HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+HWY_INLINE bool AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                const TileMask& mask, const TaskScratch<AnyScheme>& scratch) {
   using Keys = typename AnyScheme::Keys;
   using Values = typename AnyScheme::Values;
   constexpr size_t kStep = Keys::kStep;
   const size_t channels = PaddedVHeadDim(task.head.shape);
   if constexpr (Values::kQuantized) {
+    bool wide = false;
     for (size_t part = 0; part < mask.any.end; part += Values::kPTileKeys) {
       const TileMask seen = MaskFrom(mask, kQV, part, Values::kPTileKeys);
       if (seen.any.end == 0) continue;
       const KvTile part_kv = TileFrom(kv, part);
-      ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
-                                scratch.fixed, scratch.floats, scratch.biases);
+      wide |= ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
+                                        scratch.fixed, scratch.floats, scratch.biases);
+      if (HWY_UNLIKELY(ScoresWait<Values>(task))) {
+        const size_t n = MinOf(Values::kPTileKeys, task.kv_len - part_kv.key_begin);
+        StoreWords(task, q, seen, part_kv.key_begin, n, scratch.fixed.s);
+      }
       SoftmaxTileFixed<Values, kQV>(q, seen, channels, scratch.fixed);
       AccumulateTileFixed<Values, kStep, kQV>(q, part_kv, seen, channels, scratch.fixed);
     }
+    return !wide;
   } else {
     if constexpr (kHasBF16P<Values>) {
       ScoreToBF16<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
@@ -231,10 +277,13 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
       } else {
         ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
       }
-      StoreScores(task, q, mask, kv.key_begin, scratch.floats, scratch.biases);
+      if (HWY_UNLIKELY(WeighsOnTheWay(task))) {
+        StoreScores<false>(task, q, mask, kv.key_begin, scratch.floats.s);
+      }
       SoftmaxTile<kQV>(q, mask, scratch.floats);
     }
     AccumulateTile<Values, kStep, kQV>(q, kv, mask, channels, scratch.floats);
+    return true;
   }
 }
 
@@ -261,6 +310,24 @@ HWY_INLINE bool HasNextTile(const AttendTask& task, size_t key, size_t visible, 
          KeysOfTile(task, key + kKvTile) != TileKeys::kNone;
 }
 
+// Makes weights of the scores that wait, of keys up to `done`, and of the others by a second pass.
+template <class AnyScheme>
+HWY_NOINLINE void Weigh(const AttendTask& task, size_t done, TaskScratch<AnyScheme>& scratch) {
+  using Keys = typename AnyScheme::Keys;
+  using Score = WaitingScore<typename AnyScheme::Values>;
+  QueryTiles<Keys>& queries = scratch.queries;
+  const bool waits = ScoresWait<typename AnyScheme::Values>(task);
+  bool all = true;
+  for (size_t t = 0; t < queries.count; ++t) {
+    queries.unweighed[t] |= !waits;
+    all &= !queries.unweighed[t];
+    if (queries.unweighed[t]) continue;
+    StoreHidden<Score>(task, queries.tiles[t], done, task.weights.num_keys);
+    WeighStored<Score>(task, queries.tiles[t]);
+  }
+  if (!all) WeighTiles<Keys>(task, queries, scratch.floats, scratch.biases, scratch.own);
+}
+
 template <class AnyScheme>
 void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   using Keys = typename AnyScheme::Keys;
@@ -285,15 +352,14 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   const bool owns = OwnKBytes<Keys>(shape) != 0 || OwnVBytes<Values>(shape) != 0;
   const size_t warm = WarmKeys(task, visible);
   const size_t window_begin = queries.tiles[0].min_begin / kKvTile * kKvTile;
+  const bool waits = ScoresWait<Values>(task);
   size_t done = 0;
   for (size_t key = 0; key < visible; key += kKvTile) {
     if (key >= task.prefix_len) key = MaxOf(key, window_begin);  // nobody sees what is in between
     const size_t tile_keys = MinOf(kKvTile, visible - key);
     const bool is_seen = LookAtTiles(task, key, tile_keys, queries);
-    if constexpr (kWeighsOnTheWay<AnyScheme>) {
-      if (HWY_UNLIKELY(WeighsOnTheWay(task))) HideScores(task, queries, done, key, tile_keys);
-      done = key + tile_keys;
-    }
+    if (HWY_UNLIKELY(waits)) HideScores<AnyScheme>(task, queries, done, key, tile_keys);
+    done = key + tile_keys;
     if (!is_seen) continue;
     const KvTile kv = LoadKvTile<AnyScheme>(task, key, tile_keys, scratch.own);
     if constexpr (Values::kQuantized) SetKeyFactors(kv.k_scale, tile_keys, scratch.keys);
@@ -308,7 +374,8 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
       if (queries.masks[t].any.end == 0) continue;
       const QueryTile& q = queries.tiles[t];
       WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
-        AttendTilePair<AnyScheme, decltype(vectors)::value>(task, q, kv, queries.masks[t], scratch);
+        queries.unweighed[t] |= !AttendTilePair<AnyScheme, decltype(vectors)::value>(
+            task, q, kv, queries.masks[t], scratch);
       });
     }
   }
@@ -324,13 +391,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   for (size_t t = 0; t < queries.count; ++t) {
     StoreOutput(task, queries.tiles[t], v_center, queries.rows);
   }
-  if constexpr (kWeighsOnTheWay<AnyScheme>) {
-    if (HWY_LIKELY(!WeighsOnTheWay(task))) return;
-    for (size_t t = 0; t < queries.count; ++t) {
-      StoreHidden(task, queries.tiles[t], done, task.weights.num_keys);
-      WeighStored(task, queries.tiles[t]);
-    }
-  }
+  if (HWY_UNLIKELY(WeighsOnTheWay(task))) Weigh(task, done, scratch);
 }
 
 }  // namespace

@@ -86,13 +86,15 @@ HWY_INLINE void ForEachBlock(const TileMask& mask, const WholeBody& whole,
   }
 }
 
-// What becomes of the scores of such a block: they go on to be modified or weighed; or they are
-// what all rows see, and their maxima are kept; or what is hidden has to be hidden first.
-enum class ScoresAre { kRaw, kSeen, kMasked };
+// What becomes of the scores of such a block: they go on to be modified or weighed, or first to be
+// multiplied by the scales of rows; or they are what all rows see, and their maxima are kept; or
+// what is hidden has to be hidden first.
+enum class ScoresAre { kRaw, kUnscaled, kSeen, kMasked };
 template <class Keys, size_t kQV, ScoresAre kKind, size_t kKeys, size_t kVectors>
 HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                           size_t head_dim, size_t key, size_t first, const TileScratch& scratch) {
   // Raw scores are also those of tiles whose sums go on in fixed point.
+  constexpr bool kWithMaxima = kKind == ScoresAre::kSeen || kKind == ScoresAre::kMasked;
   constexpr SumsBegin kBegin =
       kKind == ScoresAre::kRaw && Keys::kQuantized ? SumsBegin::kRounded : SumsBegin::kAtZero;
   const size_t num_steps = RoundUp(head_dim, kDepthOf<Keys>) / kDepthOf<Keys>;
@@ -104,7 +106,8 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& 
   for (size_t v = 0; v < kVectors; ++v) {
     const size_t row = (first + v) * kLanes;
     VF tile_m = hn::Load(df, scratch.tile_m + row);
-    const VF row_scale = RowScale<Keys>(q, row);
+    const bool is_scaled = kKind != ScoresAre::kUnscaled;
+    const VF row_scale = is_scaled ? RowScale<Keys>(q, row) : hn::Set(df, 1.0f);
     HWY_UNROLL(8)
     for (size_t n = 0; n < kKeys; ++n) {
       if constexpr (kBegin == SumsBegin::kRounded) {
@@ -112,10 +115,10 @@ HWY_INLINE void ScoreStep(const QueryTile& q, const KvTile& kv, const TileMask& 
       }
       VF s = ScoreOf(acc[n][v], row_scale, KeyScale<Keys>(kv, key + n));
       if constexpr (kKind == ScoresAre::kMasked) s = Hide<kQV>(s, mask, key + n, first + v);
-      if constexpr (kKind != ScoresAre::kRaw) tile_m = hn::Max(tile_m, s);
+      if constexpr (kWithMaxima) tile_m = hn::Max(tile_m, s);
       hn::Store(s, df, s_out + n * kQV * kLanes + row);
     }
-    if constexpr (kKind != ScoresAre::kRaw) hn::Store(tile_m, df, scratch.tile_m + row);
+    if constexpr (kWithMaxima) hn::Store(tile_m, df, scratch.tile_m + row);
   }
 }
 
@@ -161,11 +164,11 @@ HWY_NOINLINE void ModifyTile(Mods mods, const TileMask& mask, const TileScratch&
 
 // Raw scores of what any vector of rows sees, to its padded end. One copy for all callers: here
 // they go on to be modified, or are not what a task's time is made of.
-template <class Keys, size_t kQV>
+template <class Keys, size_t kQV, ScoresAre kKind = ScoresAre::kRaw>
 HWY_NOINLINE void ScoreAll(const QueryTile& q, const KvTile& kv, const TileMask& mask,
                            size_t head_dim, const TileScratch& scratch) {
   for (size_t key = mask.any.first; key < mask.any.padded_end(); key += Keys::kStep) {
-    ScoreStep<Keys, kQV, ScoresAre::kRaw, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0, scratch);
+    ScoreStep<Keys, kQV, kKind, Keys::kStep, kQV>(q, kv, mask, head_dim, key, 0, scratch);
   }
 }
 

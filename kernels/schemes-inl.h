@@ -189,14 +189,6 @@ constexpr size_t kStoredLaneBytes =
 template <class Values>
 constexpr bool kHasBF16P = !Values::kQuantized && kDepthOf<Values> == 2;
 
-// True if prefill leaves weights on the way: not where P is in fixed point, nor where it comes
-// straight from sums of integers. Scores in f32 would round otherwise, and to ask for weights shall
-// change no bit of the output.
-template <class AnyScheme>
-constexpr bool kWeighsOnTheWay =
-    !AnyScheme::Values::kQuantized &&
-    !(AnyScheme::Keys::kQuantized && kHasBF16P<typename AnyScheme::Values>);
-
 // Calls body(Count<n>()) for n of 1 to kMax: what has registers for so many rows or vectors.
 template <size_t kCount>
 struct Count {

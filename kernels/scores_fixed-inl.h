@@ -570,9 +570,10 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
   return !hn::AllFalse(di32, any_wide);
 }
 
-// Scores of what each vector of rows sees, to its padded end: what is beyond is hidden.
+// Scores of what each vector of rows sees, to its padded end: what is beyond is hidden. True if
+// some rows are wide.
 template <class Keys, size_t kQV>
-HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+HWY_INLINE bool ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                const KeyFactors& keys, const TileMask& mask,
                                const FixedScratch& scratch, const TileScratch& floats,
                                const BiasScratch& biases) {
@@ -594,6 +595,7 @@ HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const
   if (HWY_UNLIKELY(wide)) {
     ScoreWideRows<Keys, kQV>(task, q, kv, mask, scratch, floats, biases);
   }
+  return wide;
 }
 
 }  // namespace

@@ -234,17 +234,24 @@ HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask&
       });
 }
 
+// Scores that have all their modifications.
+HWY_INLINE ScoreMods<false, false> AsTheyAre(const AttendTask& task, const QueryTile& q) {
+  return {task, q, {nullptr}};
+}
+
 // The same of scores that are there, in place, by way of `mods`. Here -inf has a P, which is 0.
-template <size_t kQV, bool kChecked, class Mods>
+// kUnscaled: they are still to be multiplied by the rows' scales.
+template <size_t kQV, bool kChecked, bool kUnscaled, class Mods>
 HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mods mods,
                                    const TileScratch& scratch) {
   constexpr size_t kRowLanes = kQV * kLanes;
   const NativeP direct_p;
   const bool all_see_all = AllSeeAll(mask, kMaskAlign);
-  const VF steps = hn::Set(df, float{kBF16Steps});
   const VF zero = hn::BitCast(df, hn::Set(di32, kDirectZero));
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
+    VF steps = hn::Set(df, float{kBF16Steps});
+    if constexpr (kUnscaled) steps = hn::Mul(hn::Load(df, q.row_scale + row), steps);
     const VF m = hn::Load(df, q.m + row);
     const VF start = StartOf(m);
     VI32 all_bits = hn::Zero(di32);
@@ -329,21 +336,41 @@ HWY_NOINLINE void MoveReferences(const AttendTask& task, const QueryTile& q, con
   }
 }
 
+// Of a tile whose scores wait for weights, which shall change no bit of P: without modifications,
+// sums of integers are scaled as DirectTile scales them.
+template <class Keys, size_t kQV>
+HWY_NOINLINE void ScoreToBF16AndStore(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                                      const TileMask& mask, bool from_scores,
+                                      const TileScratch& scratch, const BiasScratch& biases) {
+  const size_t head_dim = task.head.shape.head_dim;
+  if (Keys::kQuantized && !from_scores && AllSeeAll(mask, kMaskAlign)) {
+    ScoreAll<Keys, kQV, ScoresAre::kUnscaled>(q, kv, mask, head_dim, scratch);
+    StoreScores<true>(task, q, mask, kv.key_begin, scratch.s);
+    DirectFromScores<kQV, true, true>(q, mask, AsTheyAre(task, q), scratch);
+    return;
+  }
+  ScoreToStore<Keys, kQV>(task, q, kv, mask, scratch, biases);
+  StoreScores<false>(task, q, mask, kv.key_begin, scratch.s);
+  if (from_scores) {
+    DirectFromScores<kQV, true, false>(q, mask, AsTheyAre(task, q), scratch);
+  } else {
+    DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
+  }
+}
+
 // S, softmax and P of a pair of tiles.
 template <class Keys, size_t kQV>
 HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                             const TileMask& mask, const TileScratch& scratch,
                             const BiasScratch& biases) {
   const size_t head_dim = task.head.shape.head_dim;
-  const bool weighs = kWeighsOnTheWay<Scheme<Keys, BF16Values>> && WeighsOnTheWay(task);
-  const bool modifies = weighs || ModifiesScores(task);
-  if (HWY_UNLIKELY(weighs)) {
-    ScoreToStore<Keys, kQV>(task, q, kv, mask, scratch, biases);
-    StoreScores(task, q, mask, kv.key_begin, scratch, biases);
-    DirectFromScores<kQV, true>(q, mask, ScoreMods<false, false>(task, q, {nullptr}), scratch);
-  } else if (HWY_UNLIKELY(modifies)) {
+  bool from_scores = ModifiesScores(task);
+  if (HWY_UNLIKELY(WeighsOnTheWay(task))) {
+    from_scores |= !Keys::kQuantized;
+    ScoreToBF16AndStore<Keys, kQV>(task, q, kv, mask, from_scores, scratch, biases);
+  } else if (HWY_UNLIKELY(from_scores)) {
     WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
-      DirectFromScores<kQV, true>(q, mask, mods, scratch);
+      DirectFromScores<kQV, true, false>(q, mask, mods, scratch);
     });
   } else {
     DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
@@ -357,8 +384,8 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
   }
   if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
     MoveReferences<Keys, kQV>(task, q, kv, mask, scratch, biases);
-    if (modifies) {
-      DirectFromScores<kQV, false>(q, mask, ScoreMods<false, false>(task, q, {nullptr}), scratch);
+    if (from_scores) {
+      DirectFromScores<kQV, false, false>(q, mask, AsTheyAre(task, q), scratch);
     } else {
       DirectTile<Keys, kQV, false>(q, kv, mask, head_dim, scratch);
     }

@@ -1,13 +1,16 @@
 // Attention weights on their way to the caller's rows, or to sums of them.
 //
-// Lanes are queries and rows are stored along keys: kLanes scores take four shuffles. Weights are
-// exp(s - lse). A second pass, when lse is known, has them tile by tile (weights-inl.h). Where
-// scores are in f32 anyway, prefill stores them as they come, and makes weights of them once a row
-// is done and its scores are still in L2: no K·Q is computed twice.
+// Lanes are queries and rows are stored along keys: kLanes scores take four shuffles, words of
+// fixed point half of that. Weights are exp(s - lse). Prefill stores scores as they come, and makes
+// weights of them once a row is done and its scores are still in L2: no K·Q is computed twice. What
+// scores cannot wait for, a second pass has tile by tile (weights-inl.h), when lse is known.
 #ifndef SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_
 #define SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_
 
+#include "hwy/cache_control.h"
+#include "kernels/fixed_point-inl.h"
 #include "kernels/mask-inl.h"
+#include "kernels/qk-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "kernels/score_mods-inl.h"
@@ -71,17 +74,12 @@ HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t count, s
   }
 }
 
-// What is stored of a tile: weights, or scores that are to become weights.
-enum class TileOf { kWeights, kScores };
-
-// n keys from `key` on, of which the tile has the scores that the mask shows. rows: scratch,
-// [kLanes][kKvTile].
+// Weights of n keys from `key` on, whose scores, as far as the mask shows any, are a tile's. Rows
+// have their reference (ReferenceOf) in q.m. rows: scratch, [kLanes][kKvTile].
 HWY_NOINLINE void StoreTile(const AttendTask& task, const QueryTile& q, const TileMask& mask,
-                            TileOf kind, size_t key, size_t n, const float* HWY_RESTRICT s,
+                            size_t key, size_t n, const float* HWY_RESTRICT s,
                             float* HWY_RESTRICT rows) {
   const VF factor = hn::Set(df, task.weights.factor);
-  const bool weighs = kind == TileOf::kWeights;
-  const VF hidden = weighs ? hn::Zero(df) : NegInf();
   for (size_t v = 0; v < q.num_vectors; ++v) {
     const VF reference = hn::Load(df, q.m + v * kLanes);
     const KeySpan& seen = mask.seen[v];
@@ -90,10 +88,10 @@ HWY_NOINLINE void StoreTile(const AttendTask& task, const QueryTile& q, const Ti
       HWY_UNROLL(16)
       for (size_t i = 0; i < kLanes; ++i) {
         const size_t at = begin + i;
-        VF p = hidden;
+        VF p = hn::Zero(df);
         if (seen.first <= at && at < seen.end) {
           p = hn::Load(df, s + (at * q.num_vectors + v) * kLanes);
-          if (weighs) p = hn::Mul(WeightOf(p, reference), factor);
+          p = hn::Mul(WeightOf(p, reference), factor);
         }
         x[i] = hn::BitCast(di32, p);
       }
@@ -108,44 +106,202 @@ HWY_NOINLINE void StoreTile(const AttendTask& task, const QueryTile& q, const Ti
   }
 }
 
-// Of a first pass that weighs on the way: scores of a pair of tiles, before they become P.
-HWY_INLINE void StoreScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
-                            size_t key, const TileScratch& scratch, const BiasScratch& biases) {
-  if (HWY_LIKELY(!WeighsOnTheWay(task))) return;
-  const size_t n = MinOf(kKvTile, task.kv_len - key);
-  StoreTile(task, q, mask, TileOf::kScores, key, n, scratch.s, biases.rows);
+// Asks for the rows' places of keys [key, key + n) to write to: while their scores are computed
+// they come from memory, where no hardware prefetcher expects them.
+HWY_INLINE void PrefetchWeights(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
+  const WeightsTask& weights = task.weights;
+  if (weights.out.data == nullptr || !IsDense(RowAt(weights.out, 0))) return;
+  for (size_t r = 0; r < q.num_rows; ++r) {
+    const Row row = RowAt(weights.out, q.first_row + r - weights.first_row);
+    const unsigned char* begin = row.data + static_cast<int64_t>(key) * row.dim_stride;
+    const unsigned char* end = begin + static_cast<int64_t>(n) * row.dim_stride;
+    for (; begin < end; begin += kPackedAlignBytes) __builtin_prefetch(begin, 1);
+  }
 }
 
-// The row of weights, f32 and dense, that waits for row r of the task.
-HWY_INLINE float* WaitingRow(const AttendTask& task, size_t r) {
-  return reinterpret_cast<float*>(RowAt(task.weights.out, r - task.weights.first_row).data);
+// Weights of n keys from `key` on, whose K, as far as the mask shows any of it, is `kv`. Rows have
+// their reference (ReferenceOf) in q.m.
+template <class Keys>
+HWY_NOINLINE void WeighTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+                            const TileMask& mask, size_t key, size_t n, const TileScratch& scratch,
+                            const BiasScratch& biases) {
+  WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
+    if (mask.any.end == 0) return;
+    ScoreToStore<Keys, decltype(vectors)::value>(task, q, kv, mask, scratch, biases);
+  });
+  StoreTile(task, q, mask, key, n, scratch.s, biases.rows);
 }
+
+// Where scores wait: in the caller's row of weights, which is f32 and dense. Floats have their
+// weight's place. Words of fixed point have the second half of the row, in the order of keys:
+// weights are made from the first one on, and none reaches a word that is still to be read.
+template <typename Score>
+HWY_INLINE Score* WaitingRow(const AttendTask& task, size_t r) {
+  unsigned char* row = RowAt(task.weights.out, r - task.weights.first_row).data;
+  return reinterpret_cast<Score*>(row) +
+         (sizeof(float) / sizeof(Score) - 1) * task.weights.num_keys;
+}
+template <typename Score>
+using WaitingVectors = hn::Repartition<Score, DF>;
+HWY_INLINE VF HiddenScore(DF) { return NegInf(); }
+HWY_INLINE VI16 HiddenScore(DI16) { return hn::Set(di16, kHiddenScore); }
 
 // Scores of keys [begin, end) that no row of the tile sees.
-HWY_MAYBE_UNUSED HWY_NOINLINE void StoreHidden(const AttendTask& task, const QueryTile& q,
-                                               size_t begin, size_t end) {
+template <typename Score>
+HWY_NOINLINE void StoreHidden(const AttendTask& task, const QueryTile& q, size_t begin,
+                              size_t end) {
+  const WaitingVectors<Score> d;
+  constexpr size_t kVectorScores = hn::MaxLanes(d);
   for (size_t r = 0; r < q.num_rows && begin < end; ++r) {
-    float* row = WaitingRow(task, q.first_row + r);
+    Score* row = WaitingRow<Score>(task, q.first_row + r);
     size_t key = begin;
-    for (; key + kLanes <= end; key += kLanes) hn::StoreU(NegInf(), df, row + key);
-    if (key < end) hn::StoreN(NegInf(), df, row + key, end - key);
+    for (; key + kVectorScores <= end; key += kVectorScores) {
+      hn::StoreU(HiddenScore(d), d, row + key);
+    }
+    if (key < end) hn::StoreN(HiddenScore(d), d, row + key, end - key);
   }
+}
+
+// What a vector of transposed lanes has of a row, in the order of keys. Words come two to a lane,
+// of keys 0 and 2, 1 and 3.
+HWY_INLINE VF InOrder(DF, VI32 lanes) { return hn::BitCast(df, lanes); }
+HWY_INLINE VI16 InOrder(DI16, VI32 lanes) {
+  const VU8 order =
+      hn::Dup128VecFromValues(du8, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  return hn::BitCast(di16, hn::TableLookupBytes(hn::BitCast(du8, lanes), order));
+}
+
+// Scores of n keys from `key` on, of a tile or the part of one that begins there, to where they
+// wait, as far as rows see them: what is hidden from all of a vector's has been stored. Lanes are
+// lanes_of(v, i), of vector v of rows and of key i of the tile, or of the pair of keys of words.
+template <typename Score, class LanesOf>
+HWY_INLINE void StoreWaiting(const AttendTask& task, const QueryTile& q, const TileMask& mask,
+                             size_t key, size_t n, const LanesOf& lanes_of) {
+  const WaitingVectors<Score> d;
+  constexpr size_t kVectorScores = hn::MaxLanes(d);
+  for (size_t v = 0; v < q.num_vectors; ++v) {
+    const size_t num_rows = MinOf(kLanes, q.num_rows - v * kLanes);
+    Score* rows[kLanes];
+    for (size_t r = 0; r < num_rows; ++r) {
+      rows[r] = WaitingRow<Score>(task, q.first_row + v * kLanes + r) + key;
+    }
+    const KeySpan& seen = mask.seen[v];
+    const size_t end = MinOf(seen.padded_end(), n);
+    for (size_t begin = seen.first / kVectorScores * kVectorScores; begin < end;
+         begin += kVectorScores) {
+      VI32 x[kLanes];
+      HWY_UNROLL(16)
+      for (size_t i = 0; i < kLanes; ++i) x[i] = lanes_of(v, begin * kLanes / kVectorScores + i);
+      TransposeSquare(x);
+      if (HWY_LIKELY(num_rows == kLanes && seen.first <= begin && begin + kVectorScores <= end)) {
+        HWY_UNROLL(16)
+        for (size_t r = 0; r < kLanes; ++r) hn::StoreU(InOrder(d, x[r]), d, rows[r] + begin);
+        continue;
+      }
+      HWY_ALIGN Score scores[kLanes * kVectorScores];
+      HWY_UNROLL(16)
+      for (size_t r = 0; r < kLanes; ++r)
+        hn::Store(InOrder(d, x[r]), d, scores + r * kVectorScores);
+      const size_t first = MaxOf(seen.first, begin);
+      const size_t bytes = (MinOf(begin + kVectorScores, end) - first) * sizeof(Score);
+      for (size_t r = 0; r < num_rows; ++r) {
+        __builtin_memcpy(rows[r] + first, scores + r * kVectorScores + (first - begin), bytes);
+      }
+    }
+  }
+}
+
+// Of a pair of tiles, before scores become P. kUnscaled: they are still to be multiplied by the
+// rows' scales.
+template <bool kUnscaled>
+HWY_NOINLINE void StoreScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
+                              size_t key, const float* HWY_RESTRICT s) {
+  StoreWaiting<float>(task, q, mask, key, MinOf(kKvTile, task.kv_len - key),
+                      [=, &q](size_t v, size_t i) HWY_ATTR {
+                        VF score = hn::Load(df, s + (i * q.num_vectors + v) * kLanes);
+                        if (kUnscaled)
+                          score = hn::Mul(score, hn::Load(df, q.row_scale + v * kLanes));
+                        return hn::BitCast(di32, score);
+                      });
+}
+
+// The same of words, of n keys.
+HWY_MAYBE_UNUSED HWY_NOINLINE void StoreWords(const AttendTask& task, const QueryTile& q,
+                                              const TileMask& mask, size_t key, size_t n,
+                                              const int16_t* HWY_RESTRICT s) {
+  const int32_t* HWY_RESTRICT lanes = reinterpret_cast<const int32_t*>(s);
+  const size_t num_vectors = q.num_vectors;
+  StoreWaiting<int16_t>(task, q, mask, key, n, [=](size_t v, size_t i) HWY_ATTR {
+    return hn::Load(di32, lanes + (i * num_vectors + v) * kLanes);
+  });
+}
+
+// Weights of scores that have waited: of vectors of them, and of fewer.
+class FloatWeights {
+ public:
+  explicit FloatWeights(float reference) : reference_(hn::Set(df, reference)) {}
+
+  HWY_INLINE void operator()(VF s, VF (&weights)[1]) const { weights[0] = WeightOf(s, reference_); }
+
+ private:
+  VF reference_;
+};
+template <typename Score>
+using WeightsOf = hwy::If<hwy::IsSame<Score, float>(), FloatWeights, WordWeights>;
+
+template <typename Score>
+HWY_INLINE void WeighSome(const WeightsOf<Score>& weigh, const Score* from, size_t n, float* to) {
+  const WaitingVectors<Score> d;
+  VF weights[hn::MaxLanes(d) / kLanes];
+  weigh(hn::LoadN(d, from, n), weights);
+  HWY_ALIGN float all[hn::MaxLanes(d)];
+  for (size_t i = 0; i < hn::MaxLanes(d); i += kLanes) hn::Store(weights[i / kLanes], df, all + i);
+  __builtin_memcpy(to, all, n * sizeof(float));
+}
+
+// Of the first of n words, past the caches, which need not read what is written as a whole.
+// Returns of how many.
+HWY_MAYBE_UNUSED HWY_INLINE size_t WeighPastCaches(const WordWeights& weigh, const int16_t* from,
+                                                   size_t n, float* to) {
+  const size_t address = reinterpret_cast<uintptr_t>(to);
+  const size_t first = (RoundUp(address, kVectorBytes) - address) / sizeof(float);
+  if (address % sizeof(float) != 0 || first > n) return 0;
+  WeighSome<int16_t>(weigh, from, first, to);
+  size_t i = first;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    VF weights[2];
+    weigh(hn::LoadU(di16, from + i), weights);
+    hn::Stream(weights[0], df, to + i);
+    hn::Stream(weights[1], df, to + i + kLanes);
+  }
+  return i;
 }
 
 // Makes weights of the rows' scores, when their lse is stored.
-HWY_MAYBE_UNUSED HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
+template <typename Score>
+HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
+  const WaitingVectors<Score> d;
+  constexpr size_t kVectorScores = hn::MaxLanes(d);
   const size_t num_keys = task.weights.num_keys;
   for (size_t r = 0; r < q.num_rows; ++r) {
     const size_t index = q.first_row + r;
-    const VF reference = hn::Set(df, ReferenceOf(task, index, q.lack[r]));
-    float* row = WaitingRow(task, index);
+    const WeightsOf<Score> weigh(ReferenceOf(task, index, q.lack[r]));
+    const Score* from = WaitingRow<Score>(task, index);
+    float* to = WaitingRow<float>(task, index);
     size_t i = 0;
-    for (; i + kLanes <= num_keys; i += kLanes) {
-      hn::StoreU(WeightOf(hn::LoadU(df, row + i), reference), df, row + i);
+    if constexpr (!hwy::IsSame<Score, float>()) {
+      if (task.weights.past_caches) i = WeighPastCaches(weigh, from, num_keys / 2, to);
     }
-    const size_t rest = num_keys - i;
-    if (rest != 0) hn::StoreN(WeightOf(hn::LoadN(df, row + i, rest), reference), df, row + i, rest);
+    for (; i + kVectorScores <= num_keys; i += kVectorScores) {
+      VF weights[kVectorScores / kLanes];
+      weigh(hn::LoadU(d, from + i), weights);
+      for (size_t j = 0; j < kVectorScores; j += kLanes) {
+        hn::StoreU(weights[j / kLanes], df, to + i + j);
+      }
+    }
+    if (i < num_keys) WeighSome<Score>(weigh, from + i, num_keys - i, to + i);
   }
+  if (task.weights.past_caches) hwy::FlushStream();  // for whoever reads in another thread
 }
 
 }  // namespace

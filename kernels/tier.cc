@@ -68,7 +68,7 @@ constexpr PrecisionKernels KernelsOf() {
             kHasBF16P<typename AnyForm::Values>,
             &ScratchBytes<AnyForm>,
             &Prefill<OfPrefill>,
-            kWeighsOnTheWay<OfPrefill>,
+            true,
             &Decode<AnyForm>,
             kDecodeRows,
             &WeighMany<typename OfPrefill::Keys>,

@@ -16,19 +16,6 @@ namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-// Asks for the rows' places of keys [key, key + n) to write to: while their scores are computed
-// they come from memory, where no hardware prefetcher expects them.
-HWY_INLINE void PrefetchWeights(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
-  const WeightsTask& weights = task.weights;
-  if (weights.out.data == nullptr || !IsDense(RowAt(weights.out, 0))) return;
-  for (size_t r = 0; r < q.num_rows; ++r) {
-    const Row row = RowAt(weights.out, q.first_row + r - weights.first_row);
-    const unsigned char* begin = row.data + static_cast<int64_t>(key) * row.dim_stride;
-    const unsigned char* end = begin + static_cast<int64_t>(n) * row.dim_stride;
-    for (; begin < end; begin += kPackedAlignBytes) __builtin_prefetch(begin, 1);
-  }
-}
-
 // What a task of many rows keeps.
 template <class Keys>
 struct WeighScratch {
@@ -62,32 +49,8 @@ void WeighMany(const AttendTask& task, unsigned char* scratch_bytes) {
   LayOutWeighScratch(task.head.shape, scratch_bytes, scratch);
   QueryTiles<Keys>& queries = scratch.queries;
   BeginQueryTiles(task, queries);
-  for (size_t t = 0; t < queries.count; ++t) {
-    QueryTile& q = queries.tiles[t];
-    for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
-      const size_t real = MinOf(r, q.num_rows - 1);
-      q.m[r] = ReferenceOf(task, q.first_row + real, q.lack[real]);
-    }
-  }
-  for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
-    const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
-    const size_t in_use = key < task.kv_len ? MinOf(n, task.kv_len - key) : 0;
-    KvTile kv = {};
-    if (LookAtTiles(task, key, in_use, queries)) {
-      kv = LoadKTile<Keys>(task, key, in_use, scratch.own);
-    }
-    for (size_t t = 0; t < queries.count; ++t) {
-      const QueryTile& q = queries.tiles[t];
-      const TileMask& mask = queries.masks[t];
-      PrefetchWeights(task, q, key, n);
-      WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
-        if (mask.any.end == 0) return;
-        ScoreToStore<Keys, decltype(vectors)::value>(task, q, kv, mask, scratch.floats,
-                                                     scratch.biases);
-      });
-      StoreTile(task, q, mask, TileOf::kWeights, key, n, scratch.floats.s, scratch.biases.rows);
-    }
-  }
+  for (size_t t = 0; t < queries.count; ++t) queries.unweighed[t] = true;
+  WeighTiles<Keys>(task, queries, scratch.floats, scratch.biases, scratch.own);
 }
 
 // Scores of n keys of a row to weights; what follows is 0.

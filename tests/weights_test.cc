@@ -779,6 +779,55 @@ TEST_CASE("weights left by prefill are those of the second pass", "[weights]") {
   }
 }
 
+// Where V is quantised, softmax has scores in fixed point, and its weights are of these. A second
+// pass has those of tiles that are too steep for it, or modified. Returns whether some tile was.
+bool CheckFixedPoint(const Problem& problem, const char* tier, Precision precision) {
+  const Case& c = problem.c;
+  INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+  const Setup setup = {tier, precision};
+  Ask ask;
+  ask.mass = false;
+  ask.extra_keys = c.causal ? 133 : 0;
+  ExpectedWeights expected(problem);
+  const FixedPointPaths& paths = expected.Output(setup).paths;
+  const bool leaves_fixed_point = c.features.modifies_scores() ||
+                                  paths.wide_steep + paths.wide_uneven + paths.wide_clamped != 0;
+  const Answer answer = AnswerOf(problem, setup, ask);
+  CHECK_THAT(answer.weights, IsClose(leaves_fixed_point ? expected.Weights(setup, ask)
+                                                        : expected.SoftmaxWeights(setup, ask)));
+  CHECK_THAT(answer.lse, IsClose(expected.Output(setup).Lse()));
+  CHECK_THAT(Attend(problem, setup), Equals(answer.out));
+  return leaves_fixed_point;
+}
+
+TEST_CASE("weights left by prefill are of the scores in fixed point", "[weights]") {
+  int64_t num_left[2] = {0, 0};
+  const auto check = [&](const Problem& problem) {
+    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+      for (const char* tier : TiersOf(precision)) {
+        if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
+        num_left[CheckFixedPoint(problem, tier, precision) ? 1 : 0] += 1;
+      }
+    }
+  };
+  for (const int64_t q_len : {33, 250}) {
+    for (const Problem& problem : ProblemsOnTheWay(q_len, 22800)) {
+      const bool has_nan_in_k = problem.c.features.mask.on;
+      if (!has_nan_in_k) check(problem);
+    }
+  }
+  uint64_t seed = 22900;
+  for (const int64_t kv_len : {1, 8, 31, 33, 64, 65, 128, 160, 193}) {
+    Case c = SmallCase(50, kv_len);
+    c.kv_heads = c.heads;
+    c.placement = ++seed % 2 == 0 ? Placement::kAtEnd : Placement::kAtFront;
+    check(Problem(c, seed));
+  }
+  if (IsEmulated()) return;  // few cases
+  CHECK(num_left[0] > 0);
+  CHECK(num_left[1] > 0);
+}
+
 TEST_CASE("asking for weights, mass and lse changes no bit of the output", "[weights]") {
   uint64_t seed = 23000;
   for (const int64_t q_len : {1, 20, 300}) {

@@ -623,6 +623,7 @@ Expected ExpectQuantized(const Problem& p, const Expectations::Method& method) {
   e.tolerance.resize(e.value.size());
   e.lse.assign(static_cast<size_t>(c.batch() * c.q_len * c.heads), -HUGE_VAL);
   e.lse_tolerance.resize(e.lse.size());
+  e.softmax_scores.assign(e.lse.size() * static_cast<size_t>(c.kv_len), -HUGE_VAL);
   std::vector<double> exact_query(static_cast<size_t>(c.head_dim));
   for (size_t r = 0; r < runs.size(); ++r) {
     const QuantMethod& quant = method.runs[r].quant;
@@ -678,6 +679,10 @@ Expected ExpectQuantized(const Problem& p, const Expectations::Method& method) {
         }
         const size_t lse_at = first / static_cast<size_t>(c.value_dim());
         e.lse[lse_at] = result.lse + center.score;
+        for (size_t j = 0; j < result.scores.size(); ++j) {
+          e.softmax_scores[lse_at * static_cast<size_t>(c.kv_len) + j] =
+              result.scores[j] / kLog2E + center.score;
+        }
         e.lse_tolerance[lse_at] = result.lse_tolerance + center_error;
         e.paths.Add(result.paths);
       }

@@ -210,6 +210,8 @@ struct Expected {
   std::vector<double> tolerance;  // the same
   std::vector<double> lse;        // [batch][q_len][heads]
   std::vector<double> lse_tolerance;
+  // Of simulations: [batch][q_len][heads][kv_len], the scores that softmax had, as logits.
+  std::vector<double> softmax_scores;
   FixedPointPaths paths;  // how the simulation got there
 
   Expected Lse() const;  // as of a tensor

@@ -101,8 +101,8 @@ struct Tile : QuantTile {
   explicit Tile(size_t channels)
       : product(channels, 0), magnitude(channels, 0), undecided(channels, 0) {}
 
-  void AddKey(const QuantHead& head, size_t key, int64_t p, bool is_undecided) {
-    weights.push_back({key, p, is_undecided});
+  void AddKey(const QuantHead& head, size_t key, int64_t p, bool is_undecided, double score) {
+    weights.push_back({key, p, is_undecided, score});
     if (p == 0 && !is_undecided) return;
     const int8_t* v = head.v.data() + key * head.v_head_dim;
     for (size_t c = 0; c < head.v_head_dim; ++c) {
@@ -134,7 +134,8 @@ Tile AttendTileF32(const QuantHead& head, const Row& row, int max_p, size_t begi
     tile.sum += p;
     const double scaled = max_p * p;
     const bool is_undecided = fabs(scaled - floor(scaled) - 0.5) < 1e-5 + kExpError * scaled;
-    tile.AddKey(head, key, static_cast<int64_t>(nearbyint(scaled)), is_undecided);
+    tile.AddKey(head, key, static_cast<int64_t>(nearbyint(scaled)), is_undecided,
+                static_cast<double>(row.Score(head, key)));
   }
   return tile;
 }
@@ -201,6 +202,7 @@ struct Distances {
   static constexpr int kHidden = -1;
   double max = 0.0;
   std::vector<int> y;
+  std::vector<double> scores;  // in octaves
 };
 
 Distances WideDistances(const QuantHead& head, const Row& row, size_t begin, size_t end) {
@@ -212,6 +214,7 @@ Distances WideDistances(const QuantHead& head, const Row& row, size_t begin, siz
     // !: also where both are -inf. Such a tile has no weight.
     const int steps = !(y < 32767.0f) ? 32767 : static_cast<int>(nearbyintf(y));
     result.y.push_back(row.sees[key] ? steps : Distances::kHidden);
+    result.scores.push_back(static_cast<double>(row.Score(head, key)));
   }
   return result;
 }
@@ -253,6 +256,7 @@ Distances FixedDistances(const QuantHead& head, const Row& row, const RowFactor&
   for (size_t i = 0; i < scores.size(); ++i) {
     const int steps = std::min(max - scores[i], 32767);
     result.y.push_back(row.sees[begin + i] ? steps : Distances::kHidden);
+    result.scores.push_back(static_cast<double>(scores[i]) / kFractions);
   }
   return result;
 }
@@ -268,7 +272,7 @@ Tile AttendTileFixed(const QuantHead& head, const QuantMethod& method, const Dis
     if (y == Distances::kHidden) continue;
     const int p = method.exp2[static_cast<size_t>(y % kFractions)] >> std::min(y / kFractions, 16);
     sum += p;
-    tile.AddKey(head, begin + i, (p + one / 2) / one, false);
+    tile.AddKey(head, begin + i, (p + one / 2) / one, false, distances.scores[i]);
     paths->ties += p % one == one / 2 ? 1 : 0;
     paths->below_ties += p % one == one / 2 - 1 ? 1 : 0;
   }
@@ -470,7 +474,11 @@ QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, co
 
   const std::vector<Tile> tiles = TilesOf(head, method, row, seen, &result.paths);
   double max = -HUGE_VAL;
-  for (const Tile& tile : tiles) max = std::max(max, tile.max);
+  result.scores.assign(seen.visible.size(), -HUGE_VAL);
+  for (const Tile& tile : tiles) {
+    max = std::max(max, tile.max);
+    for (const QuantWeight& weight : tile.weights) result.scores[weight.key] = weight.score;
+  }
   result.lse = sink * kLn2;
   result.lse_tolerance = 4.0 * kF32Unit * (isfinite(sink) ? fabs(result.lse) : 0.0);
   if (max == -HUGE_VAL) return result;  // nothing to see

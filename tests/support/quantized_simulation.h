@@ -133,6 +133,8 @@ struct QuantResult {
   // Log of the denominator, without what K's center adds to every score.
   double lse = 0.0;
   double lse_tolerance = 0.0;
+  std::vector<double> scores;  // in octaves, of the keys below `visible`, as softmax had them; what
+                               // fixed point was too narrow for, in f32; -inf: hidden
   FixedPointPaths paths;
 };
 
@@ -195,6 +197,7 @@ struct QuantWeight {
   size_t key = 0;
   int64_t quanta = 0;         // P
   bool is_undecided = false;  // in f32: so close to a half that P may be off by one
+  double score = -HUGE_VAL;   // in octaves
 };
 struct QuantTile {
   double max = -HUGE_VAL;            // in octaves; -inf: sees nothing

@@ -100,6 +100,15 @@ Dims MassDims(const Case& c, const Ask& ask) {
 // ---- What is expected -------------------------------------------------------------------------
 
 Expected ExpectedWeights::Weights(const Setup& setup, const Ask& ask) {
+  const bool may_wait = !ask.average && !ask.lists_queries && ask.dtype == DType::kF32;
+  return WeightsOf(setup, ask, may_wait ? ScoresOf::kEither : ScoresOf::kSecondPass);
+}
+
+Expected ExpectedWeights::SoftmaxWeights(const Setup& setup, const Ask& ask) {
+  return WeightsOf(setup, ask, ScoresOf::kSoftmax);
+}
+
+Expected ExpectedWeights::WeightsOf(const Setup& setup, const Ask& ask, ScoresOf scores) {
   Load(setup);
   const Case& c = problem_.c;
   Expected e = Zeros(WeightsDims(c, ask));
@@ -110,7 +119,7 @@ Expected ExpectedWeights::Weights(const Setup& setup, const Ask& ask) {
       for (int64_t m = 0; m < num_heads; ++m) {
         const int64_t h = ask.lists_heads ? ask.heads[static_cast<size_t>(m)] : m;
         const double share = ask.average ? 1.0 / static_cast<double>(num_heads) : 1.0;
-        AddRow(b, l, h, share, e.dims.Index(b, n, ask.average ? 0 : m, 0), &e);
+        AddRow(b, l, h, share, scores, e.dims.Index(b, n, ask.average ? 0 : m, 0), &e);
       }
     }
   }
@@ -134,7 +143,7 @@ Expected ExpectedWeights::Mass(const Setup& setup, const Ask& ask) {
     for (int64_t l = sequence.q_begin; l < sequence.q_begin + sequence.q_len; ++l) {
       for (int64_t h = 0; h < c.heads; ++h) {
         const int64_t to = ask.mass_by_kv_head ? h / (c.heads / c.kv_heads) : h;
-        AddRow(sequence.q_batch, l, h, 1.0, e.dims.Index(b, 0, to, 0), &e);
+        AddRow(sequence.q_batch, l, h, 1.0, ScoresOf::kSecondPass, e.dims.Index(b, 0, to, 0), &e);
       }
     }
     num_rows = std::max(num_rows, static_cast<double>(sequence.q_len));
@@ -161,15 +170,20 @@ size_t ExpectedWeights::RowOf(int64_t b, int64_t l, int64_t h) const {
   return static_cast<size_t>((b * problem_.c.q_len + l) * problem_.c.heads + h);
 }
 
-void ExpectedWeights::AddRow(int64_t b, int64_t l, int64_t h, double share, size_t first,
-                             Expected* e) const {
+void ExpectedWeights::AddRow(int64_t b, int64_t l, int64_t h, double share, ScoresOf scores,
+                             size_t first, Expected* e) const {
   const size_t row = RowOf(b, l, h);
   const size_t kv_len = static_cast<size_t>(scores_->dims.dim);
   const size_t n = std::min(kv_len, static_cast<size_t>(e->dims.dim));
   for (size_t j = 0; j < n; ++j) {
-    const double s = scores_->value[row * kv_len + j];
+    double s = scores_->value[row * kv_len + j];
     if (s == -HUGE_VAL) continue;  // exactly 0
     const double lse = lse_->lse[row];
+    if (scores != ScoresOf::kSecondPass && !lse_->softmax_scores.empty()) {
+      const double of_softmax = lse_->softmax_scores[row * kv_len + j];
+      if (scores == ScoresOf::kSoftmax) s = of_softmax;
+      e->tolerance[first + j] += share * fabs(exp(of_softmax - lse) - exp(s - lse));
+    }
     const double w = exp(s - lse);
     e->value[first + j] += share * w;
     e->tolerance[first + j] +=

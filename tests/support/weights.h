@@ -7,10 +7,10 @@
 //   CHECK_THAT(answer.weights, IsClose(expected.Weights(setup, ask)));
 //   CHECK_THAT(answer.mass, IsClose(expected.Mass(setup, ask)));
 //
-// A second pass makes them from the lse that the first has stored, w = exp(s - lse): expected is
-// the oracle's s and the lse that the first pass is expected to leave, which for many rows of i8 is
-// that of scores in fixed point. A weight is as good as both of these, see ToleranceOf in
-// weights.cc.
+// They are exp(s - lse): expected is the oracle's s and the lse that the first pass is expected to
+// leave, which for many rows of i8 is that of scores in fixed point. A weight is as good as both of
+// these, see ToleranceOf in weights.cc. Weights of i8 and i8_fine that the first pass leaves are
+// made of the scores in fixed point: where it may leave them, either will do.
 #ifndef SIGHTLINE_TESTS_SUPPORT_WEIGHTS_H_
 #define SIGHTLINE_TESTS_SUPPORT_WEIGHTS_H_
 
@@ -62,6 +62,8 @@ class ExpectedWeights {
   // What the first pass leaves.
   const Expected& Output(const Setup& setup) { return known_(setup); }
   Expected Weights(const Setup& setup, const Ask& ask);
+  // Of the scores that softmax had, which only quantised V tells from the others.
+  Expected SoftmaxWeights(const Setup& setup, const Ask& ask);
   Expected Mass(const Setup& setup, const Ask& ask);
 
   // What the keys have of a row, without its sink.
@@ -70,8 +72,11 @@ class ExpectedWeights {
  private:
   void Load(const Setup& setup);
   size_t RowOf(int64_t b, int64_t l, int64_t h) const;
+  enum class ScoresOf { kSecondPass, kEither, kSoftmax };
+  Expected WeightsOf(const Setup& setup, const Ask& ask, ScoresOf scores);
   // Adds `share` of a row's weights to the elements from `first` on.
-  void AddRow(int64_t b, int64_t l, int64_t h, double share, size_t first, Expected* e) const;
+  void AddRow(int64_t b, int64_t l, int64_t h, double share, ScoresOf scores, size_t first,
+              Expected* e) const;
 
   const Problem& problem_;
   Expectations known_;
