@@ -528,6 +528,8 @@ const std::vector<Step>& Steps() {
         Reset(&Case::k_layout),
         Reset(&Case::v_layout),
         Reset(&Case::out_layout),
+        Reset(&Features::q_block),
+        Reset(&Features::kv_block),
         Reset(&Features::lse_layout),
         Reset(&Features::bias_dtype),
         Halve(&Case::q_len),
@@ -540,7 +542,10 @@ const std::vector<Step>& Steps() {
     for (GridCase Features::* grid : {&Features::mask, &Features::blocks, &Features::bias}) {
       s.push_back(OfGrid(grid, [](GridCase* x) { x->layout = Layout::kDense; }));
       s.push_back(OfGrid(grid, [](GridCase* x) { x->extra_keys = 0; }));
-      s.push_back(OfGrid(grid, [](GridCase* x) { x->varies = kPerElement; }));
+      s.push_back(OfGrid(grid, [](GridCase* x) { x->density = 1.0; }));
+      s.push_back(OfGrid(grid, [](GridCase* x) {
+        if (x->varies != kPerTensor) x->varies = kPerElement;  // which is simpler still
+      }));
       s.push_back(OfGrid(grid, [](GridCase* x) { x->varies = kPerTensor; }));
     }
     for (std::vector<int32_t> Ask::* list : {&Ask::heads, &Ask::queries}) {
