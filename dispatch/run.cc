@@ -96,7 +96,7 @@ Rows RowsOf(const View& view, const RowSet& set) {
   return rows;
 }
 
-// A block of block_mask begins with query 0 of its sequence: set.query is 0 there.
+// Blocks count from query 0 of their sequence: set.query is 0 there.
 MaskRows MaskRowsOf(const MaskView& view, const RowSet& set, int64_t q_block, int64_t kv_block) {
   if (view.data == nullptr) return {};
   return {static_cast<const unsigned char*>(view.data) + OffsetIn(view, set),
@@ -267,8 +267,11 @@ void SetTaskRows(const Call& call, const Selection& rows, size_t begin, size_t e
   task->window_left = desc.window_left < 0 ? kUnbounded : desc.window_left;
   task->window_right = desc.causal ? 0 : desc.window_right < 0 ? kUnbounded : desc.window_right;
   task->masks[0] = MaskRowsOf(args.mask, set, 1, 1);
+  // Ragged sequences have entries of their own here, padded ones those of q.
+  const RowSet blocks = {rows.sequence * call.beams + rows.beam, 0, rows.head, rows.beams,
+                         rows.group};
   task->masks[1] =
-      MaskRowsOf(args.block_mask.blocks, set, args.block_mask.q_block, args.block_mask.kv_block);
+      MaskRowsOf(args.block_mask.blocks, blocks, args.block_mask.q_block, args.block_mask.kv_block);
   task->softcap_log2e = desc.softcap * kLog2E;
   SetRows(args.bias, set, &task->bias);
   task->distance_bias = DistanceBiasOf(call, rows.head);

@@ -425,22 +425,26 @@ bool IsGiven(const View& view) {
   return view.data != nullptr || view.heads != 0;
 }
 
-// A mask's or bias's axes against q's; `dim` are keys, or blocks of them.
+struct Count {
+  int64_t count;
+  const char* what;
+};
+
+// A mask's or bias's axes; `dim` are keys, or blocks of them.
 template <class View>
 Status ValidatePerScore(const char* name, const View& view, const AttentionDesc& desc,
-                        const ConstTensorView& q, int64_t length, int64_t min_dim) {
+                        const Count& batch, const Count& length, int64_t min_dim) {
   const struct {
     const char* axis;
     int64_t given;
-    int64_t wanted;
-    const char* what;
-  } checks[] = {{"batch", view.batch, q.batch, "q's batch"},
-                {"length", view.length, length, "the number of queries, or of blocks of them"},
-                {"heads", view.heads, desc.num_heads, "num_heads"}};
+    Count wanted;
+  } checks[] = {{"batch", view.batch, batch},
+                {"length", view.length, length},
+                {"heads", view.heads, {desc.num_heads, "num_heads"}}};
   for (const auto& check : checks) {
-    if (check.given != check.wanted) {
+    if (check.given != check.wanted.count) {
       return Status::Error(kInvalid, "%s.%s is %lld, must be %lld: %s", name, check.axis,
-                           LL{check.given}, LL{check.wanted}, check.what);
+                           LL{check.given}, LL{check.wanted.count}, check.wanted.what);
     }
   }
   if (view.dim < min_dim) {
@@ -571,8 +575,6 @@ Status ValidateRagged(const AttentionDesc& desc, const AttentionArgs& args, int6
   SIGHTLINE_RETURN_IF_ERROR(ValidateArray("kv_indptr", args.kv_indptr, n + 1, memory));
   SIGHTLINE_RETURN_IF_ERROR(ValidateIndptr("q_indptr", args.q_indptr, n, "q.length", args.q.length,
                                            "max_q_len", desc.max_q_len));
-  if (IsGiven(args.block_mask.blocks))
-    return Status::Error(kInvalid, "block_mask is given, must not be: the batch is ragged");
   if (args.kv_indptr == nullptr) {
     return ValidateEqual("num_sequences", n, "the batch of K and V", kv_batch);
   }
@@ -586,6 +588,41 @@ Status ValidateRagged(const AttentionDesc& desc, const AttentionArgs& args, int6
     return Status::Error(kInvalid, "k.batch is %lld, must be 1: kv_indptr is given", LL{kv_batch});
   return ValidateIndptr("kv_indptr", args.kv_indptr, n, "k.length", args.k.length, "max_kv_len",
                         desc.max_kv_len);
+}
+
+// A mask or bias with an element for each query, head and key.
+template <class View>
+Status ValidatePerKey(const char* name, const View& view, const AttentionDesc& desc,
+                      const ConstTensorView& q, int64_t longest) {
+  return ValidatePerScore(name, view, desc, {q.batch, "q's batch"},
+                          {q.length, "the number of queries"}, longest);
+}
+
+Status ValidateBlockMask(const AttentionDesc& desc, const AttentionArgs& args, int64_t longest,
+                         ArgMemory* memory) {
+  const BlockMask& block_mask = args.block_mask;
+  if (!IsGiven(block_mask.blocks)) return Status();
+  const char* name = "block_mask.blocks";
+  SIGHTLINE_RETURN_IF_ERROR(ValidateRange("block_mask.q_block", block_mask.q_block, 1, kMaxCount));
+  SIGHTLINE_RETURN_IF_ERROR(
+      ValidateRange("block_mask.kv_block", block_mask.kv_block, 1, kMaxCount));
+  ViewSpans spans;
+  SIGHTLINE_RETURN_IF_ERROR(ViewCheck(name, block_mask.blocks).Validate(&spans));
+  const auto blocks = [](int64_t count, int64_t size) { return (count + size - 1) / size; };
+  Count batch = {args.q.batch, "q's batch"};
+  Count queries = {args.q.length, "the number of blocks of queries"};
+  if (args.num_sequences != 0) {
+    const SequenceSpans sequences = {static_cast<size_t>(args.num_sequences), args.q.length,
+                                     args.q_indptr, nullptr};
+    batch = {args.num_sequences, "num_sequences"};
+    queries = {static_cast<int64_t>(sequences.longest()),
+               "the number of blocks of the longest sequence's queries"};
+  }
+  queries.count = blocks(queries.count, block_mask.q_block);
+  SIGHTLINE_RETURN_IF_ERROR(ValidatePerScore(name, block_mask.blocks, desc, batch, queries,
+                                             blocks(longest, block_mask.kv_block)));
+  memory->Add("block_mask", spans.elements);
+  return Status();
 }
 
 // Lengths and masks; `keys` are what they are for.
@@ -614,25 +651,10 @@ Status ValidateMasks(const AttentionDesc& desc, const AttentionArgs& args, const
   ViewSpans spans;
   if (IsGiven(args.mask)) {
     SIGHTLINE_RETURN_IF_ERROR(ViewCheck("mask", args.mask).Validate(&spans));
-    SIGHTLINE_RETURN_IF_ERROR(
-        ValidatePerScore("mask", args.mask, desc, args.q, args.q.length, longest));
+    SIGHTLINE_RETURN_IF_ERROR(ValidatePerKey("mask", args.mask, desc, args.q, longest));
     memory->Add("mask", spans.elements);
   }
-  const BlockMask& block_mask = args.block_mask;
-  if (IsGiven(block_mask.blocks)) {
-    const char* name = "block_mask.blocks";
-    SIGHTLINE_RETURN_IF_ERROR(
-        ValidateRange("block_mask.q_block", block_mask.q_block, 1, kMaxCount));
-    SIGHTLINE_RETURN_IF_ERROR(
-        ValidateRange("block_mask.kv_block", block_mask.kv_block, 1, kMaxCount));
-    SIGHTLINE_RETURN_IF_ERROR(ViewCheck(name, block_mask.blocks).Validate(&spans));
-    const auto blocks = [](int64_t count, int64_t size) { return (count + size - 1) / size; };
-    SIGHTLINE_RETURN_IF_ERROR(ValidatePerScore(name, block_mask.blocks, desc, args.q,
-                                               blocks(args.q.length, block_mask.q_block),
-                                               blocks(longest, block_mask.kv_block)));
-    memory->Add("block_mask", spans.elements);
-  }
-  return Status();
+  return ValidateBlockMask(desc, args, longest, memory);
 }
 
 Status ValidateBiases(const AttentionDesc& desc, const AttentionArgs& args, int64_t longest,
@@ -645,8 +667,7 @@ Status ValidateBiases(const AttentionDesc& desc, const AttentionArgs& args, int6
                            static_cast<int>(args.bias.dtype), Name(args.bias.dtype));
     }
     SIGHTLINE_RETURN_IF_ERROR(ViewCheck("bias", args.bias, 0, kMaxCount).Validate(&spans));
-    SIGHTLINE_RETURN_IF_ERROR(
-        ValidatePerScore("bias", args.bias, desc, args.q, args.q.length, longest));
+    SIGHTLINE_RETURN_IF_ERROR(ValidatePerKey("bias", args.bias, desc, args.q, longest));
     memory->Add("bias", spans.elements);
   }
   const int64_t num_buckets = desc.relative_buckets.num_buckets;

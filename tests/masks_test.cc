@@ -564,6 +564,10 @@ Case RaggedCase(Case c) {
   c.features.kv_indptr = {0, 100, 101, 360, 500};
   c.features.prefix_lens = {9, 0, 100, 1};
   c.features.kv_lens = {100, 1, 200, 77};
+  c.features.blocks.on = true;
+  c.features.blocks.density = 0.8;
+  c.features.q_block = 48;
+  c.features.kv_block = 20;
   return c;
 }
 
@@ -574,10 +578,10 @@ MaskView Slice(MaskView mask, int64_t begin, int64_t end) {
   return mask;
 }
 
-// The queries and keys of `run` as a call of its own, on the same memory. lens: its kv_lens, or
-// null.
-void AttendPart(const Problem& problem, const Setup& setup, const KvRun& run, const int32_t* lens,
-                const int32_t* prefix_lens, const Tensor& out, const Tensor& lse) {
+// The queries and keys of `run` as a call of its own, on the same memory. entry: its number; lens:
+// its kv_lens, or null.
+void AttendPart(const Problem& problem, const Setup& setup, const KvRun& run, size_t entry,
+                const int32_t* lens, const Tensor& out, const Tensor& lse) {
   const Case& c = problem.c;
   AttentionDesc desc = DescOf(c, setup);
   desc.owns_workspace = true;
@@ -593,8 +597,9 @@ void AttendPart(const Problem& problem, const Setup& setup, const KvRun& run, co
   args.k = problem.k.Slice(run.kv_begin, run.kv_begin + run.kv_len);
   args.v = problem.v.Slice(run.kv_begin, run.kv_begin + run.kv_len);
   args.kv_lens = lens;
-  args.prefix_lens = prefix_lens;
+  args.prefix_lens = &c.features.prefix_lens[entry];
   if (c.features.mask.on) args.mask = Slice(args.mask, run.q_begin, q_end);
+  if (c.features.blocks.on) args.block_mask = OfSequence(args.block_mask, entry, run.q_len);
   if (c.features.bias.on) args.bias = problem.bias.Slice(run.q_begin, q_end);
   REQUIRE_THAT(Run(plan, args), IsOk());
 }
@@ -648,8 +653,7 @@ TEST_CASE("padding of tensors changes no bit", "[masks]") {
         const Tensor out = Attend(problem, setup, &lse);
         const Tensor out_alone = problem.NewOut();
         const Tensor lse_alone = problem.NewLse();
-        AttendPart(problem, setup, {0, 0, used, 0, c.q_len}, nullptr, c.features.prefix_lens.data(),
-                   out_alone, lse_alone);
+        AttendPart(problem, setup, {0, 0, used, 0, c.q_len}, 0, nullptr, out_alone, lse_alone);
         CHECK_THAT(out, Equals(out_alone));
         CHECK_THAT(lse, Equals(lse_alone));
       }
@@ -658,6 +662,23 @@ TEST_CASE("padding of tensors changes no bit", "[masks]") {
 }
 
 // ---- Ragged batches ---------------------------------------------------------------------------
+
+// Sequences of these queries. packed: of 150 keys together, of unequal numbers, one of them 0 where
+// there are more than two; else of 150 each.
+Case RaggedQueries(const std::vector<int32_t>& q_indptr, bool packed) {
+  Case c = MaskedCase(q_indptr.back(), 150);
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.features.q_indptr = q_indptr;
+  const int32_t num_sequences = static_cast<int32_t>(c.NumEntries());
+  c.kv_batch = packed ? 1 : num_sequences;
+  for (int32_t s = 0; packed && s <= num_sequences; ++s) {
+    const int32_t end = s == num_sequences ? 150 : 130 * (s - s / 3) / num_sequences;
+    c.features.kv_indptr.push_back(end);
+  }
+  std::sort(c.features.kv_indptr.begin(), c.features.kv_indptr.end());
+  return c;
+}
 
 TEST_CASE("ragged batches", "[masks]") {
   const bool packed = GENERATE(true, false);
@@ -668,29 +689,45 @@ TEST_CASE("ragged batches", "[masks]") {
       {0, 40}, {0, 1, 2, 3, 20}, {0, 0, 17, 17, 80, 80}, {0, 200, 201, 230}, {0, 0}};
   for (const std::vector<int32_t>& q_indptr : kSplits) {
     for (const bool causal : {false, true}) {
-      Case c = MaskedCase(q_indptr.back(), 150);
-      c.heads = 4;
-      c.kv_heads = 2;
+      Case c = RaggedQueries(q_indptr, packed);
       c.causal = causal;
-      c.features.q_indptr = q_indptr;
-      const int32_t num_sequences = static_cast<int32_t>(q_indptr.size()) - 1;
-      c.kv_batch = packed ? 1 : num_sequences;
-      if (packed) {
-        for (int32_t s = 0; s <= num_sequences; ++s) {
-          // Unequal lengths, one of them 0 where there are more than two.
-          const int32_t end = s == num_sequences ? 150 : 130 * (s - s / 3) / num_sequences;
-          c.features.kv_indptr.push_back(end);
-        }
-        std::sort(c.features.kv_indptr.begin(), c.features.kv_indptr.end());
-      }
       CheckEverywhere(Problem(c, ++seed), source);
-      for (int32_t s = 0; s < num_sequences; ++s) {
-        const KvRun run = c.Runs()[static_cast<size_t>(s)];
+      for (const KvRun& run : c.Runs()) {
         c.features.kv_lens.push_back(static_cast<int32_t>(run.kv_len - run.kv_len / 5));
       }
       c.features.mask.on = true;
       CheckEverywhere(Problem(c, seed), source);
     }
+  }
+}
+
+// Most sequences begin inside of a block if these counted through the batch.
+TEST_CASE("block masks of ragged batches", "[masks]") {
+  const bool packed = GENERATE(true, false);
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  if (packed && source != Source::kTensors) return;
+  constexpr int64_t kKvBlocks[] = {1, 7, 64};
+  uint64_t seed = 9300;
+  const std::vector<std::vector<int32_t>> splits = {
+      {0, 50}, {0, 1, 3, 6, 20}, {0, 0, 17, 17, 83, 83}, {0, 199, 200, 230}};
+  for (const std::vector<int32_t>& q_indptr : splits) {
+    for (const int64_t q_block : {1, 5, 16, 64}) {
+      Case c = RaggedQueries(q_indptr, packed);
+      c.causal = ++seed % 5 == 0;
+      c.features.blocks.on = true;
+      c.features.blocks.extra_keys = static_cast<int64_t>(seed % 2) * 3;
+      c.features.q_block = q_block;
+      c.features.kv_block = kKvBlocks[seed % 3];
+      CheckEverywhere(Problem(c, seed), source);
+    }
+  }
+  for (unsigned varies = 0; varies < kNumGranularities; ++varies) {
+    Case c = RaggedQueries({0, 1, 3, 6, 20}, packed);
+    c.features.blocks.on = true;
+    c.features.blocks.varies = varies;
+    c.features.q_block = 4;
+    c.features.kv_block = 12;
+    CheckEverywhere(Problem(c, ++seed), source);
   }
 }
 
@@ -708,8 +745,8 @@ TEST_CASE("a ragged batch is its sequences, bit by bit", "[masks]") {
         const Tensor out_of_parts = problem.NewOut();
         const Tensor lse_of_parts = problem.NewLse();
         for (size_t run = 0; run < c.Runs().size(); ++run) {
-          AttendPart(problem, setup, c.Runs()[run], &c.features.kv_lens[run],
-                     &c.features.prefix_lens[run], out_of_parts, lse_of_parts);
+          AttendPart(problem, setup, c.Runs()[run], run, &c.features.kv_lens[run], out_of_parts,
+                     lse_of_parts);
         }
         CHECK_THAT(out, Equals(out_of_parts));
         CHECK_THAT(lse, Equals(lse_of_parts));

@@ -227,7 +227,7 @@ class Generator {
       f.mask = AnyGrid();
       f.mask.extra_keys = Chance(0.3) ? Between(1, 20) : 0;
     }
-    if (!f.ragged() && Chance(0.15)) {
+    if (Chance(0.15)) {
       f.blocks = AnyGrid();
       f.q_block = Pick<int64_t>({1, 5, 16, 64, 128});
       f.kv_block = Pick<int64_t>({1, 7, 32, 64, 128, 192});

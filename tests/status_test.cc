@@ -1079,7 +1079,7 @@ Case RaggedCase() {
   c.features.kv_indptr = {0, 9, 29, 40};
   c.features.kv_lens = {9, 15, 0};
   c.features.prefix_lens = {1, 2, 3};
-  c.features.blocks.on = false;
+  c.features.q_block = 2;
   return c;
 }
 
@@ -1220,8 +1220,28 @@ TEST_CASE("Run refuses ragged batches that contradict themselves", "[status]") {
          c.args.cache = &c.cache;
        },
        {"cache"}},
-      {"a block_mask", kInvalid, "block_mask",
-       [](auto& c) { c.args.block_mask = {c.args.mask, 1, 1}; }},
+      {"block_mask of one batch entry",
+       kInvalid,
+       "block_mask.blocks.batch",
+       [](auto& c) { c.args.block_mask.blocks.batch = 1; },
+       {"1", "3", "num_sequences"}},
+      {"block_mask of fewer blocks than the longest sequence's",
+       kInvalid,
+       "block_mask.blocks.length",
+       [](auto& c) { c.args.block_mask.blocks.length = 1; },
+       {"1", "2", "longest sequence"}},
+      {"block_mask of the blocks of all queries",
+       kInvalid,
+       "block_mask.blocks.length",
+       [](auto& c) { c.args.block_mask.blocks.length = 3; },
+       {"3", "2"}},
+      {"block_mask of fewer keys than the longest sequence's",
+       kInvalid,
+       "block_mask.blocks.dim",
+       [](auto& c) { c.args.block_mask.blocks.dim = 1; },
+       {"1", "2"}},
+      {"block_mask without q_block", kInvalid, "block_mask.q_block",
+       [](auto& c) { c.args.block_mask.q_block = 0; }},
       {"kv_lens beyond a sequence",
        kInvalid,
        "kv_lens",

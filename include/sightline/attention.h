@@ -120,7 +120,9 @@ class Plan {
 
 // Sparse attention: a query sees keys of the blocks whose element is true.
 struct BlockMask {
-  // [batch, ceil(q_len / q_block), num_heads, ceil(kv_len / kv_block)]
+  // [batch, ceil(q_len / q_block), num_heads, ceil(kv_len / kv_block)]. Ragged batches have an
+  // entry per sequence, whose blocks count from its own first query and key; q_len and kv_len are
+  // those of the longest.
   MaskView blocks;
   int64_t q_block = 0;   // queries and
   int64_t kv_block = 0;  // keys of a block, at least 1; multiples of 64 are fastest
@@ -187,8 +189,8 @@ struct AttentionArgs {
   // whose batch is 1: sequence s has queries q_indptr[s] … q_indptr[s + 1] - 1, and keys
   // kv_indptr[s] … kv_indptr[s + 1] - 1 of k and v, or, without kv_indptr, all of batch entry s of
   // k and v, the memory or the cache. Both begin with 0 and never fall. The plan's max_batch bounds
-  // num_sequences, its max_q_len and max_kv_len those of each. Masks, biases and lse have q's
-  // length, and their keys count from 0 in each sequence (a block_mask is not for ragged batches).
+  // num_sequences, its max_q_len and max_kv_len those of each. Mask, bias and lse have q's length,
+  // and keys count from 0 in each sequence.
   int64_t num_sequences = 0;
   const int32_t* q_indptr = nullptr;   // [num_sequences + 1]
   const int32_t* kv_indptr = nullptr;  // [num_sequences + 1]

@@ -14,7 +14,7 @@ std::vector<Sequence> SequencesOf(const OracleInput& in) {
   if (in.k_dims.batch == 0) return sequences;
   const int64_t beams = in.q_dims.batch / in.k_dims.batch;
   for (int64_t b = 0; b < in.q_dims.batch; ++b) {
-    sequences.push_back({b, 0, in.q_dims.length, b / beams, 0, in.k_dims.length, 0, 0});
+    sequences.push_back({b, 0, in.q_dims.length, b / beams, 0, in.k_dims.length, 0, 0, b});
   }
   return sequences;
 }
@@ -204,9 +204,8 @@ bool Sees(const Masks& masks, const Sequence& s, int64_t i, int64_t h, int64_t j
     if (masks.window_left >= 0 && -ahead > masks.window_left) return false;
     if (masks.window_right >= 0 && ahead > masks.window_right) return false;
   }
-  const int64_t l = s.q_begin + i;
-  if (masks.mask && !masks.mask(s.q_batch, l, h, j)) return false;
-  return !masks.blocks || masks.blocks(s.q_batch, l / masks.q_block, h, j / masks.kv_block);
+  if (masks.mask && !masks.mask(s.q_batch, s.q_begin + i, h, j)) return false;
+  return !masks.blocks || masks.blocks(s.blocks_batch, i / masks.q_block, h, j / masks.kv_block);
 }
 
 int64_t RelativeBucket(const RelativeBuckets& buckets, int64_t relative) {

@@ -32,9 +32,10 @@ struct Sequence {
   int64_t q_len = 0;
   int64_t kv_batch = 0;
   int64_t kv_begin = 0;
-  int64_t kv_len = 0;      // keys in use, counted from kv_begin
-  int64_t prefix_len = 0;  // of these, seen whatever causal and the windows say
-  int64_t tile_keys = 0;   // see OracleOutput::tile_abs_out; 0 = not asked for
+  int64_t kv_len = 0;        // keys in use, counted from kv_begin
+  int64_t prefix_len = 0;    // of these, seen whatever causal and the windows say
+  int64_t tile_keys = 0;     // see OracleOutput::tile_abs_out; 0 = not asked for
+  int64_t blocks_batch = 0;  // its entry of Masks::blocks
 };
 
 // What hides keys.
@@ -43,9 +44,10 @@ struct Masks {
   int64_t window_left = -1;
   int64_t window_right = -1;
   int64_t q_start = AttentionArgs::kBottomRight;
-  // True = seen; null = all are. Of q's batch and length, a head, and the key's or block's number
-  // in its sequence.
+  // True = seen; null = all are. Of q's batch and length, a head, and the key's number in its
+  // sequence.
   std::function<bool(int64_t b, int64_t l, int64_t h, int64_t j)> mask;
+  // The same of Sequence::blocks_batch and the numbers of blocks in the sequence.
   std::function<bool(int64_t b, int64_t q_block, int64_t h, int64_t kv_block)> blocks;
   int64_t q_block = 1;
   int64_t kv_block = 1;

@@ -141,9 +141,16 @@ void FillProblem(Problem* p, uint64_t seed) {
 // kernels skip or take whole: each is as likely as a mixture.
 constexpr int64_t kRunOfKeys = 64;
 
-Dims GridDims(const Case& c, int64_t q_block, int64_t kv_block, int64_t extra_keys) {
+Dims GridDims(const Case& c, const GridCase& grid) {
+  return {c.batch(), c.q_len, c.heads, c.kv_len + grid.extra_keys};
+}
+
+// Blocks count from the first query and key of each sequence.
+Dims BlockDims(const Case& c) {
+  const Features& f = c.features;
   const auto blocks = [](int64_t n, int64_t block) { return (n + block - 1) / block; };
-  return {c.batch(), blocks(c.q_len, q_block), c.heads, blocks(c.kv_len, kv_block) + extra_keys};
+  return {c.NumEntries(), blocks(c.LongestQLen(), f.q_block), c.heads,
+          blocks(c.LongestKvLen(), f.kv_block) + f.blocks.extra_keys};
 }
 
 // Calls f(b, l, h, j, shown) for every element that is not a repetition of another.
@@ -185,7 +192,7 @@ Tensor MaskOf(const GridCase& grid, const Dims& dims, Placement placement, uint6
 Tensor BiasOf(const Case& c, uint64_t seed) {
   const GridCase& grid = c.features.bias;
   if (!grid.on) return Tensor();
-  const Dims dims = GridDims(c, 1, 1, grid.extra_keys);
+  const Dims dims = GridDims(c, grid);
   Tensor t = Tensor::Broadcast(c.features.bias_dtype, dims, grid.varies, grid.layout, c.placement);
   Rng rng(seed);
   FillGrid(grid, dims, &rng, [&](int64_t b, int64_t l, int64_t h, int64_t j, bool shown) {
@@ -237,7 +244,8 @@ std::vector<Sequence> SequencesOf(const Case& c) {
     s.prefix_len = f.prefix_lens.empty() ? 0 : f.prefix_lens[r];
     const int64_t beams = f.ragged() ? 1 : c.beams;
     for (int64_t beam = 0; beam < beams; ++beam) {
-      if (!f.ragged()) s.q_batch = static_cast<int64_t>(r) * beams + beam;
+      s.blocks_batch = static_cast<int64_t>(r) * beams + beam;
+      if (!f.ragged()) s.q_batch = s.blocks_batch;
       sequences.push_back(s);
     }
   }
@@ -735,10 +743,32 @@ std::vector<KvRun> Case::Runs() const {
   return runs;
 }
 
+namespace {
+
+int64_t Longest(const std::vector<KvRun>& runs, int64_t KvRun::* length) {
+  int64_t longest = 0;
+  for (const KvRun& run : runs) longest = std::max(longest, run.*length);
+  return longest;
+}
+
+}  // namespace
+
+int64_t Case::LongestQLen() const {
+  return features.ragged() ? Longest(Runs(), &KvRun::q_len) : q_len;
+}
+
+int64_t Case::LongestKvLen() const {
+  return features.ragged() ? Longest(Runs(), &KvRun::kv_len) : kv_len;
+}
+
 int64_t Case::MultiplyAdds() const {
   int64_t pairs = 0;
   for (const KvRun& run : Runs()) pairs += run.q_len * run.kv_len;
   return pairs * (features.ragged() ? 1 : beams) * heads * (head_dim + value_dim());
+}
+
+int64_t Case::NumEntries() const {
+  return features.ragged() ? static_cast<int64_t>(features.q_indptr.size()) - 1 : batch();
 }
 
 std::string Features::ToString() const {
@@ -801,12 +831,8 @@ Problem::Problem(const Case& description, uint64_t seed)
       v(c.v_dtype, {c.kv_batch, c.kv_len, c.kv_heads, c.value_dim()}, c.v_layout, c.placement,
         c.v_scales),
       // Seeds of their own, so that nothing else changes when a feature is left out.
-      mask(MaskOf(c.features.mask, GridDims(c, 1, 1, c.features.mask.extra_keys), c.placement,
-                  seed + 1)),
-      blocks(
-          MaskOf(c.features.blocks,
-                 GridDims(c, c.features.q_block, c.features.kv_block, c.features.blocks.extra_keys),
-                 c.placement, seed + 2)),
+      mask(MaskOf(c.features.mask, GridDims(c, c.features.mask), c.placement, seed + 1)),
+      blocks(MaskOf(c.features.blocks, BlockDims(c), c.placement, seed + 2)),
       bias(BiasOf(c, seed + 3)),
       relative_bias(RelativeBiasOf(c, seed + 4)),
       kv_lens(Guarded(c.features.kv_lens, c.placement)),
@@ -833,12 +859,9 @@ AttentionDesc DescOf(const Case& c, const Setup& setup) {
   desc.num_kv_heads = c.kv_heads;
   desc.head_dim = c.head_dim;
   desc.v_head_dim = c.v_head_dim;
-  const std::vector<KvRun> runs = c.Runs();
-  desc.max_batch = c.features.ragged() ? static_cast<int64_t>(runs.size()) : c.batch();
-  for (const KvRun& run : runs) {
-    desc.max_q_len = std::max(desc.max_q_len, run.q_len);
-    if (setup.source == Source::kTensors) desc.max_kv_len = std::max(desc.max_kv_len, run.kv_len);
-  }
+  desc.max_batch = c.NumEntries();
+  desc.max_q_len = std::max<int64_t>(c.LongestQLen(), 1);
+  if (setup.source == Source::kTensors) desc.max_kv_len = c.LongestKvLen();
   desc.causal = c.causal;
   desc.window_left = c.features.window_left;
   desc.window_right = c.features.window_right;
@@ -865,7 +888,7 @@ AttentionArgs TensorArgs(const Problem& problem, const Tensor& out) {
   args.prefix_lens = Array<int32_t>(problem.prefix_lens);
   if (f.mask.on) args.mask = problem.mask.mask_view();
   if (f.blocks.on) args.block_mask = {problem.blocks.mask_view(), f.q_block, f.kv_block};
-  args.num_sequences = f.ragged() ? static_cast<int64_t>(f.q_indptr.size()) - 1 : 0;
+  args.num_sequences = f.ragged() ? problem.c.NumEntries() : 0;
   args.q_indptr = Array<int32_t>(problem.q_indptr);
   args.kv_indptr = Array<int32_t>(problem.kv_indptr);
   if (f.bias.on) args.bias = problem.bias.view();
@@ -875,6 +898,15 @@ AttentionArgs TensorArgs(const Problem& problem, const Tensor& out) {
   args.alibi_slopes = Array<float>(problem.alibi_slopes);
   args.sinks = Array<float>(problem.sinks);
   return args;
+}
+
+BlockMask OfSequence(BlockMask mask, size_t sequence, int64_t q_len) {
+  MaskView& blocks = mask.blocks;
+  blocks.data = static_cast<const unsigned char*>(blocks.data) +
+                static_cast<int64_t>(sequence) * blocks.batch_stride;
+  blocks.batch = 1;
+  blocks.length = (q_len + mask.q_block - 1) / mask.q_block;
+  return mask;
 }
 
 namespace {

@@ -125,6 +125,11 @@ struct Case {
   Features features;
 
   int64_t batch() const { return features.ragged() ? 1 : kv_batch * beams; }
+  // Of q, or ragged sequences.
+  int64_t NumEntries() const;
+  // Of the longest sequence.
+  int64_t LongestQLen() const;
+  int64_t LongestKvLen() const;
   int64_t value_dim() const { return v_head_dim == 0 ? head_dim : v_head_dim; }
   std::vector<KvRun> Runs() const;
   int64_t MultiplyAdds() const;
@@ -174,6 +179,8 @@ struct Setup {
 AttentionDesc DescOf(const Case& c, const Setup& setup);
 // All but lse.
 AttentionArgs TensorArgs(const Problem& problem, const Tensor& out);
+// Of a ragged batch's those of one sequence, which has so many queries.
+BlockMask OfSequence(BlockMask mask, size_t sequence, int64_t q_len);
 CrossMemory MemoryOf(const Problem& problem, const Setup& setup);
 // A cache that got all tokens of the problem in one Append.
 KvCache CacheOf(const Problem& problem, const Setup& setup);

@@ -293,7 +293,7 @@ class Computation {
     for (size_t r = 0; r < in_.parts.size(); ++r) {
       for (int64_t beam = 0; beam < in_.beams; ++beam) {
         Sequence s;
-        s.q_batch = static_cast<int64_t>(r) * in_.beams + beam;
+        s.q_batch = s.blocks_batch = static_cast<int64_t>(r) * in_.beams + beam;
         s.q_len = q.length;
         s.kv_len = lengths_[r];
         if (!in_.prefix_lens.empty()) s.prefix_len = in_.prefix_lens[r];

@@ -12,12 +12,6 @@ namespace sightline {
 namespace testing {
 namespace {
 
-int64_t LongestKvLen(const Case& c) {
-  int64_t longest = c.features.ragged() ? 0 : c.kv_len;
-  for (const KvRun& run : c.Runs()) longest = std::max(longest, run.kv_len);
-  return longest;
-}
-
 // Weights of a row: w = exp(s - lse), in octaves with two more roundings of lse, one of s and one
 // of their difference, and 2^x, which is good to 4 u and may be 0 below 2^-100.
 double ToleranceOf(double w, double s, double score_tolerance, double lse, double lse_tolerance) {
@@ -84,7 +78,7 @@ Ask OfQueries(const std::vector<int32_t>& queries) {
 }
 
 Dims WeightsDims(const Case& c, const Ask& ask) {
-  Dims dims = {c.batch(), c.q_len, c.heads, LongestKvLen(c) + ask.extra_keys};
+  Dims dims = {c.batch(), c.q_len, c.heads, c.LongestKvLen() + ask.extra_keys};
   if (ask.lists_queries) dims.length = static_cast<int64_t>(ask.queries.size());
   if (ask.lists_heads) dims.heads = static_cast<int64_t>(ask.heads.size());
   if (ask.average) dims.heads = 1;
@@ -94,7 +88,7 @@ Dims WeightsDims(const Case& c, const Ask& ask) {
 Dims MassDims(const Case& c, const Ask& ask) {
   const int64_t num_sequences = static_cast<int64_t>(c.Runs().size());
   return {ask.mass_by_kv_batch || c.features.ragged() ? num_sequences : c.batch(), 1,
-          ask.mass_by_kv_head ? c.kv_heads : c.heads, LongestKvLen(c) + ask.mass_extra_keys};
+          ask.mass_by_kv_head ? c.kv_heads : c.heads, c.LongestKvLen() + ask.mass_extra_keys};
 }
 
 // ---- What is expected -------------------------------------------------------------------------
