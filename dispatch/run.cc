@@ -319,9 +319,45 @@ AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
   return task;
 }
 
+// The queries of a sequence whose weights are asked for.
+struct WeighedQueries {
+  TokenSpan span;         // their rows in weights.out
+  const int32_t* listed;  // [span.count], along the length of q; null: all of the sequence
+  size_t begin;           // of the sequence, there
+
+  // Its number in the sequence.
+  size_t at(size_t i) const {
+    return listed == nullptr ? i : static_cast<size_t>(listed[i]) - begin;
+  }
+};
+
+WeighedQueries WeighedQueriesOf(const Call& call, size_t sequence) {
+  const WeightsOutput& weights = call.args.weights;
+  const TokenSpan all = call.queries.at(sequence);
+  if (weights.queries == nullptr) return {all, nullptr, all.begin};
+  const auto first_from = [&](size_t query) {
+    return std::lower_bound(weights.queries, weights.queries + weights.num_queries,
+                            static_cast<int64_t>(query));
+  };
+  const int32_t* begin = first_from(all.begin);
+  const int32_t* end = first_from(all.begin + all.count);
+  const TokenSpan span = {all.batch, static_cast<size_t>(begin - weights.queries),
+                          static_cast<size_t>(end - begin)};
+  return {span, begin, all.begin};
+}
+
+// Of one sequence.
+size_t MostWeighedQueries(const Call& call) {
+  size_t most = 0;
+  for (size_t s = 0; s < call.keys.num_sequences(); ++s) {
+    most = std::max(most, WeighedQueriesOf(call, s).span.count);
+  }
+  return most;
+}
+
 // Where the weights of entry `listed` of weights.heads go, for the rows of a sequence.
 Rows WeightsRowsOf(const Call& call, size_t sequence, size_t listed) {
-  const TokenSpan span = call.queries.at(sequence);
+  const TokenSpan span = WeighedQueriesOf(call, sequence).span;
   return RowsOf(call.args.weights.out,
                 {span.batch * call.beams, span.begin, listed, call.beams, 1});
 }
@@ -601,21 +637,17 @@ WeightsTask WeightsOf(const WeightsTask& all, const KeyPart& part, bool is_last)
   return weights;
 }
 
-// Weights of queries [begin, end) of those listed, for one head and part; runs of neighbours
+// Weights of queries [begin, end) of those asked for, for one head and part; runs of neighbours
 // together.
-void WeighQueries(const Call& call, const KeyPart& part, AttendTask task, size_t begin, size_t end,
-                  unsigned char* scratch) {
-  const int32_t* queries = call.args.weights.queries;
+void WeighQueries(const WeighedQueries& queries, const KeyPart& part, AttendTask task, size_t begin,
+                  size_t end, unsigned char* scratch) {
+  const size_t beams = task.q.beams;
   while (begin < end) {
-    const size_t first = queries != nullptr ? static_cast<size_t>(queries[begin]) : begin;
+    const size_t first = queries.at(begin);
     size_t count = 1;
-    while (begin + count < end &&
-           (queries == nullptr ||
-            queries[begin + count] == queries[begin] + static_cast<int32_t>(count))) {
-      ++count;
-    }
-    task.weights.first_row = (first - begin) * call.beams;
-    RunSecondPass(part, task, first * call.beams, (first + count) * call.beams, scratch);
+    while (begin + count < end && queries.at(begin + count) == first + count) ++count;
+    task.weights.first_row = (first - begin) * beams;
+    RunSecondPass(part, task, first * beams, (first + count) * beams, scratch);
     begin += count;
   }
 }
@@ -627,16 +659,15 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
   // Heads that are averaged take turns in one task.
   const size_t heads_per_task = weights.average_heads ? num_heads : 1;
   const size_t tasks_per_chunk = num_heads / heads_per_task;
-  const bool all = weights.queries == nullptr;
-  const size_t longest = all ? call.queries.longest() : static_cast<size_t>(weights.num_queries);
   const size_t chunk = std::max<size_t>(kTaskRows / call.beams, 1);
-  const size_t num_chunks = (longest + chunk - 1) / chunk;
+  const size_t num_chunks = (MostWeighedQueries(call) + chunk - 1) / chunk;
   ForEachTask(parallel, call.keys.num_sequences() * num_chunks * tasks_per_chunk,
               [&](size_t index, size_t worker) {
                 const size_t sequence = index / (num_chunks * tasks_per_chunk);
                 const size_t begin = index / tasks_per_chunk % num_chunks * chunk;
-                const TokenSpan span = call.queries.at(sequence);
-                const size_t end = std::min(begin + chunk, all ? span.count : longest);
+                const WeighedQueries queries = WeighedQueriesOf(call, sequence);
+                const size_t end = std::min(begin + chunk, queries.span.count);
+                if (begin >= end) return;
                 for (size_t i = 0; i < heads_per_task; ++i) {
                   const size_t listed = index % tasks_per_chunk + i;
                   const size_t head = weights.heads != nullptr
@@ -652,7 +683,7 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
                   for (Parts parts(call, sequence, head / call.group, true);; parts.Next()) {
                     AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1}, parts);
                     task.weights = WeightsOf(all, *parts, !parts.has_next());
-                    WeighQueries(call, *parts, task, begin, end,
+                    WeighQueries(queries, *parts, task, begin, end,
                                  scratch + worker * call.plan.scratch_bytes);
                     if (!parts.has_next()) break;
                   }

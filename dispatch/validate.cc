@@ -750,9 +750,6 @@ Status ValidateWeights(const AttentionDesc& desc, const AttentionArgs& args, int
   }
   int64_t num_queries = args.q.length;
   if (weights.queries != nullptr) {
-    if (args.num_sequences != 0) {
-      return Status::Error(kInvalid, "weights.queries is given, must be null: the batch is ragged");
-    }
     num_queries = weights.num_queries;
     SIGHTLINE_RETURN_IF_ERROR(ValidateRange("weights.num_queries", num_queries, 0, kMaxCount));
     SIGHTLINE_RETURN_IF_ERROR(

@@ -265,7 +265,7 @@ class Generator {
     for (int64_t i = Between(1, 5); ask.lists_heads && i > 0; --i) {
       ask.heads.push_back(static_cast<int32_t>(Between(0, c.heads - 1)));
     }
-    ask.lists_queries = !c.features.ragged() && Chance(0.4);
+    ask.lists_queries = Chance(0.4);
     const double density = rng_.Uniform();
     for (int32_t i = 0; ask.lists_queries && i < c.q_len; ++i) {
       if (Chance(density)) ask.queries.push_back(i);
@@ -322,17 +322,41 @@ Failure Check(const RandomCase& random) {
 
 // ---- Shrinking --------------------------------------------------------------------------------
 
-// Lengths of the parts of an indptr, and back.
-std::vector<int32_t> Parts(const std::vector<int32_t>& indptr) {
-  std::vector<int32_t> parts;
-  for (size_t i = 0; i + 1 < indptr.size(); ++i) parts.push_back(indptr[i + 1] - indptr[i]);
+// A sequence of a ragged batch.
+struct Part {
+  int32_t q_len;
+  int32_t kv_len;                // unused where keys are batch entries
+  std::vector<int32_t> queries;  // listed ones, counted in the sequence
+};
+
+std::vector<Part> PartsOf(const RandomCase& random) {
+  const Features& f = random.c.features;
+  std::vector<Part> parts;
+  for (size_t s = 0; s + 1 < f.q_indptr.size(); ++s) {
+    Part part = {f.q_indptr[s + 1] - f.q_indptr[s], 0, {}};
+    if (!f.kv_indptr.empty()) part.kv_len = f.kv_indptr[s + 1] - f.kv_indptr[s];
+    for (const int32_t query : random.ask.queries) {
+      const bool is_own = query >= f.q_indptr[s] && query < f.q_indptr[s + 1];
+      if (is_own) part.queries.push_back(query - f.q_indptr[s]);
+    }
+    parts.push_back(part);
+  }
   return parts;
 }
 
-std::vector<int32_t> Indptr(const std::vector<int32_t>& parts) {
-  std::vector<int32_t> indptr = {0};
-  for (const int32_t part : parts) indptr.push_back(indptr.back() + part);
-  return indptr;
+void SetParts(const std::vector<Part>& parts, RandomCase* random) {
+  Features& f = random->c.features;
+  const bool is_packed = !f.kv_indptr.empty();
+  f.q_indptr = f.kv_indptr = {0};
+  random->ask.queries.clear();
+  for (const Part& part : parts) {
+    for (const int32_t query : part.queries) {
+      if (query < part.q_len) random->ask.queries.push_back(f.q_indptr.back() + query);
+    }
+    f.q_indptr.push_back(f.q_indptr.back() + part.q_len);
+    f.kv_indptr.push_back(f.kv_indptr.back() + part.kv_len);
+  }
+  if (!is_packed) f.kv_indptr.clear();
 }
 
 // Makes lists as long, and lengths as large, as the case has come to allow, and what is not asked
@@ -425,17 +449,21 @@ Step Decrease(int64_t Case::* field) {
   };
 }
 
-// Both lists of a ragged batch, as lengths.
-Step OfParts(const std::function<void(std::vector<int32_t>*)>& change) {
+// The sequences of a ragged batch.
+Step OfParts(const std::function<void(std::vector<Part>*)>& change) {
   return [change](RandomCase* random) {
-    Features& f = random->c.features;
-    for (std::vector<int32_t>* indptr : {&f.q_indptr, &f.kv_indptr}) {
-      if (indptr->empty()) continue;
-      std::vector<int32_t> parts = Parts(*indptr);
-      change(&parts);
-      *indptr = Indptr(parts);
-    }
+    if (!random->c.features.ragged()) return;
+    std::vector<Part> parts = PartsOf(*random);
+    change(&parts);
+    SetParts(parts, random);
   };
+}
+
+// Their lengths.
+Step OfLengths(int32_t Part::* length, const std::function<int32_t(int32_t)>& change) {
+  return OfParts([length, change](std::vector<Part>* parts) {
+    for (Part& part : *parts) part.*length = change(part.*length);
+  });
 }
 
 Step OfGrid(GridCase Features::* grid, const std::function<void(GridCase*)>& change) {
@@ -489,14 +517,11 @@ const std::vector<Step>& Steps() {
           c.kv_len = run.kv_len;
           c.kv_batch = 1;
         },
-        OfParts([](std::vector<int32_t>* parts) {
+        OfParts([](std::vector<Part>* parts) {
           if (parts->size() > 1) parts->pop_back();
         }),
-        OfParts([](std::vector<int32_t>* parts) {
+        OfParts([](std::vector<Part>* parts) {
           if (parts->size() > 1) parts->erase(parts->begin());
-        }),
-        OfParts([](std::vector<int32_t>* parts) {
-          for (int32_t& part : *parts) part = (part + 1) / 2;
         }),
         [](RandomCase* random) { random->setup.source = Source::kTensors; },
         [](RandomCase* random) { random->setup.parallel = {}; },
@@ -539,6 +564,10 @@ const std::vector<Step>& Steps() {
         Decrease(&Case::q_len),
         Decrease(&Case::kv_len),
     };
+    for (int32_t Part::* length : {&Part::q_len, &Part::kv_len}) {
+      s.push_back(OfLengths(length, [](int32_t x) { return (x + 1) / 2; }));
+      s.push_back(OfLengths(length, [](int32_t x) { return x > 1 ? x - 1 : x; }));
+    }
     for (GridCase Features::* grid : {&Features::mask, &Features::blocks, &Features::bias}) {
       s.push_back(OfGrid(grid, [](GridCase* x) { x->layout = Layout::kDense; }));
       s.push_back(OfGrid(grid, [](GridCase* x) { x->extra_keys = 0; }));
@@ -771,13 +800,18 @@ TEST_CASE("random cases", "[random]") {
 // Causes of failures that are known: what is left has the cause and nothing else, whatever the case
 // was that failed.
 TEST_CASE("random cases are shrunk to what makes them fail", "[support]") {
-  const auto shrink = [](const std::function<bool(const RandomCase&)>& fails) {
+  const auto has = [](const std::vector<int32_t>& list, int32_t i) {
+    return std::count(list.begin(), list.end(), i) > 0;
+  };
+  const auto shrink = [](const std::function<bool(const RandomCase&)>& fails,
+                         bool is_ragged = false) {
     std::string simplest;
     int num_cases = 0;
     for (uint64_t seed = 0; num_cases < 30; ++seed) {
       const RandomCase random = Generator(seed).Make();
       // Ragged ones keep a sequence for each part of the cause.
-      if (random.c.features.ragged() || random.c.kv_len == 0 || !fails(random)) continue;
+      if (random.c.features.ragged() != is_ragged || random.c.kv_len == 0) continue;
+      if (!fails(random)) continue;
       ++num_cases;
       RandomCase small = Shrink(random, fails);
       INFO("seed " << seed << ":\n" << ToCode(random) << "became\n" << ToCode(small));
@@ -798,12 +832,7 @@ TEST_CASE("random cases are shrunk to what makes them fail", "[support]") {
         "  Case c;\n  c.q_len = 3;\n  c.kv_len = 37;\n  c.head_dim = 1;\n"
         "  c.features.softcap = 5;\n" +
             setup);
-  CHECK(shrink([](const RandomCase& x) {
-          const auto has = [](const std::vector<int32_t>& list, int32_t i) {
-            return std::count(list.begin(), list.end(), i) > 0;
-          };
-          return has(x.ask.heads, 1) && has(x.ask.queries, 2);
-        }) ==
+  CHECK(shrink([&](const RandomCase& x) { return has(x.ask.heads, 1) && has(x.ask.queries, 2); }) ==
         "  Case c;\n  c.q_len = 3;\n  c.kv_len = 1;\n  c.head_dim = 1;\n  c.heads = 2;\n"
         "  c.features.lse = true;\n" +
             setup +
@@ -817,6 +846,20 @@ TEST_CASE("random cases are shrunk to what makes them fail", "[support]") {
             setup +
             "  Ask ask;\n  ask.weights = false;\n  ask.mass_by_kv_head = true;\n"
             "  ask.mass_extra_keys = 1;\n");
+  const auto in_one_sequence = [&](const RandomCase& x) {
+    const std::vector<Part> parts = PartsOf(x);
+    return x.c.features.blocks.on && std::any_of(parts.begin(), parts.end(), [&](const Part& part) {
+             return part.kv_len >= 2 && has(part.queries, 2);
+           });
+  };
+  CHECK(shrink(in_one_sequence, /*is_ragged=*/true) ==
+        "  Case c;\n  c.q_len = 3;\n  c.kv_len = 2;\n  c.head_dim = 1;\n"
+        "  c.features.blocks = {true, 1, 0, 0, Layout(0)} /* dense */;\n"
+        "  c.features.q_indptr = {0, 3};\n  c.features.kv_indptr = {0, 2};\n"
+        "  c.features.lse = true;\n" +
+            setup +
+            "  Ask ask;\n  ask.lists_queries = true;\n  ask.queries = {2};\n"
+            "  ask.mass = false;\n");
 }
 
 }  // namespace

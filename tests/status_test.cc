@@ -1086,8 +1086,11 @@ Case RaggedCase() {
 TEST_CASE("Run refuses ragged batches that contradict themselves", "[status]") {
   const auto prepare = [](RunCall& c) {
     c.args.weights.out = c.weights.view();
-    c.args.mass = TensorView::Dense(c.mass.view().data, DType::kF32, 3, 1, 2, 20);
+    c.args.weights.out.length = 4;
     c.args.weights.out.dim = 20;
+    c.args.weights.queries = c.Ints({0, 2, 3, 5});
+    c.args.weights.num_queries = 4;
+    c.args.mass = TensorView::Dense(c.mass.view().data, DType::kF32, 3, 1, 2, 20);
   };
   const std::vector<Mistake<RunCall>> mistakes = {
       {"negative number of sequences",
@@ -1262,14 +1265,21 @@ TEST_CASE("Run refuses ragged batches that contradict themselves", "[status]") {
        "weights.out.dim",
        [](auto& c) { c.args.weights.out.dim = 19; },
        {"19", "20"}},
-      {"weights of some queries",
+      {"weights of a query behind all sequences",
        kInvalid,
        "weights.queries",
-       [](auto& c) {
-         c.args.weights.queries = c.Ints({0, 1, 2, 3, 4, 5});
-         c.args.weights.num_queries = 6;
-       },
-       {"null"}},
+       [](auto& c) { c.args.weights.queries = c.Ints({0, 2, 3, 6}); },
+       {"3", "6", "4", "5"}},
+      {"weights of queries that count in each sequence",
+       kInvalid,
+       "weights.queries",
+       [](auto& c) { c.args.weights.queries = c.Ints({0, 0, 2, 1}); },
+       {"1", "0", "5", "ascending"}},
+      {"weights of all queries where some are listed",
+       kInvalid,
+       "weights.out.length",
+       [](auto& c) { c.args.weights.out.length = 6; },
+       {"6", "4"}},
       {"mass of one batch entry",
        kInvalid,
        "mass.batch",

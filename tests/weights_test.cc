@@ -332,6 +332,28 @@ TEST_CASE("weights over a memory and a cache", "[weights]") {
   }
 }
 
+// Sequences of these queries, and of 150 keys: together if packed, each otherwise.
+Case RaggedQueries(const std::vector<int32_t>& q_indptr, bool packed, bool has_features) {
+  Case c = SmallCase(q_indptr.back(), 150);
+  c.causal = has_features;
+  c.features.q_indptr = q_indptr;
+  const int32_t num_sequences = static_cast<int32_t>(c.NumEntries());
+  c.kv_batch = packed ? 1 : num_sequences;
+  for (int32_t s = 0; packed && s <= num_sequences; ++s) {
+    c.features.kv_indptr.push_back(s * s * 150 / (num_sequences * num_sequences));
+  }
+  if (!has_features) return c;
+  for (const KvRun& run : c.Runs()) {
+    c.features.kv_lens.push_back(static_cast<int32_t>(run.kv_len - run.kv_len / 4));
+  }
+  c.features.mask.on = c.features.blocks.on = c.features.bias.on = true;
+  c.features.blocks.density = 0.9;
+  c.features.q_block = 7;
+  c.features.kv_block = 12;
+  c.features.sinks = {0.0f, 1.0f, 2.0f, 3.0f};
+  return c;
+}
+
 TEST_CASE("weights of ragged batches", "[weights]") {
   const bool packed = GENERATE(true, false);
   const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
@@ -341,25 +363,45 @@ TEST_CASE("weights of ragged batches", "[weights]") {
       {0, 40}, {0, 1, 2, 3, 20}, {0, 0, 17, 17, 80, 80}, {0, 200, 201, 230}};
   for (const std::vector<int32_t>& q_indptr : kSplits) {
     for (const bool has_features : {false, true}) {
-      Case c = SmallCase(q_indptr.back(), 150);
-      c.causal = has_features;
-      c.features.q_indptr = q_indptr;
-      const int32_t num_sequences = static_cast<int32_t>(q_indptr.size()) - 1;
-      c.kv_batch = packed ? 1 : num_sequences;
-      for (int32_t s = 0; packed && s <= num_sequences; ++s) {
-        c.features.kv_indptr.push_back(s * s * 150 / (num_sequences * num_sequences));
-      }
-      if (has_features) {
-        for (const KvRun& run : c.Runs()) {
-          c.features.kv_lens.push_back(static_cast<int32_t>(run.kv_len - run.kv_len / 4));
-        }
-        c.features.mask.on = c.features.bias.on = true;
-        c.features.sinks = {0.0f, 1.0f, 2.0f, 3.0f};
-      }
+      const Case c = RaggedQueries(q_indptr, packed, has_features);
       Ask ask = WithMassShape(OfHeads({3, 1}, has_features), ++seed);
       ask.extra_keys = 2;
       ask.mass_by_kv_batch = false;
       CheckWeights(Problem(c, seed), ask, source);
+    }
+  }
+}
+
+TEST_CASE("weights of some queries of ragged batches", "[weights]") {
+  const bool packed = GENERATE(true, false);
+  const Source source = GENERATE(Source::kTensors, Source::kMemory, Source::kCache);
+  if (packed && source != Source::kTensors) return;
+  uint64_t seed = 18300;
+  // Sequences of 200, 0, 1, 0, 29 and 70 queries.
+  const std::vector<int32_t> q_indptr = {0, 200, 200, 201, 201, 230, 300};
+  std::vector<std::vector<int32_t>> lists = {{},
+                                             {0},
+                                             {200},  // of a sequence of one
+                                             {299},
+                                             {199, 200, 229, 299},  // the last of each
+                                             {0, 200, 201, 230},    // the first of each
+                                             {3, 4, 5, 9, 191, 192, 193, 194}};
+  lists.resize(lists.size() + 3);
+  for (int32_t i = 0; i < 300; ++i) {
+    lists[lists.size() - 3].push_back(i);
+    if (i >= 190 && i < 250) lists[lists.size() - 2].push_back(i);  // neighbours of four sequences
+    if (i % 3 != 1) lists.back().push_back(i);
+  }
+  for (const bool has_features : {false, true}) {
+    const Problem problem(RaggedQueries(q_indptr, packed, has_features), ++seed);
+    ExpectedWeights expected(problem);
+    for (const std::vector<int32_t>& queries : lists) {
+      Ask ask = OfHeads({3, 1}, ++seed % 2 == 0);
+      ask.lists_queries = true;
+      ask.queries = queries;
+      ask.extra_keys = static_cast<int64_t>(seed % 3);
+      ask.mass = false;
+      CheckWeights(&expected, ask, source);
     }
   }
 }
@@ -743,8 +785,8 @@ TEST_CASE("weights left by prefill are those of the second pass", "[weights]") {
       twice.extra_keys = c.causal ? 133 : 0;
       twice.mass = false;
       Ask listed = twice;
-      listed.lists_queries = !c.features.ragged();
-      for (int32_t i = 0; i < q_len && listed.lists_queries; ++i) listed.queries.push_back(i);
+      listed.lists_queries = true;
+      for (int32_t i = 0; i < q_len; ++i) listed.queries.push_back(i);
       Expectations expected(problem);
       for (const Precision precision :
            {Precision::kF32, Precision::kF16, Precision::kBF16, Precision::kMixed16}) {

@@ -137,8 +137,8 @@ struct WeightsOutput {
   TensorView out;
   const int32_t* heads = nullptr;  // [num_heads]: which, in the order of `out`; null = all
   int64_t num_heads = 0;
-  const int32_t* queries = nullptr;  // [num_queries]: which, ascending; null = all. Not for ragged
-  int64_t num_queries = 0;           // batches.
+  const int32_t* queries = nullptr;  // [num_queries]: which along the length of q, ascending, also
+  int64_t num_queries = 0;           // where that is ragged; null = all
   bool average_heads = false;        // the mean of these heads, as the one head of `out`; f32
 };
 
