@@ -200,6 +200,21 @@ struct Answer {
   Tensor out, lse, weights, mass;
 };
 
+// What shows every second element, in other places for each head.
+Tensor EveryOther(const Dims& dims) {
+  Tensor shown(DType::kI8, dims);
+  for (int64_t b = 0; b < dims.batch; ++b) {
+    for (int64_t l = 0; l < dims.length; ++l) {
+      for (int64_t h = 0; h < dims.heads; ++h) {
+        for (int64_t j = 0; j < dims.dim; ++j) {
+          shown.SetQuantum(b, l, h, j, static_cast<int8_t>((j + h + l) % 2));
+        }
+      }
+    }
+  }
+  return shown;
+}
+
 // A call over the segments, beside what the oracle says.
 class Call {
  public:
@@ -263,21 +278,6 @@ class Call {
   }
 
  private:
-  // What shows every second element, in other places for each head.
-  static Tensor EveryOther(const Dims& dims) {
-    Tensor shown(DType::kI8, dims);
-    for (int64_t b = 0; b < dims.batch; ++b) {
-      for (int64_t l = 0; l < dims.length; ++l) {
-        for (int64_t h = 0; h < dims.heads; ++h) {
-          for (int64_t j = 0; j < dims.dim; ++j) {
-            shown.SetQuantum(b, l, h, j, static_cast<int8_t>((j + h + l) % 2));
-          }
-        }
-      }
-    }
-    return shown;
-  }
-
   void MakeBlocks() {
     in_.q_block = 3;
     in_.kv_block = asked_.kv_block;
@@ -662,6 +662,90 @@ TEST_CASE("batches of segments, shared ones among them", "[segments]") {
 }
 
 // A segment that hardly anybody looks at must not be noticed, whatever it holds.
+TEST_CASE("a ragged batch over lists of segments is a call for each, bit by bit", "[segments]") {
+  constexpr int64_t kQBlock = 5;
+  constexpr int64_t kKvBlock = 48;
+  const std::vector<int32_t> q_indptr = {0, 1, 30, 35, 100};
+  const std::vector<int32_t> segment_indptr = {0, 2, 3, 3, 6};  // the third has no keys
+  const std::vector<std::vector<int32_t>> listed = {{0}, {4, 5, 6, 28}, {1}, {5, 25, 26, 64}};
+  std::vector<int32_t> all_listed;
+  for (size_t s = 0; s < 4; ++s) {
+    for (const int32_t i : listed[s]) all_listed.push_back(q_indptr[s] + i);
+  }
+  ForEachSetup([&](const Setup& setup) {
+    Segments segments({Keys(140), Cached(131), Keys(60)},
+                      {setup.precision, setup.tier, setup.rotate_k}, 23900);
+    for (const size_t i : {size_t{0}, size_t{2}, size_t{1}})
+      segments.Add(KvSegment(segments.segments[i]));
+    constexpr int64_t kLongest = 140 + 60 + 131;
+    const int64_t num_listed = static_cast<int64_t>(all_listed.size());
+    Rng rng(23901);
+    const Tensor q = NormalTensor({1, 100, kHeads, kHeadDim}, 0.0f, &rng);
+    const Tensor blocks = EveryOther({4, 65 / kQBlock, kHeads, kLongest / kKvBlock + 1});
+    const auto new_answer = [&] {
+      return Answer{Tensor(DType::kF32, {1, 100, kHeads, kVHeadDim}),
+                    Tensor(DType::kF32, {1, 100, kHeads, 1}),
+                    Tensor(DType::kF32, {1, num_listed, kHeads, kLongest}),
+                    {}};
+    };
+    AttentionDesc desc;
+    desc.num_heads = kHeads;
+    desc.num_kv_heads = kKvHeads;
+    desc.head_dim = kHeadDim;
+    desc.v_head_dim = kVHeadDim;
+    desc.max_batch = 4;
+    desc.max_q_len = 65;
+    desc.causal = true;
+    desc.precision = setup.precision;
+    desc.rotate_k = setup.rotate_k;
+    desc.tier = setup.tier;
+    Plan plan;
+    REQUIRE_THAT(Plan::Create(desc, &plan), IsOk());
+
+    const Answer together = new_answer();
+    AttentionArgs args;
+    args.q = q.view();
+    args.out = together.out.view();
+    args.lse = together.lse.view();
+    args.weights.out = together.weights.view();
+    args.weights.queries = all_listed.data();
+    args.weights.num_queries = num_listed;
+    args.block_mask = {blocks.mask_view(), kQBlock, kKvBlock};
+    args.segments = segments.segments.data();
+    args.num_segments = 6;
+    args.num_segment_lists = args.num_sequences = 4;
+    args.segment_indptr = segment_indptr.data();
+    args.q_indptr = q_indptr.data();
+    REQUIRE_THAT(Run(plan, args), IsOk());
+    RecordTierRun(plan.tier());
+
+    const Answer alone = new_answer();
+    int64_t weighed = 0;
+    for (size_t s = 0; s < 4; ++s) {
+      AttentionArgs one = args;
+      one.num_sequences = 0;
+      one.q_indptr = nullptr;
+      one.q = q.Slice(q_indptr[s], q_indptr[s + 1]);
+      one.out = alone.out.Slice(q_indptr[s], q_indptr[s + 1]);
+      one.lse = alone.lse.Slice(q_indptr[s], q_indptr[s + 1]);
+      one.block_mask = OfSequence(args.block_mask, s, one.q.length);
+      const int32_t indptr[] = {0, segment_indptr[s + 1] - segment_indptr[s]};
+      one.segments = args.segments + segment_indptr[s];
+      one.num_segments = indptr[1];
+      one.num_segment_lists = 1;
+      one.segment_indptr = indptr;
+      one.weights.queries = listed[s].data();
+      one.weights.num_queries = static_cast<int64_t>(listed[s].size());
+      one.weights.out = alone.weights.Slice(weighed, weighed + one.weights.num_queries);
+      weighed += one.weights.num_queries;
+      REQUIRE_THAT(Run(plan, one), IsOk());
+    }
+    CHECK_THAT(together.out, Equals(alone.out));
+    CHECK_THAT(together.lse, Equals(alone.lse));
+    CHECK_THAT(together.weights, Equals(alone.weights));
+  });
+}
+
 TEST_CASE("means of K and V that differ wildly", "[segments]") {
   const int64_t q_len = GENERATE(1, 33);
   const std::vector<std::vector<Part>> cases = {
