@@ -1,5 +1,6 @@
 // Run: validate, pack K and V if they are not yet, then tasks of up to kTaskRows rows of a sequence
-// and kv head each. Where keys come from several segments, a task reads one after the other.
+// and kv head each. Where keys come from several segments, a task reads one after the other; where
+// heads of a group do not see the same ones, each has tasks of its own.
 #include <math.h>
 #include <string.h>
 
@@ -173,19 +174,42 @@ void FindPart(const Call& call, size_t sequence, size_t i, KeyPart* part) {
   part->bias = segment.bias;
 }
 
-// The parts of a sequence's keys, in their order: those of which a kv head sees something, or one
-// without keys if it sees none.
+// True if a segment is hidden from some of these heads, but not from all.
+bool SeeDifferentParts(const Call& call, const Selection& rows) {
+  if (rows.group == 1 || call.keys.are_tensors()) return false;
+  const size_t end = call.keys.segments_end(rows.sequence);
+  for (size_t i = call.keys.segments_begin(rows.sequence); i < end; ++i) {
+    const float* bias = call.keys.segment(i).bias;
+    if (bias == nullptr) continue;
+    bias += rows.head;
+    const auto hidden = std::count(bias, bias + rows.group, -INFINITY);
+    if (hidden != 0 && static_cast<size_t>(hidden) != rows.group) return true;
+  }
+  return false;
+}
+
+// Calls attend(rows); where these heads do not see the same parts, once for each of them.
+template <class Function>
+void ForHeadsThatSeeTheSame(const Call& call, const Selection& rows, const Function& attend) {
+  if (!SeeDifferentParts(call, rows)) return attend(rows);
+  for (size_t h = 0; h < rows.group; ++h) {
+    attend({rows.sequence, rows.beam, rows.beams, rows.head + h, 1});
+  }
+}
+
+// The parts of a sequence's keys, in their order: those of which rows see something, or one without
+// keys if they see none.
 class Parts {
  public:
-  // all: also those of which it sees nothing.
-  Parts(const Call& call, size_t sequence, size_t kv_head, bool all = false)
-      : num_keys_(call.keys.count(sequence)),
+  // rows: of heads that see the same parts. all: also those of which they see nothing.
+  Parts(const Call& call, const Selection& rows, bool all = false)
+      : num_keys_(call.keys.count(rows.sequence)),
         call_(call),
-        sequence_(sequence),
-        head_(kv_head * call.group),
+        sequence_(rows.sequence),
+        head_(rows.head),
         all_(all),
-        next_(call.keys.are_tensors() ? 0 : call.keys.segments_begin(sequence)),
-        end_(call.keys.are_tensors() ? 1 : call.keys.segments_end(sequence)) {
+        next_(call.keys.are_tensors() ? 0 : call.keys.segments_begin(rows.sequence)),
+        end_(call.keys.are_tensors() ? 1 : call.keys.segments_end(rows.sequence)) {
     Find();
     if (has_next_) {
       Next();
@@ -509,7 +533,7 @@ bool AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsig
   bool continues = false;
   bool is_merged = false;
   bool is_first = true;
-  Parts parts(call, rows.sequence, kv_head);
+  Parts parts(call, rows);
   for (;; parts.Next(), is_first = false) {
     continues = tasks.Take(continues, &parts);
     // Kernels of different precisions leave what they have, to be merged.
@@ -526,24 +550,36 @@ bool AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsig
   return false;
 }
 
-// The first pass of rows [row_begin, row_begin + kTaskRows) of head `head` and, if that is soon
-// done, of those behind it, up to `end`. Returns how many heads that were.
-size_t AttendHeads(const Call& call, size_t head, size_t end, size_t row_begin,
-                   unsigned char* scratch) {
-  const size_t kv_head = head % call.num_kv_heads;
-  const Selection rows = {head / call.num_kv_heads, 0, call.beams, kv_head * call.group,
-                          call.group};
+// The first pass of so many rows from row_begin on, up to kTaskRows, and, if that is soon done, of
+// the same rows of the next kv heads, num_heads in all. Returns how many of these that were.
+size_t AttendSelection(const Call& call, const Selection& rows, size_t num_heads, size_t row_begin,
+                       unsigned char* scratch) {
   const size_t num_rows = NumRowsOf(call, rows);
   if (row_begin >= num_rows) return 1;
   PartTasks tasks(call, rows, row_begin, std::min(row_begin + kTaskRows, num_rows));
   const bool can_move = AttendRows(call, rows, tasks, scratch);
   if (!can_move || WeighsOnTheWay(call, rows.sequence)) return 1;
-  const size_t num_heads = std::min(end - head, call.num_kv_heads - kv_head);
   for (size_t i = 1; i < num_heads; ++i) {
     tasks.MoveToNextHead();
     RunTasks(tasks, num_rows, scratch + call.plan.partial_bytes);
   }
   return num_heads;
+}
+
+// The first pass of rows [row_begin, row_begin + kTaskRows) of head `head` and, if that is soon
+// done, of those behind it, up to `end`. Returns how many heads that were. A group that is divided
+// has as many rows in each of its query heads.
+size_t AttendHeads(const Call& call, size_t head, size_t end, size_t row_begin,
+                   unsigned char* scratch) {
+  const size_t kv_head = head % call.num_kv_heads;
+  const size_t num_heads = std::min(end - head, call.num_kv_heads - kv_head);
+  size_t done = 0;
+  ForHeadsThatSeeTheSame(
+      call, {head / call.num_kv_heads, 0, call.beams, kv_head * call.group, call.group},
+      [&](const Selection& rows) {
+        done = AttendSelection(call, rows, num_heads, row_begin, scratch);
+      });
+  return done;
 }
 
 // Rows of heads [begin, end), counted through the sequences: all kv heads of the first, then those
@@ -680,8 +716,9 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
                   all.num_keys = static_cast<size_t>(weights.out.dim);
                   all.adds = i > 0;
                   all.factor = weights.average_heads ? 1.0f / static_cast<float>(num_heads) : 1.0f;
-                  for (Parts parts(call, sequence, head / call.group, true);; parts.Next()) {
-                    AttendTask task = TaskOf(call, {sequence, 0, call.beams, head, 1}, parts);
+                  const Selection rows = {sequence, 0, call.beams, head, 1};
+                  for (Parts parts(call, rows, true);; parts.Next()) {
+                    AttendTask task = TaskOf(call, rows, parts);
                     task.weights = WeightsOf(all, *parts, !parts.has_next());
                     WeighQueries(queries, *parts, task, begin, end,
                                  scratch + worker * call.plan.scratch_bytes);
@@ -711,13 +748,15 @@ void SumWeights(const Call& call, unsigned char* scratch, const ParallelFor& par
     for (size_t key = 0; key < all.num_keys; ++key) {
       memset(all.mass.data + static_cast<int64_t>(key) * all.mass.dim_stride, 0, sizeof(float));
     }
-    for (Parts parts(call, rows.sequence, rows.head / call.group);; parts.Next()) {
-      AttendTask task = TaskOf(call, rows, parts);
-      task.weights = WeightsOf(all, *parts, !parts.has_next());
-      RunSecondPass(*parts, task, 0, NumRowsOf(call, rows),
-                    scratch + worker * call.plan.scratch_bytes);
-      if (!parts.has_next()) break;
-    }
+    ForHeadsThatSeeTheSame(call, rows, [&](const Selection& alike) {
+      for (Parts parts(call, alike);; parts.Next()) {
+        AttendTask task = TaskOf(call, alike, parts);
+        task.weights = WeightsOf(all, *parts, !parts.has_next());
+        RunSecondPass(*parts, task, 0, NumRowsOf(call, alike),
+                      scratch + worker * call.plan.scratch_bytes);
+        if (!parts.has_next()) break;
+      }
+    });
   };
   ForEachTask(parallel, static_cast<size_t>(mass.batch) * num_heads, sum);
 }

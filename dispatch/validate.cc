@@ -349,25 +349,15 @@ Status ValidateSegment(const char* name, const PlanImpl& plan, const KvSegment& 
 }
 
 // Biases of a segment, and none but -inf that would not be finite in octaves beside scores.
-Status ValidateSegmentBias(const char* name, const AttentionDesc& desc, const float* bias) {
+Status ValidateSegmentBias(const char* name, int64_t num_heads, const float* bias) {
   if (bias == nullptr) return Status();
   if (reinterpret_cast<uintptr_t>(bias) % sizeof(float) != 0)
     return Status::Error(kInvalid, "%s.bias is not aligned to its element's 4 bytes", name);
   constexpr float kLargest = 1e30f;
-  const int64_t group = desc.num_heads / desc.num_kv_heads;
-  for (int64_t h = 0; h < desc.num_heads; ++h) {
-    const bool hides = bias[h] == -HUGE_VALF;
-    if (!hides && !(fabsf(bias[h]) <= kLargest)) {
-      return Status::Error(kInvalid, "%s.bias[%lld] is %g, must be -inf or %g to %g", name, LL{h},
-                           double{bias[h]}, double{-kLargest}, double{kLargest});
-    }
-    if (hides != (bias[h / group * group] == -HUGE_VALF)) {
-      return Status::Error(kInvalid,
-                           "%s.bias[%lld] is %g, but bias[%lld] is %g: -inf is for all heads of a "
-                           "kv head or for none",
-                           name, LL{h}, double{bias[h]}, LL{h / group * group},
-                           double{bias[h / group * group]});
-    }
+  for (int64_t h = 0; h < num_heads; ++h) {
+    if (bias[h] == -HUGE_VALF || fabsf(bias[h]) <= kLargest) continue;
+    return Status::Error(kInvalid, "%s.bias[%lld] is %g, must be -inf or %g to %g", name, LL{h},
+                         double{bias[h]}, double{-kLargest}, double{kLargest});
   }
   return Status();
 }
@@ -400,7 +390,7 @@ Status ValidateSegments(const PlanImpl& plan, const AttentionArgs& args, ArgMemo
     const KvSegment& segment = args.segments[i];
     const auto validate = [&](const char* name) {
       SIGHTLINE_RETURN_IF_ERROR(ValidateSegment(name, plan, segment));
-      SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentBias(name, plan.desc, segment.bias));
+      SIGHTLINE_RETURN_IF_ERROR(ValidateSegmentBias(name, plan.desc.num_heads, segment.bias));
       const int64_t own_batch = PackedOf(segment)->geometry().batch;
       if (own_batch == 1) return Status();
       if (args.segment_indptr != nullptr || (batch != 1 && own_batch != batch)) {

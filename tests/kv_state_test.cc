@@ -456,10 +456,11 @@ class RandomCall {
       const float spread = random_.Pick({1.0f, 1.0f, 20.0f, 1000.0f});
       for (int64_t h = 0; h < g_.heads; ++h) bias->push_back(spread * random_.Normal());
       const int64_t group = g_.heads / g_.kv_heads;
-      if (random_.Chance(0.3)) {
+      if (random_.Chance(0.2)) {
         const int64_t hidden = random_.Between(0, g_.kv_heads - 1) * group;
         std::fill_n(bias->begin() + static_cast<ptrdiff_t>(hidden), group, -HUGE_VALF);
       }
+      if (random_.Chance(0.2)) (*bias)[random_.Index(bias->size())] = -HUGE_VALF;
       segment.bias = bias->data();
       biases_.push_back(std::move(bias));
     }

@@ -47,12 +47,12 @@ struct Part {
   bool is_cache = false;
   int64_t batch = 1;
   float k_mean = 0.0f, v_mean = 0.0f;
-  float bias = 0.0f;         // of all heads, the later ones a little more,
-  int64_t hidden_heads = 0;  // but of so many first ones -inf
-  int64_t used = -1;         // KvSegment::kv_len
-  int64_t evicted = 0;       // so many first tokens of a cache
-  int64_t nan_v = 0;         // and so many keys with nothing but NaN in V
-  bool has_format = false;   // else that of the plan
+  float bias = 0.0f;                         // of all heads, the later ones a little more,
+  int64_t hidden_begin = 0, hidden_end = 0;  // but of these -inf
+  int64_t used = -1;                         // KvSegment::kv_len
+  int64_t evicted = 0;                       // so many first tokens of a cache
+  int64_t nan_v = 0;                         // and so many keys with nothing but NaN in V
+  bool has_format = false;                   // else that of the plan
   KvFormat format = {};
 };
 
@@ -122,7 +122,7 @@ class Segments {
         REQUIRE_THAT(CrossMemory::Create(k.view(), v.view(), of_part, &memories_.back()), IsOk());
         segment.memory = &memories_.back();
       }
-      if (part.bias != 0.0f || part.hidden_heads != 0) segment.bias = BiasOf(part);
+      if (part.bias != 0.0f || part.hidden_end != 0) segment.bias = BiasOf(part);
       Add(segment);
     }
   }
@@ -169,7 +169,7 @@ class Segments {
     for (int64_t h = 0; h < shape.heads; ++h) {
       biases_.back().push_back(isfinite(bias) ? bias * (1.0f + 0.125f * static_cast<float>(h))
                                               : bias);
-      if (h < part.hidden_heads) biases_.back().back() = -HUGE_VALF;
+      if (h >= part.hidden_begin && h < part.hidden_end) biases_.back().back() = -HUGE_VALF;
     }
     return biases_.back().data();
   }
@@ -425,6 +425,13 @@ Part WithMeans(int64_t kv_len, float k_mean, float v_mean, float bias = 0.0f) {
   Part part = Keys(kv_len, bias);
   part.k_mean = k_mean;
   part.v_mean = v_mean;
+  return part;
+}
+
+// From heads [begin, end).
+Part HiddenFrom(int64_t begin, int64_t end, Part part) {
+  part.hidden_begin = begin;
+  part.hidden_end = end;
   return part;
 }
 
@@ -851,8 +858,9 @@ TEST_CASE("segments in any order give the same", "[segments]") {
 TEST_CASE("segments give the same bits with any number of workers", "[segments][workers]") {
   const int64_t q_len = GENERATE(1, 90);
   ForEachSetup([&](const Setup& setup) {
-    const Segments segments({Keys(70, 0.5f), Cached(200), WithMeans(130, 2.0f, 30.0f)},
-                            {setup.precision, setup.tier, setup.rotate_k}, 28500);
+    const Segments segments(
+        {Keys(70, 0.5f), Cached(200), HiddenFrom(1, 2, WithMeans(130, 2.0f, 30.0f))},
+        {setup.precision, setup.tier, setup.rotate_k}, 28500);
     Asked asked = Queries(q_len, true);
     const Answer expected = Call(segments, asked, setup, 1).Run();
     for (const size_t num_workers : {size_t{2}, size_t{5}}) {
@@ -871,11 +879,11 @@ TEST_CASE("segments give the same bits with any number of workers", "[segments][
 TEST_CASE("tasks that go on with the next head", "[segments][workers]") {
   const int64_t q_len = GENERATE(1, 30);
   const int64_t group = GENERATE(1, 2);
-  const bool has_hidden = GENERATE(false, true);
+  const int64_t hidden = GENERATE(0, 1, 2);  // heads, from the first kv head on
   ForEachSetup([&](const Setup& setup) {
     std::vector<Part> parts = {WithMeans(70, 1.0f, 3.0f), Cached(140), WithMeans(30, 2.0f, 30.0f)};
     parts[1].batch = 6;
-    if (has_hidden) parts[2].hidden_heads = group;  // from the first kv head
+    parts[2].hidden_end = hidden;
     const Segments segments(parts, {setup.precision, setup.tier, setup.rotate_k}, 28700,
                             {3 * group, 3, kHeadDim, kVHeadDim});
     Asked asked = Queries(q_len, true);
@@ -889,6 +897,93 @@ TEST_CASE("tasks that go on with the next head", "[segments][workers]") {
       const Answer answer = Call(segments, asked, setup, 1).Run();
       CHECK_THAT(answer.out, Equals(expected.out));
       CHECK_THAT(answer.lse, Equals(expected.lse));
+    }
+  });
+}
+
+// ---- Segments that some heads see and others do not ---------------------------------------------
+
+// Of two kv heads with groups of three the first is divided; the second is, too, or sees nothing of
+// a segment, or all of it.
+TEST_CASE("heads of a group that see different segments", "[segments]") {
+  const int64_t q_len = GENERATE(1, 4, 70);
+  const Shape shape = {6, 2, kHeadDim, kVHeadDim};
+  const std::vector<std::vector<Part>> cases = {
+      {HiddenFrom(1, 2, Keys(70)), Cached(131)},
+      {HiddenFrom(0, 1, Keys(70)), HiddenFrom(1, 6, WithMeans(131, 2.0f, -5.0f, 1.5f))},
+      {Cached(5), HiddenFrom(2, 5, WithMeans(140, -3.0f, 40.0f)), HiddenFrom(1, 2, Cached(9))},
+      {HiddenFrom(0, 2, Keys(70))},  // the only one
+  };
+  std::vector<Asked> all(3, Queries(q_len, true));
+  all[1].softcap = 3.0f;
+  all[1].mask = all[1].bias = all[1].distances = all[1].sinks = true;
+  all[2].beams = 2;
+  all[2].window_left = 90;
+  all[2].prefix_len = 3;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    for (size_t a = 0; a < all.size(); ++a) {
+      INFO("case " << i << ", call " << a << ", " << q_len << " queries");
+      ForEachSetup([&](const Setup& setup) {
+        const Segments segments(cases[i], {setup.precision, setup.tier, setup.rotate_k},
+                                28800 + 2 * i, shape);
+        const Call call(segments, all[a], setup, 28801 + 2 * i);
+        call.Check(call.Run());
+      });
+    }
+  }
+}
+
+TEST_CASE("heads of a group that see segments of different precisions", "[segments]") {
+  const int64_t q_len = GENERATE(1, 40, 200);
+  const std::vector<std::vector<Part>> cases = {
+      {HiddenFrom(1, 2, In(70, Precision::kI8)), In(30, Precision::kF16), In(9, Precision::kI8)},
+      {HiddenFrom(0, 1, In(70, Precision::kF32)), HiddenFrom(1, 2, In(130, Precision::kI8Fine)),
+       HiddenFrom(2, 3, In(5, Precision::kBF16))},
+  };
+  for (size_t i = 0; i < cases.size(); ++i) {
+    for (const char* tier : SupportedTiers()) {
+      if (!TakesTurn(tier) || (q_len > 100 && std::string(tier) == "scalar")) continue;
+      INFO("case " << i << ", " << q_len << " queries on " << tier);
+      std::vector<Part> parts = cases[i];
+      for (Part& part : parts) part.format.tier = tier;
+      const Segments segments(parts, {}, 28900 + 2 * i);
+      const Call call(segments, Queries(q_len, true), {tier, Precision::kF16}, 28901 + 2 * i);
+      call.Check(call.Run());
+    }
+  }
+}
+
+std::vector<float> HeadOf(const Tensor& t, int64_t h) {
+  std::vector<float> head;
+  const Dims& dims = t.dims();
+  for (int64_t b = 0; b < dims.batch; ++b) {
+    for (int64_t l = 0; l < dims.length; ++l) {
+      for (int64_t d = 0; d < dims.dim; ++d) head.push_back(t.Get(b, l, h, d));
+    }
+  }
+  return head;
+}
+
+// Nor does NaN reach a head that only others see: integers have none.
+TEST_CASE("what other heads of a group see changes no bit", "[segments]") {
+  const int64_t q_len = GENERATE(1, 33);
+  ForEachSetup([&](const Setup& setup) {
+    const auto answer_of = [&](int64_t hidden_begin, int64_t nan_v) {
+      std::vector<Part> parts = {Keys(70), HiddenFrom(hidden_begin, 4, Keys(140)), Cached(30)};
+      parts[1].nan_v = HasQuantizedV(setup.precision) ? 0 : nan_v;
+      const Segments segments(parts, {setup.precision, setup.tier, setup.rotate_k}, 28950,
+                              {4, 1, kHeadDim, kVHeadDim});
+      return Call(segments, Queries(q_len, true), setup, 1).Run();
+    };
+    const Answer expected = answer_of(3, 0);
+    for (const int64_t hidden_begin : {1, 2, 3}) {
+      INFO("hidden from heads " << hidden_begin << " to 3");
+      const Answer answer = answer_of(hidden_begin, 60);
+      CHECK(HeadOf(answer.out, 3) == HeadOf(expected.out, 3));
+      for (const int64_t h : {0, 3}) {
+        CHECK(HeadOf(answer.lse, h) == HeadOf(expected.lse, h));
+        CHECK(HeadOf(answer.weights, h) == HeadOf(expected.weights, h));
+      }
     }
   });
 }

@@ -278,8 +278,8 @@ struct KvSegment {
   const KvCache* cache = nullptr;       // these
   int64_t kv_len = -1;  // so many first keys are used; -1 = all. What is longer is cut off.
   // [num_heads], in natural units like AttentionArgs::bias: added to all scores of the segment;
-  // null = 0. Finite, up to 1e30, or -inf, which hides the segment, for all heads of a kv head
-  // alike.
+  // null = 0. Finite, up to 1e30, or -inf, which hides the segment from that head. Where heads of a
+  // group do not see the same segments, each of them reads K and V by itself.
   const float* bias = nullptr;
 };
 

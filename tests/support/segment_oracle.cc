@@ -40,7 +40,7 @@ struct RowPlace {
   const Sequence* sequence;
   int64_t i, head, kv_head;
   size_t run;
-  int64_t num_rows;  // that share K and V
+  int64_t num_rows;  // that share K and V and see the same parts
 };
 
 double StepFactor(const QuantMethod& quant, const StoredHead& head, size_t count, double scale,
@@ -156,6 +156,17 @@ void Modify(const SegmentInput& in, const RowPlace& row, double part_bias, SeenK
 
 double BiasOf(const StoredPart& part, const RowPlace& row) {
   return part.bias.empty() ? 0.0 : static_cast<double>(part.bias[static_cast<size_t>(row.head)]);
+}
+
+// True if a part is hidden from some heads of a group and not from the others: each is then
+// attended by itself.
+bool IsDivided(const std::vector<StoredPart>& parts, int64_t kv_head, int64_t group) {
+  return std::any_of(parts.begin(), parts.end(), [=](const StoredPart& part) {
+    if (part.bias.empty()) return false;
+    const auto begin = part.bias.begin() + static_cast<ptrdiff_t>(kv_head * group);
+    const auto hidden = std::count(begin, begin + static_cast<ptrdiff_t>(group), -HUGE_VALF);
+    return hidden != 0 && hidden != group;
+  });
 }
 
 // The largest bias of parts with a key that a row sees; 0 if it sees none. Softmax has no use for
@@ -298,8 +309,9 @@ class Computation {
         s.kv_len = lengths_[r];
         if (!in_.prefix_lens.empty()) s.prefix_len = in_.prefix_lens[r];
         for (int64_t h = 0; h < q.heads; ++h) {
+          const int64_t sharing = IsDivided(in_.parts[r], h / group, group) ? 1 : group;
           for (int64_t i = 0; i < q.length; ++i) {
-            ComputeRow({&s, i, h, h / group, r, q.length * in_.beams * group});
+            ComputeRow({&s, i, h, h / group, r, q.length * in_.beams * sharing});
           }
         }
       }
