@@ -87,13 +87,15 @@ Status CrossMemory::Create(const ConstTensorView& k, const ConstTensorView& v,
                             &memory->packed_);
 }
 
-Status CrossMemory::From(const KvCache& cache, CrossMemory* memory) {
+Status CrossMemory::From(const KvCache& cache, CrossMemory* memory, const int32_t* kv_lens) {
   if (memory == nullptr) return Status::Error(StatusCode::kInvalidArgument, "memory is null");
   if (cache.empty()) {
     return Status::Error(StatusCode::kInvalidArgument, "the cache is empty: create it first");
   }
+  Status status = internal::ValidateKvLens(kv_lens, cache.batch(), cache.length());
   std::shared_ptr<internal::PagedKv> shared;
-  Status status = cache.packed_->Share(&shared);
+  if (status.ok()) status = cache.packed_->Share(&shared);
+  if (status.ok() && kv_lens != nullptr) status = shared->SetLengths(kv_lens);
   if (status.ok()) memory->packed_ = std::move(shared);
   return status;
 }

@@ -33,6 +33,15 @@ Status NoMemory(const char* what, size_t bytes) {
   return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for %s", bytes, what);
 }
 
+// Keys of each sequence.
+Status CopyLens(const PackedKv& packed, std::unique_ptr<int32_t[]>* lens) {
+  const size_t batch = static_cast<size_t>(packed.geometry().batch);
+  lens->reset(new (std::nothrow) int32_t[batch]);
+  if (*lens == nullptr) return NoMemory("lengths", batch * sizeof(int32_t));
+  for (size_t b = 0; b < batch; ++b) (*lens)[b] = static_cast<int32_t>(packed.keys(b).count);
+  return Status();
+}
+
 KvMeta MetaOf(const PackedKv& packed, KvContent content) {
   const KvGeometry& geometry = packed.geometry();
   KvMeta meta = {};
@@ -103,7 +112,13 @@ class PageList {
                : kept_ + (index / num_pages_ * num_tiles_ + page * page_tiles_) * kTileWords;
   }
   size_t TokensOf(size_t index) const {
-    return std::min(page_tokens_, length_ - index % num_pages_ * page_tokens_);
+    return KeysWithin(packed_->keys(index / num_pages_).count, index % num_pages_ * page_tokens_,
+                      page_tokens_);
+  }
+  // Null where no token is.
+  const unsigned char* DataOf(size_t index) const {
+    if (TokensOf(index) == 0) return nullptr;
+    return packed_->keys(index / num_pages_).pages.data[index % num_pages_];
   }
   bool IsWhole(size_t index) const {
     const uint32_t* kept = KeptOf(index);
@@ -118,9 +133,9 @@ class PageList {
     return memcmp(KeptOf(a), KeptOf(b), tiles * kTileWords * sizeof(uint32_t)) == 0;
   }
 
+  const PackedKv* packed_ = nullptr;
   const uint32_t* kept_ = nullptr;
-  size_t length_ = 0;
-  size_t num_pages_ = 0;  // of a sequence
+  size_t num_pages_ = 0;  // of the longest sequence
   size_t num_tiles_ = 0;
   size_t page_tokens_ = 0;
   size_t page_tiles_ = 0;
@@ -131,11 +146,11 @@ class PageList {
 };
 
 Status PageList::Create(const PackedKv& packed, const uint32_t* kept) {
+  packed_ = &packed;
   kept_ = kept;
-  length_ = static_cast<size_t>(packed.length());
   page_tokens_ = packed.shape().capacity;
   page_tiles_ = page_tokens_ / kKvTile;
-  num_pages_ = (length_ + page_tokens_ - 1) / page_tokens_;
+  num_pages_ = PagesOf(packed.length(), static_cast<int64_t>(page_tokens_));
   num_tiles_ = TilesOf(packed.length());
   const size_t num_kv_heads = static_cast<size_t>(packed.geometry().num_kv_heads);
   const size_t page_bytes = num_kv_heads * packed.offsets().bytes;
@@ -149,9 +164,7 @@ Status PageList::Create(const PackedKv& packed, const uint32_t* kept) {
   if (table_ == nullptr || pieces_ == nullptr || pages == nullptr || first == nullptr) {
     return NoMemory("a table of pages", Product(entries, sizeof(Page) + sizeof(FilePiece)));
   }
-  for (size_t i = 0; i < entries; ++i) {
-    pages[i] = {packed.keys(i / num_pages_).pages.data[i % num_pages_], i};
-  }
+  for (size_t i = 0; i < entries; ++i) pages[i] = {DataOf(i), i};
   std::sort(pages.get(), pages.get() + entries, [](const Page& a, const Page& b) {
     return a.data != b.data ? std::less<>()(a.data, b.data) : a.index < b.index;
   });
@@ -170,7 +183,7 @@ Status PageList::Create(const PackedKv& packed, const uint32_t* kept) {
   }
   // In the order of tokens, so that equal caches make equal files.
   for (size_t i = 0; i < entries; ++i) {
-    const unsigned char* data = packed.keys(i / num_pages_).pages.data[i % num_pages_];
+    const unsigned char* data = DataOf(i);
     if (data == nullptr) continue;
     if (first[i] != i) {
       table_[i] = table_[first[i]];
@@ -226,9 +239,9 @@ Status SaveCopy(const MappedFile& file, const char* path) {
 Status SavePacked(const PackedKv& packed, const PagedKv* cache, const char* path) {
   if (packed.file() != nullptr) return SaveCopy(*packed.file(), path);
   const size_t batch = static_cast<size_t>(packed.geometry().batch);
-  const std::unique_ptr<int32_t[]> lens(new (std::nothrow) int32_t[batch]);
-  if (lens == nullptr) return NoMemory("lengths", batch * sizeof(int32_t));
-  for (size_t b = 0; b < batch; ++b) lens[b] = static_cast<int32_t>(packed.keys(b).count);
+  std::unique_ptr<int32_t[]> lens;
+  Status status = CopyLens(packed, &lens);
+  if (!status.ok()) return status;
   const bool has_pages = packed.block().data == nullptr;
   KvMeta meta = MetaOf(packed, cache != nullptr ? KvContent::kCache
                                : has_pages      ? KvContent::kPages
@@ -247,7 +260,7 @@ Status SavePacked(const PackedKv& packed, const PagedKv* cache, const char* path
   if (!FindKept(packed, &kept))
     return NoMemory("bits of tokens", Product(batch, TilesOf(meta.length), 16));
   PageList pages;
-  Status status = pages.Create(packed, kept.get());
+  status = pages.Create(packed, kept.get());
   if (!status.ok()) return status;
   meta.page_tokens = static_cast<int64_t>(packed.shape().capacity);
   meta.num_pages = static_cast<int64_t>(pages.count());
@@ -520,11 +533,11 @@ Status Converter::ToBlock(const KvFormat& format, bool flips,
   desc.v_head_dim = geometry.v_head_dim;
   desc.format = format;
   const size_t batch = static_cast<size_t>(geometry.batch);
-  const std::unique_ptr<int32_t[]> lens(new (std::nothrow) int32_t[batch]);
-  if (lens == nullptr) return NoMemory("lengths", batch * sizeof(int32_t));
-  for (size_t b = 0; b < batch; ++b) lens[b] = static_cast<int32_t>(from_.keys(b).count);
+  std::unique_ptr<int32_t[]> lens;
+  Status status = CopyLens(from_, &lens);
+  if (!status.ok()) return status;
   std::shared_ptr<PackedBlock> block;
-  Status status = PackedBlock::Create(desc, lens.get(), kernels_, nullptr, nullptr, &block);
+  status = PackedBlock::Create(desc, lens.get(), kernels_, nullptr, nullptr, &block);
   if (status.ok() && !flips) status = TakeRows();
   if (!status.ok()) return status;
   const PackedHeads heads = block->heads();
@@ -550,15 +563,19 @@ Status Converter::ToPages(const KvFormat& format, bool flips, std::unique_ptr<ui
   geometry.layout = LayoutOf(kernels_, format.rotate_k);
   geometry.precision = format.precision;
   const uint32_t* bits = kept.get();
-  const size_t length = static_cast<size_t>(from_.length());
   const size_t page_tokens = flips ? from_.shape().capacity : kVTileKeys;
   std::shared_ptr<StoredKv> to;
-  Status status = StoredKv::CreatePages(geometry, static_cast<int64_t>(page_tokens), from_.length(),
-                                        std::move(kept), &to);
+  std::unique_ptr<int32_t[]> lens;
+  Status status = CopyLens(from_, &lens);
+  if (status.ok()) {
+    status = StoredKv::CreatePages(geometry, static_cast<int64_t>(page_tokens), from_.length(),
+                                   lens.get(), std::move(kept), &to);
+  }
   if (status.ok() && !flips) status = TakeRows();
   if (!status.ok()) return status;
   const size_t head_bytes = to->offsets().bytes;
   for (size_t b = 0; b < static_cast<size_t>(geometry.batch); ++b) {
+    const size_t length = from_.keys(b).count;
     for (size_t begin = 0; flips && begin < length; begin += page_tokens) {
       const size_t page = begin / page_tokens;
       unsigned char* heads = to->page(b, page);

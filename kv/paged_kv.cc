@@ -108,7 +108,8 @@ Status PagedKv::Create(std::shared_ptr<KvPoolImpl> pool, int64_t batch, const Li
 
 SequenceKeys PagedKv::keys(size_t batch) const {
   const PageTable& table = *sequences_[batch].table.get();
-  return {table.first_page(), table.pages(), static_cast<size_t>(length_)};
+  const int64_t length = lens_ != nullptr ? lens_[batch] : length_;
+  return {table.first_page(), table.pages(), static_cast<size_t>(length)};
 }
 
 size_t PagedKv::bytes() const {
@@ -458,6 +459,25 @@ Status PagedKv::Share(std::shared_ptr<PagedKv>* child) const {
   created->is_settled_ = is_settled_;
   created->forgotten_pages_ = forgotten_pages_;
   *child = std::move(created);
+  return Status();
+}
+
+Status PagedKv::SetLengths(const int32_t* kv_lens) {
+  const size_t batch = static_cast<size_t>(geometry_.batch);
+  lens_.reset(new (std::nothrow) int32_t[batch]);
+  if (lens_ == nullptr) {
+    return Status::Error(StatusCode::kOutOfMemory, "the lengths of %zu sequences", batch);
+  }
+  for (size_t b = 0; b < batch; ++b) {
+    Sequence& sequence = sequences_[b];
+    const size_t num_tokens = static_cast<size_t>(kv_lens[b]);
+    if ((num_tokens + PageTokens() - 1) / PageTokens() == sequence.table->num_pages()) continue;
+    Status status = OwnTable(sequence, 0);
+    if (!status.ok()) return status;
+    sequence.table->Truncate(num_tokens);
+  }
+  std::copy_n(kv_lens, batch, lens_.get());
+  length_ = *std::max_element(kv_lens, kv_lens + batch);
   return Status();
 }
 

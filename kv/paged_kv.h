@@ -81,6 +81,9 @@ class PagedKv final : public PackedKv {
   Status Append(const ConstTensorView& k, const ConstTensorView& v, const ParallelFor& parallel);
   Status Truncate(int64_t length);
   Status Share(std::shared_ptr<PagedKv>* child) const;
+  // Of what is to be a memory: so many first tokens of each sequence stay. On error it is of no
+  // use.
+  Status SetLengths(const int32_t* kv_lens);
   Status Reorder(const int32_t* parents, int64_t batch);
   Status Evict(size_t batch, const int32_t* positions, size_t count);
   void Clear();
@@ -144,8 +147,9 @@ class PagedKv final : public PackedKv {
   Limits limits_;
   std::unique_ptr<Sequence[]> sequences_;
   int64_t length_ = 0;
-  bool is_settled_ = false;     // the first tile has closed
-  size_t forgotten_pages_ = 0;  // the window has forgotten pages up to this one
+  std::unique_ptr<int32_t[]> lens_;  // null: all sequences have length_, as those of caches do
+  bool is_settled_ = false;          // the first tile has closed
+  size_t forgotten_pages_ = 0;       // the window has forgotten pages up to this one
 };
 
 }  // namespace internal

@@ -124,13 +124,14 @@ Status CheckMeta(const char* file, const KvMeta& meta, Precision* precision) {
 bool FindKept(const PackedKv& packed, std::unique_ptr<uint32_t[]>* kept) {
   kept->reset();
   const size_t batch = static_cast<size_t>(packed.geometry().batch);
-  const size_t length = static_cast<size_t>(packed.length());
   const size_t num_tiles = TilesOf(packed.length());
   bool has_all = true;
   for (size_t b = 0; b < batch && has_all; ++b) {
-    const TileKeys* tiles = packed.keys(b).pages.tiles;
-    has_all = tiles == nullptr || std::all_of(tiles, tiles + num_tiles,
-                                              [](TileKeys keys) { return keys == TileKeys::kAll; });
+    const SequenceKeys keys = packed.keys(b);
+    const TileKeys* tiles = keys.pages.tiles;
+    const size_t used = TilesOf(static_cast<int64_t>(keys.count));
+    has_all = tiles == nullptr || std::all_of(tiles, tiles + used,
+                                              [](TileKeys tile) { return tile == TileKeys::kAll; });
   }
   if (has_all) return true;
   std::unique_ptr<uint32_t[]> bits(new (std::nothrow)
@@ -139,14 +140,15 @@ bool FindKept(const PackedKv& packed, std::unique_ptr<uint32_t[]>* kept) {
   uint32_t* out = bits.get();
   size_t gone = 0;
   for (size_t b = 0; b < batch; ++b) {
-    const KeyPages pages = packed.keys(b).pages;
+    const SequenceKeys keys = packed.keys(b);
+    const KeyPages& pages = keys.pages;
     for (size_t word = 0; word < num_tiles * kTileWords; ++word) {
-      const TileKeys keys =
+      const TileKeys tile =
           pages.tiles == nullptr ? TileKeys::kAll : pages.tiles[word / kTileWords];
-      const uint32_t there = keys == TileKeys::kAll    ? ~uint32_t{0}
-                             : keys == TileKeys::kNone ? 0
+      const uint32_t there = tile == TileKeys::kAll    ? ~uint32_t{0}
+                             : tile == TileKeys::kNone ? 0
                                                        : pages.kept[word];
-      const size_t count = length <= word * 32 ? 0 : std::min<size_t>(length - word * 32, 32);
+      const size_t count = KeysWithin(keys.count, word * 32, 32);
       const uint32_t exists = count == 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
       *out++ = there & exists;
       gone += (~there & exists) != 0;
@@ -207,11 +209,10 @@ Status StoredKv::PlaceData(size_t count, size_t bytes_of_each) {
 }
 
 Status StoredKv::CheckLens() const {
-  const bool is_block = meta_.content == KvContent::kBlock;
+  const int64_t least = meta_.content == KvContent::kCache ? meta_.length : 0;
   for (size_t b = 0; b < static_cast<size_t>(meta_.batch); ++b) {
-    if (lens_[b] < (is_block ? 0 : meta_.length) || lens_[b] > meta_.length) {
-      return Corrupt("the length of a sequence", lens_[b], is_block ? 0 : meta_.length,
-                     meta_.length);
+    if (lens_[b] < least || lens_[b] > meta_.length) {
+      return Corrupt("the length of a sequence", lens_[b], least, meta_.length);
     }
   }
   return Status();
@@ -233,9 +234,8 @@ Status StoredKv::MakeTiles() {
     return Status::Error(StatusCode::kOutOfMemory, "the bits of %lld tokens",
                          static_cast<long long>(meta_.length));
   }
-  const size_t length = static_cast<size_t>(meta_.length);
   for (size_t i = 0; i < all_tiles; ++i) {
-    const size_t count = std::min(kKvTile, length - i % num_tiles * kKvTile);
+    const size_t count = KeysWithin(LengthOf(i / num_tiles), i % num_tiles * kKvTile, kKvTile);
     const uint32_t* kept = kept_.get() + i * kTileWords;
     const size_t gone = CopyKeptBits(kept, count, bits_.get() + i * kTileWords);
     tiles_[i] = gone == 0 ? TileKeys::kAll : gone == count ? TileKeys::kNone : TileKeys::kSome;
@@ -274,9 +274,8 @@ Status StoredKv::ReadPages() {
     if (status.ok()) status = MakeTiles();
     if (!status.ok()) return status;
     for (size_t b = 0; b < batch; ++b) {
-      const size_t length = static_cast<size_t>(meta_.length);
       const size_t last = (b + 1) * num_tiles * kTileWords;
-      for (size_t token = length; token < num_tiles * kKvTile; ++token) {
+      for (size_t token = LengthOf(b); token < num_tiles * kKvTile; ++token) {
         const uint32_t word = kept_[last - num_tiles * kTileWords + token / 32];
         if ((word >> token % 32 & 1) != 0) {
           return Corrupt("the bit of a token behind the last", 1, 0, 0);
@@ -295,7 +294,7 @@ Status StoredKv::ReadPages() {
     pages_[i] = table_[i] == 0 ? nullptr : data_ + (table_[i] - 1) * PageBytes();
     if (pages_[i] != nullptr) continue;
     const size_t begin = i % num_pages * page_tiles;
-    const size_t end = std::min(begin + page_tiles, num_tiles);
+    const size_t end = std::min(begin + page_tiles, TilesOf(lens_[i / num_pages]));
     for (size_t tile = begin; tile < end; ++tile) {
       if (tiles_ == nullptr || tiles_[i / num_pages * num_tiles + tile] != TileKeys::kNone) {
         return Corrupt("the number of a page with tokens", 0, 1, meta_.num_pages);
@@ -364,7 +363,8 @@ Status StoredKv::Open(std::shared_ptr<const MappedFile> file, std::shared_ptr<St
 }
 
 Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, int64_t length,
-                             std::unique_ptr<uint32_t[]> kept, std::shared_ptr<StoredKv>* stored) {
+                             const int32_t* lens, std::unique_ptr<uint32_t[]> kept,
+                             std::shared_ptr<StoredKv>* stored) {
   KvMeta meta = {};
   meta.content = KvContent::kPages;
   meta.layout_version = geometry.layout_version;
@@ -380,7 +380,7 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
   Status status = New(meta, &created);
   if (!status.ok()) return status;
   const size_t batch = static_cast<size_t>(geometry.batch);
-  std::fill_n(created->lens_.get(), batch, static_cast<int32_t>(length));
+  std::copy_n(lens, batch, created->lens_.get());
   created->kept_ = std::move(kept);
   if (created->kept_ != nullptr) status = created->MakeTiles();
   if (!status.ok()) return status;
@@ -394,11 +394,12 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
     return Status::Error(StatusCode::kOutOfMemory, "a table of %zu pages", entries);
   }
   const auto has_tokens = [&](size_t b, size_t page) {
-    if (created->kept_ == nullptr) return true;
+    const size_t begin = page * page_tiles;
+    const size_t end = std::min(begin + page_tiles, TilesOf(lens[b]));
+    if (begin >= end || created->kept_ == nullptr) return begin < end;
     const TileKeys* tiles = created->tiles_.get() + b * num_tiles;
-    const TileKeys* begin = tiles + page * page_tiles;
-    const TileKeys* end = tiles + std::min((page + 1) * page_tiles, num_tiles);
-    return std::any_of(begin, end, [](TileKeys keys) { return keys != TileKeys::kNone; });
+    return std::any_of(tiles + begin, tiles + end,
+                       [](TileKeys keys) { return keys != TileKeys::kNone; });
   };
   size_t count = 0;
   for (size_t i = 0; i < entries; ++i) count += has_tokens(i / num_pages, i % num_pages);
@@ -421,7 +422,7 @@ Status StoredKv::CreatePages(const KvGeometry& geometry, int64_t page_tokens, in
 
 // Inputs are only read: kernels take them through one type.
 SequenceKeys StoredKv::keys(size_t batch) const {
-  const size_t count = static_cast<size_t>(lens_[batch]);
+  const size_t count = LengthOf(batch);
   if (meta_.content == KvContent::kBlock) {
     return {const_cast<unsigned char*>(data_) + batch * PageBytes(), {}, count};
   }

@@ -57,7 +57,7 @@ struct KvMeta {
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t v_head_dim;
-  int64_t length;       // of the longest sequence; with pages, of all
+  int64_t length;       // of the longest sequence; of a cache, of all
   int64_t page_tokens;  // 0 without pages
   int64_t num_pages;
   int64_t capacity;
@@ -75,6 +75,11 @@ inline size_t TilesOf(int64_t length) {
   return (static_cast<size_t>(length) + kKvTile - 1) / kKvTile;
 }
 
+// How many of the keys [begin, begin + count) a sequence of so many has.
+inline size_t KeysWithin(size_t length, size_t begin, size_t count) {
+  return length <= begin ? 0 : length - begin < count ? length - begin : count;
+}
+
 // Bits of the tokens that are there, as kKeptSection has them; *kept becomes null where all are.
 // False if memory is short.
 bool FindKept(const PackedKv& packed, std::unique_ptr<uint32_t[]>* kept);
@@ -83,10 +88,11 @@ class StoredKv final : public PackedKv {
  public:
   // What a file holds. kUnsupported, kCorrupt, kOutOfMemory.
   static Status Open(std::shared_ptr<const MappedFile> file, std::shared_ptr<StoredKv>* stored);
-  // Pages of zeros for `length` tokens of each sequence, but for those of which nothing is kept;
-  // kept: null, or bits as above.
+  // Pages of zeros for so many tokens of each sequence, of the longest `length`, but for those of
+  // which nothing is kept; kept: null, or bits as above.
   static Status CreatePages(const KvGeometry& geometry, int64_t page_tokens, int64_t length,
-                            std::unique_ptr<uint32_t[]> kept, std::shared_ptr<StoredKv>* stored);
+                            const int32_t* lens, std::unique_ptr<uint32_t[]> kept,
+                            std::shared_ptr<StoredKv>* stored);
 
   int64_t length() const override { return meta_.length; }
   SequenceKeys keys(size_t batch) const override;
@@ -111,6 +117,7 @@ class StoredKv final : public PackedKv {
   Status Corrupt(const char* what, int64_t value, int64_t min, int64_t max) const;
   Status CheckLens() const;
   Status MakeTiles();
+  size_t LengthOf(size_t batch) const { return static_cast<size_t>(lens_[batch]); }
   size_t NumPages() const { return PagesOf(meta_.length, meta_.page_tokens); }
   size_t PageBytes() const {
     return Product(static_cast<size_t>(meta_.num_kv_heads), offsets_.bytes);

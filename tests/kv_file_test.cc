@@ -29,6 +29,7 @@
 #include "support/packed.h"
 #include "support/problem.h"
 #include "support/rotation.h"
+#include "support/saved.h"
 #include "support/threads.h"
 #include "support/tiers.h"
 
@@ -116,14 +117,6 @@ CrossMemory NewMemory(const Problem& problem, const KvFormat& format,
       CrossMemory::Create(problem.k.view(), problem.v.view(), format, &memory, {}, options),
       IsOk());
   return memory;
-}
-
-template <class Kv>
-Bytes SavedBytes(const Kv& kv) {
-  const Directory directory;
-  REQUIRE_THAT(Save(kv, (directory / "kv").c_str()), IsOk());
-  CHECK(directory.Names() == std::vector<std::string>{"kv"});
-  return ReadAll(directory / "kv");
 }
 
 void CheckSameNumbers(const CrossMemory& a, const CrossMemory& b) {
@@ -564,6 +557,19 @@ TEST_CASE("a cache is loaded with what its desc says, or not at all", "[kv_file]
   CHECK(unchanged.empty());
 }
 
+// Of streams that have ended at different times; not all of the first page's tokens are padding.
+std::vector<int32_t> CutLengths(const KvCache& cache) {
+  const auto length = static_cast<int32_t>(cache.length());
+  std::vector<int32_t> lengths = {length - 45, std::min(130, length)};
+  if (cache.batch() == 3) lengths.insert(lengths.begin(), 0);
+  return lengths;
+}
+CrossMemory CutMemory(const KvCache& cache) {
+  CrossMemory memory;
+  REQUIRE_THAT(CrossMemory::From(cache, &memory, CutLengths(cache).data()), IsOk());
+  return memory;
+}
+
 bool IsZero(const unsigned char* data, size_t bytes) {
   return std::all_of(data, data + bytes, [](unsigned char byte) { return byte == 0; });
 }
@@ -573,9 +579,12 @@ TEST_CASE("files hold nothing of tokens that are gone", "[kv_file][cache]") {
   const Problem problem(SmallCase(1, 700), 90);
   const Directory directory;
   const std::string path = directory / "cache";
+  const bool is_cut = GENERATE(false, true);
   for (const KvFormat& format : Formats(BestTier())) {
-    INFO(TextOf(format) << ", past " << static_cast<int>(past));
-    REQUIRE_THAT(Save(CacheWith(past, problem, format), path.c_str()), IsOk());
+    INFO(TextOf(format) << ", past " << static_cast<int>(past) << ", cut " << is_cut);
+    const KvCache cache = CacheWith(past, problem, format);
+    if (is_cut) REQUIRE_THAT(Save(CutMemory(cache), path.c_str()), IsOk());
+    if (!is_cut) REQUIRE_THAT(Save(cache, path.c_str()), IsOk());
     CrossMemory mapped;
     REQUIRE_THAT(Map(path.c_str(), &mapped), IsOk());
     const PackedKv& packed = *KvAccess::Get(mapped);
@@ -1033,6 +1042,44 @@ TEST_CASE("conversion keeps what a cache has forgotten", "[kv_file][cache]") {
   }
 }
 
+TEST_CASE("streams that have ended keep their lengths in files and layouts", "[kv_file][cache]") {
+  const Past past = GENERATE(Past::kShort, Past::kPlain, Past::kReopened, Past::kEvicted,
+                             Past::kWindow, Past::kReordered);
+  const Problem problem(SmallCase(1, 700), 135);
+  const Problem queries = QueriesFor(past, 136);
+  const char* tier = BestTier();
+  for (const KvFormat& from : Formats(tier)) {
+    INFO(TextOf(from) << ", past " << static_cast<int>(past));
+    const KvCache cache = CacheWith(past, problem, from);
+    const CrossMemory memory = CutMemory(cache);
+    const std::vector<int32_t> lengths = CutLengths(cache);
+    for (size_t b = 0; b < lengths.size(); ++b) {
+      CHECK(memory.kv_len(static_cast<int64_t>(b)) == lengths[b]);
+    }
+    const Tensor expected = AttendTo(queries, from, memory);
+    const Bytes bytes = SavedBytes(memory);
+    const CrossMemory mapped = MapBytes(bytes);
+    CheckSameNumbers(mapped, memory);
+    CHECK_THAT(AttendTo(queries, from, mapped), Equals(expected));
+    CHECK((SavedBytes(mapped) == bytes));
+    CrossMemory converted;
+    if (HasForeignForm(from.precision)) {
+      REQUIRE_THAT(Convert(MapBytes(InForeignLayout(bytes)), from, &converted), IsOk());
+      CHECK_THAT(AttendTo(queries, from, converted), Equals(expected));
+    }
+    for (const KvFormat& to : Formats(tier)) {
+      INFO("to " << TextOf(to));
+      REQUIRE_THAT(Convert(memory, to, &converted), IsOk());
+      for (size_t b = 0; b < lengths.size(); ++b) {
+        CHECK(converted.kv_len(static_cast<int64_t>(b)) == lengths[b]);
+      }
+      const Tensor out = AttendTo(queries, to, converted);
+      CHECK(ErrorOf(out, expected.ToDoubles()).relative_l2 < 0.06);
+      CHECK_THAT(AttendTo(queries, to, MapBytes(SavedBytes(converted))), Equals(out));
+    }
+  }
+}
+
 // ---- Errors -------------------------------------------------------------------------------------
 
 TEST_CASE("calls without an object, a path or a file are refused", "[kv_file]") {
@@ -1082,7 +1129,9 @@ std::vector<Bytes> SmallFiles(const KvFormat& format, int64_t head_dim = 4) {
   AppendRange(problem, 0, 130, &cache);
   const int32_t positions[] = {1, 2, 300};
   REQUIRE_THAT(cache.Evict(0, positions, 3), IsOk());
-  return {SavedBytes(NewMemory(problem, format, kv_lens)), SavedBytes(cache)};
+  CrossMemory streams;
+  REQUIRE_THAT(CrossMemory::From(cache, &streams, kv_lens.data()), IsOk());
+  return {SavedBytes(NewMemory(problem, format, kv_lens)), SavedBytes(cache), SavedBytes(streams)};
 }
 
 // The bytes of a file in front of a page that faults.

@@ -1119,9 +1119,7 @@ class Machine {
   void TakeMemory(const std::string& name, Random* random, const Live& live) {
     Snapshot snapshot;
     if (random->Chance(0.5)) {
-      Log(name + ": snapshot");
-      Expect("CrossMemory::From", CrossMemory::From(live.cache, &snapshot.memory));
-      snapshot.model = live.model.sequences;
+      snapshot = TakeSnapshot(name, random, live);
     } else {
       const int64_t batch = random->Chance(0.6) ? 1 : random->Between(1, 3);
       const int64_t kv_len = random->Pick<int64_t>({0, 1, 63, 64, 65, 130, 200});
@@ -1143,6 +1141,26 @@ class Machine {
           Name(format.precision));
     }
     AddMemory(std::move(snapshot));
+  }
+
+  // Of the tokens of a cache, of some streams not all.
+  Snapshot TakeSnapshot(const std::string& name, Random* random, const Live& live) {
+    Snapshot snapshot;
+    snapshot.model = live.model.sequences;
+    std::vector<int32_t> lens;
+    const bool is_cut = random->Chance(0.4);
+    Log(name + ": snapshot");
+    for (ModelSequence& s : snapshot.model) {
+      const int64_t length = random->Chance(0.3) ? s.length() : random->Between(0, s.length());
+      lens.push_back(static_cast<int32_t>(length));
+      if (!is_cut) continue;
+      s.tokens.resize(static_cast<size_t>(length));
+      s.evicted.resize(static_cast<size_t>(length));
+      Log("  of " + std::to_string(length));
+    }
+    Expect("CrossMemory::From",
+           CrossMemory::From(live.cache, &snapshot.memory, is_cut ? lens.data() : nullptr));
+    return snapshot;
   }
 
   void AddMemory(Snapshot snapshot) {
@@ -1228,12 +1246,11 @@ class Machine {
       Expect("Save", Save(memories_[from].memory, path.c_str()));
       mapped.model = memories_[from].model;
     } else {
-      mapped.model = live.model.sequences;
       const bool is_cache = kind < 0.5;
-      Log(name + ": save and map" + (is_cache ? "" : " a snapshot"));
-      CrossMemory memory;
-      if (!is_cache) Expect("CrossMemory::From", CrossMemory::From(live.cache, &memory));
-      Expect("Save", is_cache ? Save(live.cache, path.c_str()) : Save(memory, path.c_str()));
+      Log(name + ": save and map");
+      const Snapshot saved = is_cache ? Snapshot() : TakeSnapshot(name, random, live);
+      mapped.model = is_cache ? live.model.sequences : saved.model;
+      Expect("Save", is_cache ? Save(live.cache, path.c_str()) : Save(saved.memory, path.c_str()));
     }
     KvMapOptions options;
     if (random->Chance(0.3)) options.check = KvCheck::kFull;
@@ -1289,10 +1306,15 @@ class Machine {
   }
 
   static void CheckMemory(const Snapshot& snapshot) {
+    int64_t longest = 0;
     for (size_t b = 0; b < snapshot.model.size(); ++b) {
-      Require(snapshot.memory.kv_len() == snapshot.model[b].length(), "kv_len of a snapshot");
+      const int64_t length = snapshot.model[b].length();
+      longest = std::max(longest, length);
+      Require(snapshot.memory.kv_len(static_cast<int64_t>(b)) == length, "kv_len of a snapshot");
       CheckSequence(*KvAccess::Get(snapshot.memory), b, snapshot.model[b]);
     }
+    if (snapshot.model.empty()) return;
+    Require(snapshot.memory.kv_len() == longest, "kv_len of all of a snapshot");
   }
 
   // Those in use are those that somebody holds.

@@ -1255,6 +1255,80 @@ TEST_CASE("a memory leaves padding out", "[segments]") {
   });
 }
 
+// Streams that have ended are padded, as chunks of a batch are: with NaN, of which integers make 0.
+TEST_CASE("a memory of a cache leaves padding out", "[segments]") {
+  const int64_t q_len = GENERATE(1, 33);
+  ForEachSetup([&](const Setup& setup) {
+    const KvFormat format = {setup.precision, setup.tier, setup.rotate_k};
+    for (const std::vector<int32_t>& kv_lens :
+         std::vector<std::vector<int32_t>>{{131, 300}, {128, 0}, {400, 257}, {0, 0}}) {
+      Rng rng(31500);
+      Tensor k = NormalTensor({2, 400, kKvHeads, kHeadDim}, 1.0f, &rng);
+      Tensor v = NormalTensor({2, 400, kKvHeads, kVHeadDim}, 2.0f, &rng);
+      for (int64_t b = 0; b < 2; ++b) {
+        for (int64_t l = kv_lens[static_cast<size_t>(b)]; l < 400; ++l) {
+          for (int64_t d = 0; d < kHeadDim; ++d) k.Set(b, l, 1, d, NAN);
+          for (int64_t d = 0; d < kVHeadDim; ++d) v.Set(b, l, 0, d, NAN);
+        }
+      }
+      KvCache cache = PagedCache(format, 128);
+      for (int64_t begin = 0; begin < 400; begin += 80) {
+        REQUIRE_THAT(cache.Append(k.Slice(begin, begin + 80), v.Slice(begin, begin + 80)), IsOk());
+      }
+      Evict(&cache, 0, 7, 12);
+      CrossMemory memory;
+      REQUIRE_THAT(CrossMemory::From(cache, &memory, kv_lens.data()), IsOk());
+      CHECK(memory.kv_len() == std::max(kv_lens[0], kv_lens[1]));
+      for (int64_t b = 0; b < 2; ++b) CHECK(memory.kv_len(b) == kv_lens[static_cast<size_t>(b)]);
+      INFO("lengths " << kv_lens[0] << " and " << kv_lens[1] << ", " << q_len << " queries");
+      Segments segments({Keys(5)}, format, 1);
+      KvSegment segment;
+      segment.memory = &memory;
+      segments.Add(segment);
+      const Call beside_others(segments, Queries(q_len, true), setup, 1);
+      const Answer answer = beside_others.Run();
+      beside_others.Check(answer);
+      Segments alone({}, format, 1);
+      alone.Add(segment);
+      const Call call(alone, Queries(q_len), setup, 1);
+      call.Check(call.Run(memory));
+      // What becomes of the cache is nothing to it.
+      REQUIRE_THAT(cache.Append(k.Slice(0, 80), v.Slice(0, 80)), IsOk());
+      cache.Clear();
+      REQUIRE_THAT(cache.Append(k.Slice(0, 80), v.Slice(0, 80)), IsOk());
+      CHECK_THAT(beside_others.Run().out, Equals(answer.out));
+    }
+  });
+}
+
+TEST_CASE("a memory of a cache takes no pages of padding", "[segments]") {
+  KvPoolDesc pool_desc;
+  pool_desc.num_kv_heads = kKvHeads;
+  pool_desc.head_dim = kHeadDim;
+  pool_desc.v_head_dim = kVHeadDim;
+  pool_desc.page_tokens = 128;
+  pool_desc.max_pages = 8;
+  KvPool pool;
+  REQUIRE_THAT(KvPool::Create(pool_desc, &pool), IsOk());
+  KvCacheDesc desc;
+  desc.pool = &pool;
+  desc.batch = 2;
+  desc.capacity = 400;
+  KvCache cache;
+  REQUIRE_THAT(KvCache::Create(desc, &cache), IsOk());
+  Rng rng(31600);
+  const Tensor k = NormalTensor({2, 400, kKvHeads, kHeadDim}, 0.0f, &rng);
+  const Tensor v = NormalTensor({2, 400, kKvHeads, kVHeadDim}, 0.0f, &rng);
+  REQUIRE_THAT(cache.Append(k.view(), v.view()), IsOk());
+  const int32_t kv_lens[] = {129, 0};
+  CrossMemory memory;
+  REQUIRE_THAT(CrossMemory::From(cache, &memory, kv_lens), IsOk());
+  CHECK(memory.bytes() == 2 * pool.page_bytes());
+  CHECK(pool.pages_in_use() == 8);
+  cache.Clear();
+  CHECK(pool.pages_in_use() == 2);
+}
+
 // A block between bytes that nobody may touch.
 struct Placed {
   explicit Placed(size_t bytes) : size(bytes), buffer(bytes + 128, Placement::kAtEnd, 64) {}

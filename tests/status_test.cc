@@ -1884,6 +1884,9 @@ TEST_CASE("what changes a cache refuses and leaves it as it was", "[status]") {
   CHECK_THAT(CrossMemory::From(cache, nullptr), IsError(kInvalid, "memory"));
   CrossMemory memory;
   CHECK_THAT(CrossMemory::From(KvCache(), &memory), IsError(kInvalid, "cache"));
+  for (const std::vector<int32_t>& kv_lens : std::vector<std::vector<int32_t>>{{0, 41}, {0, -1}}) {
+    CHECK_THAT(CrossMemory::From(cache, &memory, kv_lens.data()), IsError(kInvalid, "kv_lens"));
+  }
   CHECK(memory.empty());
 }
 

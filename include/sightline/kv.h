@@ -96,8 +96,9 @@ class CrossMemory {
 
   // What a cache holds at this moment, for encoders that stream: chunks are appended to the cache,
   // and the memory shares its pages, without a copy. Later appends do not change it. What
-  // was evicted, or a window has forgotten, is hidden.
-  static Status From(const KvCache& cache, CrossMemory* memory);
+  // was evicted, or a window has forgotten, is hidden. kv_lens: [batch], keys of each sequence, 0
+  // to the cache's length, where streams have ended and the rest is padding; null: all are.
+  static Status From(const KvCache& cache, CrossMemory* memory, const int32_t* kv_lens = nullptr);
 
   // Bytes of the block that Create makes.
   static Status Bytes(const CrossMemoryDesc& desc, size_t* bytes);
