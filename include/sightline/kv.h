@@ -97,7 +97,8 @@ class CrossMemory {
   // What a cache holds at this moment, for encoders that stream: chunks are appended to the cache,
   // and the memory shares its pages, without a copy. Later appends do not change it. What
   // was evicted, or a window has forgotten, is hidden. kv_lens: [batch], keys of each sequence, 0
-  // to the cache's length, where streams have ended and the rest is padding; null: all are.
+  // to the cache's length, where some streams have ended and the rest of them is padding; null: all
+  // have its length.
   static Status From(const KvCache& cache, CrossMemory* memory, const int32_t* kv_lens = nullptr);
 
   // Bytes of the block that Create makes.
