@@ -154,7 +154,11 @@ struct DistanceBias {
 // The other side of a window that has none: beyond any position.
 constexpr int64_t kUnbounded = int64_t{1} << 40;
 
-// What becomes of a second pass's weights exp(s - lse).
+// Bytes of a last-level cache that other work leaves to a task, so to speak: what is more, nobody
+// finds there later. A guess: phones have 2 to 8 MiB for all cores.
+constexpr size_t kKeptBytes = size_t{4} << 20;
+
+// What becomes of weights exp(s - lse).
 struct WeightsTask {
   Rows out;          // optional: rows of weights
   size_t first_row;  // of the task, whose weights are row 0 of `out`
@@ -162,7 +166,7 @@ struct WeightsTask {
   Row mass;          // optional, f32: sums over all rows, which are added
   size_t num_keys;   // of out and mass; hidden keys, and those that do not exist, get 0
   float factor;      // weights are multiplied by it
-  bool past_caches;  // `out` is more than caches hold until it is read
+  bool past_caches;  // all of `out` is more than kKeptBytes
 };
 
 // Which keys of a tile of kKvTile are there.
@@ -211,8 +215,9 @@ struct AttendTask {
   DistanceBias distance_bias;
   const float* sinks;  // [group]; null: none
 
-  // For second passes, which read lse. First passes that weigh on the way take `out`, if that is
-  // f32, each row's elements neighbours: their scores wait there for lse.
+  // For second passes, which read lse. First passes that weigh on the way take it if `out` is f32,
+  // each row's elements neighbours, and nothing is added or multiplied: their scores wait there for
+  // lse.
   WeightsTask weights;
 };
 

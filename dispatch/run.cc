@@ -406,12 +406,13 @@ bool WeighsOnTheWay(const Call& call, size_t sequence) {
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 
-// True if the weights are more than a last-level cache keeps beside other things.
+// True if f32 weights are more than kKeptBytes, whatever their product would overflow.
 bool ExceedsCaches(const TensorView& weights) {
-  constexpr double kKeptBytes = 4 << 20;
-  return static_cast<double>(weights.batch) * static_cast<double>(weights.length) *
-             static_cast<double>(weights.heads) * static_cast<double>(weights.dim) * sizeof(float) >
-         kKeptBytes;
+  double bytes = sizeof(float);
+  for (const int64_t axis : {weights.batch, weights.length, weights.heads, weights.dim}) {
+    bytes *= static_cast<double>(axis);
+  }
+  return bytes > static_cast<double>(kKeptBytes);
 }
 
 void MoveRows(size_t heads, Rows* rows) {

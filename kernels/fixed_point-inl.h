@@ -34,6 +34,9 @@ constexpr int kPBits = kMaxP > 127 ? 7 : 8;
 template <int kMaxP>
 constexpr int kOneP = kMaxP << kPBits<kMaxP>;
 
+// 2^(-1 / 64)
+constexpr double kStepDown = 0.98922801319397548;
+
 // The score of a hidden key: farther below any other than 2^-y can tell from 0.
 constexpr int16_t kHiddenScore = -32768;
 
@@ -56,7 +59,7 @@ constexpr Exp2Table MakeExp2Table() {
   double weight = kOneP<kMaxP>;
   for (uint16_t& entry : table.entry) {
     entry = static_cast<uint16_t>(weight + 0.5);
-    weight *= 0.98922801319397548;  // 2^(-1/64)
+    weight *= kStepDown;
   }
   return table;
 }
@@ -202,7 +205,28 @@ struct Exp2Fixed {
 
 #endif
 
+// Weights in f32 of words of a row, from a reference in octaves; 0 of hidden ones.
+class ConvertedWeights {
+ public:
+  explicit ConvertedWeights(float reference) : reference_(hn::Set(df, reference)) {}
+
+  HWY_INLINE void operator()(VI16 words, VF (&weights)[2]) const {
+    weights[0] = Weight(hn::PromoteLowerTo(di32, words));
+    weights[1] = Weight(hn::PromoteUpperTo(di32, words));
+  }
+
+ private:
+  HWY_INLINE VF Weight(VI32 s) const {
+    const VF unit = hn::Set(df, 1.0f / float{kFractions});
+    const auto hidden = hn::RebindMask(df, hn::Eq(s, hn::Set(di32, int32_t{kHiddenScore})));
+    return hn::IfThenZeroElse(hidden, Exp2(hn::MulSub(hn::ConvertTo(df, s), unit, reference_)));
+  }
+
+  VF reference_;
+};
+
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+
 // Halves of the bits of 2^(-i / 64) in f32.
 struct PowerBits {
   uint16_t low[kFractions];
@@ -217,45 +241,42 @@ constexpr PowerBits MakePowerBits() {
     const uint32_t word = (i == 0 ? 127u : 126u) << 23 | static_cast<uint32_t>(steps);
     bits.low[i] = static_cast<uint16_t>(word & 0xffff);
     bits.high[i] = static_cast<uint16_t>(word >> 16);
-    power *= 0.98922801319397548;  // 2^(-1/64)
+    power *= kStepDown;
   }
   return bits;
 }
 alignas(64) constexpr PowerBits kPowerBits = MakePowerBits();
-#endif
 
-// Weights in f32 of words of a row, from a reference in octaves; 0 of hidden ones.
-class WordWeights {
+// The same without a conversion or a polynomial: two lookups are the halves of a power's bits, from
+// whose exponent octaves are taken away, times what the reference in fixed point rounds off.
+class LookedUpWeights {
  public:
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  // Powers for a reference in fixed point, times what that rounds off.
-  explicit WordWeights(float reference)
-      : reference_(hn::Set(df, reference)),
-        is_fixed_(reference > kLowest && reference < kHighest),
-        fixed_(hn::Set(di16, 0)),
-        factor_(hn::Zero(df)) {
-    if (!is_fixed_) return;
-    const VF steps = hn::Round(hn::Mul(reference_, hn::Set(df, float{kFractions})));
+  explicit LookedUpWeights(float reference)
+      : converted_(reference), fits_(reference > kLowest && reference < kHighest) {
+    if (!fits_) return;
+    const VF octaves = hn::Set(df, reference);
+    const VF steps = hn::Round(hn::Mul(octaves, hn::Set(df, float{kFractions})));
     fixed_ = hn::Set(di16, static_cast<int16_t>(hn::GetLane(hn::ConvertTo(di32, steps))));
-    factor_ = Exp2(hn::MulSub(steps, hn::Set(df, 1.0f / float{kFractions}), reference_));
+    factor_ = Exp2(hn::MulSub(steps, hn::Set(df, 1.0f / float{kFractions}), octaves));
   }
 
   HWY_INLINE void operator()(VI16 words, VF (&weights)[2]) const {
-    if (HWY_UNLIKELY(!is_fixed_)) return Convert(words, weights);
-    // As y grows the exponent falls: by an octave with the first of the fractions.
+    if (HWY_UNLIKELY(!fits_)) return converted_(words, weights);
     const VI16 y = hn::SaturatedSub(fixed_, words);
-    const auto vanishes = hn::Ge(y, hn::Set(di16, kOctaves * int{kFractions}));
+    const auto vanishes =
+        hn::RebindMask(du16, hn::Ge(y, hn::Set(di16, kOctaves * int{kFractions})));
+    // The lookup takes the index from the low six bits.
     const auto index = hn::Indices512<uint16_t>{y.raw};
     const VU16 low = hn::TwoTablesLookupLanes(low_[0], low_[1], index);
     const VU16 fraction = hn::TwoTablesLookupLanes(high_[0], high_[1], index);
-    const VI16 octaves = hn::AndNot(hn::Set(di16, 0x7f), hn::Add(y, y));
-    const VU16 high = hn::BitCast(du16, hn::Sub(hn::BitCast(di16, fraction), octaves));
-    const VU16 low_bits = hn::IfThenZeroElse(hn::RebindMask(du16, vanishes), low);
-    const VU16 high_bits = hn::IfThenZeroElse(hn::RebindMask(du16, vanishes), high);
-    weights[0] =
-        hn::Mul(hn::BitCast(df, hn::InterleaveWholeLower(du16, low_bits, high_bits)), factor_);
-    weights[1] =
-        hn::Mul(hn::BitCast(df, hn::InterleaveWholeUpper(du16, low_bits, high_bits)), factor_);
+    const VI16 exponent = hn::AndNot(hn::Set(di16, 0x7f), hn::Add(y, y));
+    const VU16 high = hn::BitCast(du16, hn::Sub(hn::BitCast(di16, fraction), exponent));
+    const VU16 low_bits = hn::IfThenZeroElse(vanishes, low);
+    const VU16 high_bits = hn::IfThenZeroElse(vanishes, high);
+    const VU16 first = hn::InterleaveWholeLower(du16, low_bits, high_bits);
+    const VU16 second = hn::InterleaveWholeUpper(du16, low_bits, high_bits);
+    weights[0] = hn::Mul(hn::BitCast(df, first), factor_);
+    weights[1] = hn::Mul(hn::BitCast(df, second), factor_);
   }
 
  private:
@@ -264,31 +285,18 @@ class WordWeights {
   static constexpr float kLowest = -512.0f + kOctaves + 1.0f;
   static constexpr float kHighest = 511.0f;
 
-  VF reference_;
-  bool is_fixed_;
-  VI16 fixed_;
-  VF factor_;
+  ConvertedWeights converted_;
+  bool fits_;  // NaN does not
+  VI16 fixed_ = hn::Zero(di16);
+  VF factor_ = hn::Zero(df);
   VU16 low_[2] = {hn::Load(du16, kPowerBits.low), hn::Load(du16, kPowerBits.low + 32)};
   VU16 high_[2] = {hn::Load(du16, kPowerBits.high), hn::Load(du16, kPowerBits.high + 32)};
-#else
-  explicit WordWeights(float reference) : reference_(hn::Set(df, reference)) {}
-
-  HWY_INLINE void operator()(VI16 words, VF (&weights)[2]) const { Convert(words, weights); }
-
- private:
-  VF reference_;
-#endif
-
-  HWY_INLINE void Convert(VI16 words, VF (&weights)[2]) const {
-    weights[0] = Weight(hn::PromoteLowerTo(di32, words));
-    weights[1] = Weight(hn::PromoteUpperTo(di32, words));
-  }
-  HWY_INLINE VF Weight(VI32 s) const {
-    const VF unit = hn::Set(df, 1.0f / float{kFractions});
-    const auto hidden = hn::RebindMask(df, hn::Eq(s, hn::Set(di32, int32_t{kHiddenScore})));
-    return hn::IfThenZeroElse(hidden, Exp2(hn::MulSub(hn::ConvertTo(df, s), unit, reference_)));
-  }
 };
+using WordWeights = LookedUpWeights;
+
+#else
+using WordWeights = ConvertedWeights;
+#endif
 
 // Bits by which a sum of head_dim products is shifted to fit int16. Half of what is shifted out is
 // added before, and does not carry beyond int16 for any head_dim.

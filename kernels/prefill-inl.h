@@ -12,86 +12,29 @@
 #define SIGHTLINE_KERNELS_PREFILL_INL_H_
 
 #include "kernels/kv_tile-inl.h"
-#include "kernels/load_queries-inl.h"
 #include "kernels/mask-inl.h"
 #include "kernels/online_softmax-inl.h"
 #include "kernels/pv-inl.h"
 #include "kernels/qk-inl.h"
+#include "kernels/query_tiles-inl.h"
 #include "kernels/score_mods-inl.h"
 #include "kernels/scores_fixed-inl.h"
 #include "kernels/scratch-inl.h"
 #include "kernels/softmax_bf16-inl.h"
 #include "kernels/store_output-inl.h"
 #include "kernels/store_weights-inl.h"
+#include "kernels/weights-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
 namespace {
 
-template <class Keys>
-constexpr size_t kTileRows = Keys::kQueryVectors * kLanes;
-
-// The query tiles of a task, and what any pass over them keeps.
-template <class Keys>
-struct QueryTiles {
-  static constexpr size_t kMax = kTaskRows / kTileRows<Keys>;
-  static_assert(kTaskRows % kTileRows<Keys> == 0, "query tiles must divide a task");
-
-  QueryTile tiles[kMax];
-  size_t count = 0;
-  TileMask masks[kMax];       // what they see of the tile of keys at hand
-  bool unweighed[kMax] = {};  // whose weights a second pass is for
-  float* rows;                // kLanes rows of Q or O on their way into or out of panels
-};
-
-// Everything a task of prefill keeps: besides, what its tiles take turns to use.
+// Everything a task of prefill keeps.
 template <class AnyScheme>
-struct TaskScratch {
-  QueryTiles<typename AnyScheme::Keys> queries;
-  TileScratch floats;
+struct TaskScratch : PassScratch<typename AnyScheme::Keys> {
   FixedScratch fixed;
-  BiasScratch biases;
   KeyFactors keys = {};
-  OwnTile own;
 };
-
-// v_channels: of O, with padding; 0 if there is none.
-template <class Keys>
-HWY_INLINE void TakeQueryTiles(const PackedShape& shape, size_t v_channels, ScratchArena& arena,
-                               QueryTiles<Keys>& queries) {
-  constexpr size_t kRows = kTileRows<Keys>;
-  const size_t dims = RowBufferElements(shape.head_dim);
-  for (QueryTile& q : queries.tiles) {
-    q.panel = arena.Take<uint8_t>(dims / kDepthOf<Keys> * kRows * kLaneBytes);
-    q.row_scale = arena.Take<float>(kRows);
-    q.acc_init = arena.Take<int32_t>(kRows);
-    q.lack = arena.Take<float>(kRows);
-    q.begin = arena.Take<int32_t>(kRows);
-    q.limit = arena.Take<int32_t>(kRows);
-    q.mask = arena.Take<int32_t>(kMaskWords * kRows);
-    q.m = arena.Take<float>(kRows);
-    q.d = arena.Take<float>(kRows);
-    q.offset = arena.Take<float>(kRows);
-    q.before_m = arena.Take<float>(kRows);
-    q.before_d = arena.Take<float>(kRows);
-    q.kept_m = arena.Take<float>(kRows);
-    q.o = arena.Take<float>(v_channels * kRows);
-  }
-  queries.rows = arena.Take<float>(kLanes * MaxOf(dims, v_channels));
-}
-
-// float_rows, bf16_rows: rows whose P is in floats, in bf16.
-HWY_INLINE TileScratch TakeTileScratch(size_t rows, size_t float_rows, size_t bf16_rows,
-                                       ScratchArena& arena) {
-  TileScratch scratch;
-  scratch.s = arena.Take<float>(kKvTile * rows);
-  scratch.tile_m = arena.Take<float>(rows);
-  scratch.rescale = arena.Take<float>(float_rows);
-  scratch.start = arena.Take<float>(bf16_rows);
-  scratch.bits = arena.Take<int32_t>(bf16_rows);
-  scratch.sum = arena.Take<float>(bf16_rows);
-  return scratch;
-}
 
 HWY_INLINE FixedScratch TakeFixedScratch(size_t rows, ScratchArena& arena) {
   FixedScratch scratch = {};
@@ -134,27 +77,6 @@ size_t PrefillScratchBytes(const PackedShape& shape) {
   return LayOutScratch(shape, nullptr, scratch);
 }
 
-// Of up to max_rows rows: which they are, and their ranges of keys.
-HWY_NOINLINE void BeginQueryTile(const AttendTask& task, size_t first_row, size_t max_rows,
-                                 QueryTile& q) {
-  q.first_row = first_row;
-  q.num_rows = MinOf(max_rows, task.row_end - first_row);
-  q.num_vectors = RoundUp(q.num_rows, kLanes) / kLanes;
-  const KeyRange first = RangeOf(task, first_row);
-  const KeyRange last = RangeOf(task, first_row + q.num_rows - 1);
-  q.min_begin = first.begin;
-  q.max_begin = last.begin;
-  q.min_limit = first.limit;
-  q.max_limit = last.limit;
-  const bool differ = q.min_begin != q.max_begin || q.min_limit != q.max_limit;
-  for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
-    const KeyRange range = differ ? RangeOf(task, first_row + MinOf(r, q.num_rows - 1)) : first;
-    q.begin[r] = static_cast<int32_t>(range.begin);
-    q.limit[r] = static_cast<int32_t>(range.limit);
-    q.lack[r] = 0.0f;
-  }
-}
-
 // The empty state of softmax, whose reference begins at m.
 HWY_NOINLINE void ClearState(const QueryTile& q, float m, size_t padded_channels) {
   for (size_t row = 0; row < q.num_vectors * kLanes; row += kLanes) {
@@ -165,32 +87,6 @@ HWY_NOINLINE void ClearState(const QueryTile& q, float m, size_t padded_channels
   for (size_t i = 0; i < padded_channels * q.num_vectors; ++i) {
     hn::Store(hn::Zero(df), df, q.o + i * kLanes);
   }
-}
-
-// All tiles of the task, with their packed queries, which are in scratch if the task continues.
-template <class Keys>
-HWY_NOINLINE void BeginQueryTiles(const AttendTask& task, QueryTiles<Keys>& queries) {
-  for (size_t row = task.row_begin; row < task.row_end; row += kTileRows<Keys>) {
-    QueryTile& q = queries.tiles[queries.count++];
-    BeginQueryTile(task, row, kTileRows<Keys>, q);
-    if (HWY_LIKELY(!task.continues)) {
-      LoadQueries<Keys>(task, queries.rows, q);
-    } else {
-      ReloadQueries<Keys>(task, queries.rows, q);
-    }
-  }
-}
-
-// Finds out what all tiles see of keys [key, key + n): false if that is nothing.
-template <class Keys>
-HWY_INLINE bool LookAtTiles(const AttendTask& task, size_t key, size_t n,
-                            QueryTiles<Keys>& queries) {
-  bool is_seen = false;
-  for (size_t t = 0; t < queries.count; ++t) {
-    queries.masks[t] = LookAtTile(task, queries.tiles[t], key, n);
-    is_seen |= queries.masks[t].any.end != 0;
-  }
-  return is_seen;
 }
 
 // What scores wait as for their weights.
@@ -218,48 +114,22 @@ HWY_NOINLINE void HideScores(const AttendTask& task,
   }
 }
 
-// Weights of the tiles that have none.
-template <class Keys>
-HWY_NOINLINE void WeighTiles(const AttendTask& task, QueryTiles<Keys>& queries,
-                             const TileScratch& floats, const BiasScratch& biases,
-                             const OwnTile& own) {
-  for (size_t t = 0; t < queries.count; ++t) {
-    QueryTile& q = queries.tiles[t];
-    for (size_t r = 0; r < q.num_vectors * kLanes; ++r) {
-      const size_t real = MinOf(r, q.num_rows - 1);
-      q.m[r] = ReferenceOf(task, q.first_row + real, q.lack[real]);
-    }
-  }
-  for (size_t key = 0; key < task.weights.num_keys; key += kKvTile) {
-    const size_t n = MinOf(kKvTile, task.weights.num_keys - key);
-    const size_t in_use = key < task.kv_len ? MinOf(n, task.kv_len - key) : 0;
-    KvTile kv = {};
-    if (LookAtTiles(task, key, in_use, queries)) kv = LoadKTile<Keys>(task, key, in_use, own);
-    for (size_t t = 0; t < queries.count; ++t) {
-      if (!queries.unweighed[t]) continue;
-      PrefetchWeights(task, queries.tiles[t], key, n);
-      WeighTile<Keys>(task, queries.tiles[t], kv, queries.masks[t], key, n, floats, biases);
-    }
-  }
-}
-
 // One pair of tiles. Every count of query vectors has code of its own: a remainder run one vector
-// at a time costs 10 % of a causal prefill of 2048. False if some scores cannot wait for weights.
+// at a time costs 10 % of a causal prefill of 2048.
 template <class AnyScheme, size_t kQV>
-HWY_INLINE bool AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                const TileMask& mask, const TaskScratch<AnyScheme>& scratch) {
   using Keys = typename AnyScheme::Keys;
   using Values = typename AnyScheme::Values;
   constexpr size_t kStep = Keys::kStep;
   const size_t channels = PaddedVHeadDim(task.head.shape);
   if constexpr (Values::kQuantized) {
-    bool wide = false;
     for (size_t part = 0; part < mask.any.end; part += Values::kPTileKeys) {
       const TileMask seen = MaskFrom(mask, kQV, part, Values::kPTileKeys);
       if (seen.any.end == 0) continue;
       const KvTile part_kv = TileFrom(kv, part);
-      wide |= ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
-                                        scratch.fixed, scratch.floats, scratch.biases);
+      ScoreTileFixed<Keys, kQV>(task, q, part_kv, KeyFactorsFrom(scratch.keys, part), seen,
+                                scratch.fixed, scratch.floats, scratch.biases);
       if (HWY_UNLIKELY(ScoresWait<Values>(task))) {
         const size_t n = MinOf(Values::kPTileKeys, task.kv_len - part_kv.key_begin);
         StoreWords(task, q, seen, part_kv.key_begin, n, scratch.fixed.s);
@@ -267,7 +137,6 @@ HWY_INLINE bool AttendTilePair(const AttendTask& task, const QueryTile& q, const
       SoftmaxTileFixed<Values, kQV>(q, seen, channels, scratch.fixed);
       AccumulateTileFixed<Values, kStep, kQV>(q, part_kv, seen, channels, scratch.fixed);
     }
-    return !wide;
   } else {
     if constexpr (kHasBF16P<Values>) {
       ScoreToBF16<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
@@ -278,19 +147,17 @@ HWY_INLINE bool AttendTilePair(const AttendTask& task, const QueryTile& q, const
         ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
       }
       if (HWY_UNLIKELY(WeighsOnTheWay(task))) {
-        StoreScores<false>(task, q, mask, kv.key_begin, scratch.floats.s);
+        StoreScores<ScoresAre::kRaw>(task, q, mask, kv.key_begin, scratch.floats.s);
       }
       SoftmaxTile<kQV>(q, mask, scratch.floats);
     }
     AccumulateTile<Values, kStep, kQV>(q, kv, mask, channels, scratch.floats);
-    return true;
   }
 }
 
 // The keys, of the first num_keys, whose K and V some cache holds: those that the task before
 // reads, if it is done or, with several workers, under way in a last-level cache that they share.
 HWY_INLINE size_t WarmKeys(const AttendTask& task, size_t num_keys) {
-  constexpr size_t kKeptBytes = size_t{4} << 20;
   const PackedShape& shape = task.head.shape;
   const size_t key_bytes = PaddedHeadDim(shape) * KElementBytes(shape.layout) +
                            PaddedVHeadDim(shape) * VElementBytes(shape.layout);
@@ -310,22 +177,25 @@ HWY_INLINE bool HasNextTile(const AttendTask& task, size_t key, size_t visible, 
          KeysOfTile(task, key + kKvTile) != TileKeys::kNone;
 }
 
-// Makes weights of the scores that wait, of keys up to `done`, and of the others by a second pass.
+// Makes weights of the scores that wait, of keys up to `done`, and those of other rows by a second
+// pass.
 template <class AnyScheme>
-HWY_NOINLINE void Weigh(const AttendTask& task, size_t done, TaskScratch<AnyScheme>& scratch) {
-  using Keys = typename AnyScheme::Keys;
+HWY_NOINLINE void WeighTask(const AttendTask& task, size_t done, TaskScratch<AnyScheme>& scratch) {
   using Score = WaitingScore<typename AnyScheme::Values>;
-  QueryTiles<Keys>& queries = scratch.queries;
+  const QueryTiles<typename AnyScheme::Keys>& queries = scratch.queries;
   const bool waits = ScoresWait<typename AnyScheme::Values>(task);
-  bool all = true;
+  bool is_done = true;
   for (size_t t = 0; t < queries.count; ++t) {
-    queries.unweighed[t] |= !waits;
-    all &= !queries.unweighed[t];
-    if (queries.unweighed[t]) continue;
-    StoreHidden<Score>(task, queries.tiles[t], done, task.weights.num_keys);
-    WeighStored<Score>(task, queries.tiles[t]);
+    const QueryTile& q = queries.tiles[t];
+    if (waits) {
+      StoreHidden<Score>(task, q, done, task.weights.num_keys);
+      WeighStored<Score>(task, q);
+    } else {
+      LeaveToSecondPass(q);
+    }
+    is_done &= !HasUnweighed(q);
   }
-  if (!all) WeighTiles<Keys>(task, queries, scratch.floats, scratch.biases, scratch.own);
+  if (HWY_UNLIKELY(!is_done)) WeighTiles(task, scratch);
 }
 
 template <class AnyScheme>
@@ -374,8 +244,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
       if (queries.masks[t].any.end == 0) continue;
       const QueryTile& q = queries.tiles[t];
       WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
-        queries.unweighed[t] |= !AttendTilePair<AnyScheme, decltype(vectors)::value>(
-            task, q, kv, queries.masks[t], scratch);
+        AttendTilePair<AnyScheme, decltype(vectors)::value>(task, q, kv, queries.masks[t], scratch);
       });
     }
   }
@@ -391,7 +260,7 @@ void Prefill(const AttendTask& task, unsigned char* scratch_bytes) {
   for (size_t t = 0; t < queries.count; ++t) {
     StoreOutput(task, queries.tiles[t], v_center, queries.rows);
   }
-  if (HWY_UNLIKELY(WeighsOnTheWay(task))) Weigh(task, done, scratch);
+  if (HWY_UNLIKELY(WeighsOnTheWay(task))) WeighTask(task, done, scratch);
 }
 
 }  // namespace

@@ -235,22 +235,23 @@ struct TileMask {
 // are per row unless said otherwise; rows past the last real one are zero queries, computed and
 // dropped.
 struct QueryTile {
-  uint8_t* panel;     // Q: [RoundUp(head_dim, 16) / depth][rows] 32-bit lanes
-  float* row_scale;   // quantised K: what one unit of q·k is worth but for K's scale
-  int32_t* acc_init;  // quantised V: where the accumulators of Q·K start
-  float* lack;        // what scores lack, in octaves; see NeedsScores
-  int32_t* begin;     // keys from it on
-  int32_t* limit;     // and below it may be seen
-  int32_t* mask;      // [kMaskWords][rows]: what they see of the tile of keys at hand
-  float* m;           // P in f32: running maximum of the scores; else a reference near it
-  float* d;           // running denominator
-  float* offset;      // of parts (parts-inl.h): what their scores are to be raised by,
-  float* before_m;    // reference and
-  float* before_d;    // denominator when the part began; 0 where there are no parts
-  float* kept_m;      // the reference behind the part if that leaves it where it was
-  float* o;           // [PaddedVHeadDim][rows]: running numerator
-  int sum_shift;      // quantised K: bits by which sums of Q·K are shifted to fit int16,
-  int32_t rounding;   // and half of what is shifted out; see SumShift
+  uint8_t* panel;      // Q: [RoundUp(head_dim, 16) / depth][rows] 32-bit lanes
+  float* row_scale;    // quantised K: what one unit of q·k is worth but for K's scale
+  int32_t* acc_init;   // quantised V: where the accumulators of Q·K start
+  float* lack;         // what scores lack, in octaves; see NeedsScores
+  int32_t* begin;      // keys from it on
+  int32_t* limit;      // and below it may be seen
+  int32_t* mask;       // [kMaskWords][rows]: what they see of the tile of keys at hand
+  float* m;            // P in f32: running maximum of the scores; else a reference near it
+  float* d;            // running denominator
+  float* offset;       // of parts (parts-inl.h): what their scores are to be raised by,
+  float* before_m;     // reference and
+  float* before_d;     // denominator when the part began; 0 where there are no parts
+  float* kept_m;       // the reference behind the part if that leaves it where it was
+  int32_t* unweighed;  // -1: their weights are left to a second pass; see WeighsOnTheWay
+  float* o;            // [PaddedVHeadDim][rows]: running numerator
+  int sum_shift;       // quantised K: bits by which sums of Q·K are shifted to fit int16,
+  int32_t rounding;    // and half of what is shifted out; see SumShift
   size_t first_row;
   size_t num_rows;     // real ones
   size_t num_vectors;  // RoundUp(num_rows, kLanes) / kLanes

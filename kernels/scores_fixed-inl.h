@@ -262,7 +262,7 @@ HWY_INLINE VF MaximumOrNaN(const TileMask& mask, size_t v, const TileScratch& fl
 }
 
 // Scores of the rows that `scratch.wide` marks, in f32: replaces their words by the distance to the
-// row's maximum, and the maximum by 0.
+// row's maximum, and the maximum by 0. No words of these can wait for weights.
 template <class Keys, size_t kQV>
 HWY_NOINLINE void ScoreWideRows(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                 const TileMask& mask, const FixedScratch& scratch,
@@ -271,6 +271,8 @@ HWY_NOINLINE void ScoreWideRows(const AttendTask& task, const QueryTile& q, cons
   ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, floats, biases);
   for (size_t v = 0; v < kQV; ++v) {
     const VI32 wide = hn::Load(di32, scratch.wide + v * kLanes);
+    int32_t* unweighed = q.unweighed + v * kLanes;
+    hn::Store(hn::Or(wide, hn::Load(di32, unweighed)), di32, unweighed);
     const VI16 wide_words = hn::BitCast(di16, wide);
     const VF max = MaximumOrNaN<kQV>(mask, v, floats);
     float* tile_max = scratch.tile_max + v * kLanes;
@@ -573,7 +575,7 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
 // Scores of what each vector of rows sees, to its padded end: what is beyond is hidden. True if
 // some rows are wide.
 template <class Keys, size_t kQV>
-HWY_INLINE bool ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
+HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                const KeyFactors& keys, const TileMask& mask,
                                const FixedScratch& scratch, const TileScratch& floats,
                                const BiasScratch& biases) {
@@ -595,7 +597,6 @@ HWY_INLINE bool ScoreTileFixed(const AttendTask& task, const QueryTile& q, const
   if (HWY_UNLIKELY(wide)) {
     ScoreWideRows<Keys, kQV>(task, q, kv, mask, scratch, floats, biases);
   }
-  return wide;
 }
 
 }  // namespace

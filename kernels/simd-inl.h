@@ -63,6 +63,13 @@ constexpr int32_t kMagicBits = 0x4b400000;
 constexpr float kNegInf = -__builtin_huge_valf();
 HWY_INLINE VF NegInf() { return hn::Set(df, kNegInf); }
 
+// Other threads may read what was streamed to memory when they hear of it after this.
+HWY_INLINE void EndStreaming() {
+#if HWY_ARCH_X86
+  _mm_sfence();
+#endif
+}
+
 // a / b, correctly rounded in every tier, so that all quantise alike. ARMv7 divides no vectors, and
 // Highway's iteration there errs in the last bit.
 HWY_INLINE VF Div(VF a, VF b) {

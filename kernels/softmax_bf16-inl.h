@@ -145,6 +145,14 @@ HWY_INLINE VF DistanceFromAny(VF m, VF s) {
   return hn::MulAdd(hn::Sub(s, m), hn::Set(df, float{kBF16Steps}), hn::Set(df, kDirectOne));
 }
 
+// Bits of distances whose P is 0 become kDirectZero; as unsigned, so that negative numbers stay and
+// are found.
+HWY_INLINE VI32 FlooredOrFound(VI32 bits) {
+  const hn::RebindToUnsigned<DF> du32;
+  const auto zero = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
+  return hn::BitCast(di32, hn::Max(hn::BitCast(du32, bits), zero));
+}
+
 // P of kKeys keys from `key` on and kVectors vectors of rows from vector `first` on, of kQV.
 // kChecked: what has no P with these references shall be found. Otherwise that is -inf, or part of
 // a row that is lost anyway.
@@ -158,7 +166,6 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
   SumScores<Keys, kQV, SumsBegin::kAtZero>(q, kv, num_steps, key, first, acc);
 
   const VF steps = hn::Set(df, float{kBF16Steps});
-  const hn::RebindToUnsigned<DF> du32;
   int32_t* HWY_RESTRICT p_out = reinterpret_cast<int32_t*>(scratch.s) + key / 2 * kQV * kLanes;
   HWY_UNROLL(8)
   for (size_t v = 0; v < kVectors; ++v) {
@@ -189,12 +196,8 @@ HWY_INLINE void DirectStep(const QueryTile& q, const KvTile& kv, const TileMask&
           if constexpr (kMasked) {
             bits[i] = hn::IfThenElseZero(SeenBy<kQV>(mask, index, first + v), bits[i]);
           }
-          if constexpr (kChecked) {  // as unsigned, so that negative numbers stay and are found
-            const auto zero = hn::Set(du32, static_cast<uint32_t>(kDirectZero));
-            bits[i] = hn::BitCast(di32, hn::Max(hn::BitCast(du32, bits[i]), zero));
-          } else {
-            bits[i] = hn::Max(bits[i], hn::Set(di32, kDirectZero));
-          }
+          bits[i] =
+              kChecked ? FlooredOrFound(bits[i]) : hn::Max(bits[i], hn::Set(di32, kDirectZero));
         }
         if constexpr (kChecked) all_bits = hn::Or3(all_bits, bits[0], bits[1]);
         p[step] = direct_p(bits[0], bits[1]);
@@ -240,8 +243,7 @@ HWY_INLINE ScoreMods<false, false> AsTheyAre(const AttendTask& task, const Query
 }
 
 // The same of scores that are there, in place, by way of `mods`. Here -inf has a P, which is 0.
-// kUnscaled: they are still to be multiplied by the rows' scales.
-template <size_t kQV, bool kChecked, bool kUnscaled, class Mods>
+template <size_t kQV, bool kChecked, ScoresAre kKind, class Mods>
 HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mods mods,
                                    const TileScratch& scratch) {
   constexpr size_t kRowLanes = kQV * kLanes;
@@ -251,7 +253,8 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mod
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
     VF steps = hn::Set(df, float{kBF16Steps});
-    if constexpr (kUnscaled) steps = hn::Mul(hn::Load(df, q.row_scale + row), steps);
+    if constexpr (kKind == ScoresAre::kUnscaled)
+      steps = hn::Mul(hn::Load(df, q.row_scale + row), steps);
     const VF m = hn::Load(df, q.m + row);
     const VF start = StartOf(m);
     VI32 all_bits = hn::Zero(di32);
@@ -272,11 +275,11 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mod
           if constexpr (!kChecked) {
             distance = hn::IfThenElse(hn::IsNaN(start), DistanceFromAny(m, s), distance);
           }
-#if HWY_ARCH_X86
-          bits[i] = hn::BitCast(di32, hn::Max(zero, distance));  // NaN stays NaN
-#else
-          bits[i] = hn::BitCast(di32, hn::IfThenElse(hn::Lt(distance, zero), zero, distance));
-#endif
+          if constexpr (kKind == ScoresAre::kUnscaled) {  // none is hidden: as DirectStep does
+            bits[i] = FlooredOrFound(hn::BitCast(di32, distance));
+          } else {
+            bits[i] = hn::BitCast(di32, LargerOrNaN(distance, zero));
+          }
           if (HWY_UNLIKELY(!all_see_all && !AllSee(mask, index, 1))) {
             bits[i] = hn::IfThenElse(SeenBy<kQV>(mask, index, v), bits[i], hn::BitCast(di32, zero));
           }
@@ -343,16 +346,18 @@ HWY_NOINLINE void ScoreToBF16AndStore(const AttendTask& task, const QueryTile& q
                                       const TileMask& mask, bool from_scores,
                                       const TileScratch& scratch, const BiasScratch& biases) {
   const size_t head_dim = task.head.shape.head_dim;
-  if (Keys::kQuantized && !from_scores && AllSeeAll(mask, kMaskAlign)) {
-    ScoreAll<Keys, kQV, ScoresAre::kUnscaled>(q, kv, mask, head_dim, scratch);
-    StoreScores<true>(task, q, mask, kv.key_begin, scratch.s);
-    DirectFromScores<kQV, true, true>(q, mask, AsTheyAre(task, q), scratch);
-    return;
+  if constexpr (Keys::kQuantized) {
+    if (!from_scores && AllSeeAll(mask, kMaskAlign)) {
+      ScoreAll<Keys, kQV, ScoresAre::kUnscaled>(q, kv, mask, head_dim, scratch);
+      StoreScores<ScoresAre::kUnscaled>(task, q, mask, kv.key_begin, scratch.s);
+      DirectFromScores<kQV, true, ScoresAre::kUnscaled>(q, mask, AsTheyAre(task, q), scratch);
+      return;
+    }
   }
   ScoreToStore<Keys, kQV>(task, q, kv, mask, scratch, biases);
-  StoreScores<false>(task, q, mask, kv.key_begin, scratch.s);
+  StoreScores<ScoresAre::kRaw>(task, q, mask, kv.key_begin, scratch.s);
   if (from_scores) {
-    DirectFromScores<kQV, true, false>(q, mask, AsTheyAre(task, q), scratch);
+    DirectFromScores<kQV, true, ScoresAre::kRaw>(q, mask, AsTheyAre(task, q), scratch);
   } else {
     DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
   }
@@ -370,7 +375,7 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
     ScoreToBF16AndStore<Keys, kQV>(task, q, kv, mask, from_scores, scratch, biases);
   } else if (HWY_UNLIKELY(from_scores)) {
     WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
-      DirectFromScores<kQV, true, false>(q, mask, mods, scratch);
+      DirectFromScores<kQV, true, ScoresAre::kRaw>(q, mask, mods, scratch);
     });
   } else {
     DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
@@ -385,7 +390,7 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
   if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
     MoveReferences<Keys, kQV>(task, q, kv, mask, scratch, biases);
     if (from_scores) {
-      DirectFromScores<kQV, false, false>(q, mask, AsTheyAre(task, q), scratch);
+      DirectFromScores<kQV, false, ScoresAre::kRaw>(q, mask, AsTheyAre(task, q), scratch);
     } else {
       DirectTile<Keys, kQV, false>(q, kv, mask, head_dim, scratch);
     }

@@ -7,7 +7,6 @@
 #ifndef SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_
 #define SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_
 
-#include "hwy/cache_control.h"
 #include "kernels/fixed_point-inl.h"
 #include "kernels/mask-inl.h"
 #include "kernels/qk-inl.h"
@@ -72,64 +71,6 @@ HWY_NOINLINE void StoreWeights(const AttendTask& task, size_t r, size_t count, s
     row.data += static_cast<int64_t>(key) * row.dim_stride;
     for (size_t i = 0; i < count; ++i) AddToRow(from + i * kKvTile, n, row);
   }
-}
-
-// Weights of n keys from `key` on, whose scores, as far as the mask shows any, are a tile's. Rows
-// have their reference (ReferenceOf) in q.m. rows: scratch, [kLanes][kKvTile].
-HWY_NOINLINE void StoreTile(const AttendTask& task, const QueryTile& q, const TileMask& mask,
-                            size_t key, size_t n, const float* HWY_RESTRICT s,
-                            float* HWY_RESTRICT rows) {
-  const VF factor = hn::Set(df, task.weights.factor);
-  for (size_t v = 0; v < q.num_vectors; ++v) {
-    const VF reference = hn::Load(df, q.m + v * kLanes);
-    const KeySpan& seen = mask.seen[v];
-    for (size_t begin = 0; begin < RoundUp(n, kLanes); begin += kLanes) {
-      VI32 x[kLanes];
-      HWY_UNROLL(16)
-      for (size_t i = 0; i < kLanes; ++i) {
-        const size_t at = begin + i;
-        VF p = hn::Zero(df);
-        if (seen.first <= at && at < seen.end) {
-          p = hn::Load(df, s + (at * q.num_vectors + v) * kLanes);
-          p = hn::Mul(WeightOf(p, reference), factor);
-        }
-        x[i] = hn::BitCast(di32, p);
-      }
-      TransposeSquare(x);
-      HWY_UNROLL(16)
-      for (size_t r = 0; r < kLanes; ++r) {
-        hn::Store(hn::BitCast(df, x[r]), df, rows + r * kKvTile + begin);
-      }
-    }
-    const size_t count = MinOf(kLanes, q.num_rows - v * kLanes);
-    StoreWeights(task, q.first_row + v * kLanes, count, key, n, rows);
-  }
-}
-
-// Asks for the rows' places of keys [key, key + n) to write to: while their scores are computed
-// they come from memory, where no hardware prefetcher expects them.
-HWY_INLINE void PrefetchWeights(const AttendTask& task, const QueryTile& q, size_t key, size_t n) {
-  const WeightsTask& weights = task.weights;
-  if (weights.out.data == nullptr || !IsDense(RowAt(weights.out, 0))) return;
-  for (size_t r = 0; r < q.num_rows; ++r) {
-    const Row row = RowAt(weights.out, q.first_row + r - weights.first_row);
-    const unsigned char* begin = row.data + static_cast<int64_t>(key) * row.dim_stride;
-    const unsigned char* end = begin + static_cast<int64_t>(n) * row.dim_stride;
-    for (; begin < end; begin += kPackedAlignBytes) __builtin_prefetch(begin, 1);
-  }
-}
-
-// Weights of n keys from `key` on, whose K, as far as the mask shows any of it, is `kv`. Rows have
-// their reference (ReferenceOf) in q.m.
-template <class Keys>
-HWY_NOINLINE void WeighTile(const AttendTask& task, const QueryTile& q, const KvTile& kv,
-                            const TileMask& mask, size_t key, size_t n, const TileScratch& scratch,
-                            const BiasScratch& biases) {
-  WithCount<Keys::kQueryVectors>(q.num_vectors, [&](auto vectors) HWY_ATTR {
-    if (mask.any.end == 0) return;
-    ScoreToStore<Keys, decltype(vectors)::value>(task, q, kv, mask, scratch, biases);
-  });
-  StoreTile(task, q, mask, key, n, scratch.s, biases.rows);
 }
 
 // Where scores wait: in the caller's row of weights, which is f32 and dense. Floats have their
@@ -211,16 +152,16 @@ HWY_INLINE void StoreWaiting(const AttendTask& task, const QueryTile& q, const T
   }
 }
 
-// Of a pair of tiles, before scores become P. kUnscaled: they are still to be multiplied by the
-// rows' scales.
-template <bool kUnscaled>
+// Of a pair of tiles, before scores become P.
+template <ScoresAre kKind>
 HWY_NOINLINE void StoreScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
                               size_t key, const float* HWY_RESTRICT s) {
   StoreWaiting<float>(task, q, mask, key, MinOf(kKvTile, task.kv_len - key),
                       [=, &q](size_t v, size_t i) HWY_ATTR {
                         VF score = hn::Load(df, s + (i * q.num_vectors + v) * kLanes);
-                        if (kUnscaled)
+                        if constexpr (kKind == ScoresAre::kUnscaled) {
                           score = hn::Mul(score, hn::Load(df, q.row_scale + v * kLanes));
+                        }
                         return hn::BitCast(di32, score);
                       });
 }
@@ -259,15 +200,14 @@ HWY_INLINE void WeighSome(const WeightsOf<Score>& weigh, const Score* from, size
   __builtin_memcpy(to, all, n * sizeof(float));
 }
 
-// Of the first of n words, past the caches, which need not read what is written as a whole.
-// Returns of how many.
+// Weights of the first words of a row, n at most, past the caches: lines that none of them has need
+// not be read to be written. Returns how many that were.
 HWY_MAYBE_UNUSED HWY_INLINE size_t WeighPastCaches(const WordWeights& weigh, const int16_t* from,
                                                    size_t n, float* to) {
   const size_t address = reinterpret_cast<uintptr_t>(to);
-  const size_t first = (RoundUp(address, kVectorBytes) - address) / sizeof(float);
-  if (address % sizeof(float) != 0 || first > n) return 0;
-  WeighSome<int16_t>(weigh, from, first, to);
-  size_t i = first;
+  size_t i = (RoundUp(address, kVectorBytes) - address) / sizeof(float);
+  if (i > n) return 0;
+  WeighSome<int16_t>(weigh, from, i, to);
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
     VF weights[2];
     weigh(hn::LoadU(di16, from + i), weights);
@@ -289,7 +229,7 @@ HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
     const Score* from = WaitingRow<Score>(task, index);
     float* to = WaitingRow<float>(task, index);
     size_t i = 0;
-    if constexpr (!hwy::IsSame<Score, float>()) {
+    if constexpr (hwy::IsSame<Score, int16_t>()) {
       if (task.weights.past_caches) i = WeighPastCaches(weigh, from, num_keys / 2, to);
     }
     for (; i + kVectorScores <= num_keys; i += kVectorScores) {
@@ -301,7 +241,7 @@ HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
     }
     if (i < num_keys) WeighSome<Score>(weigh, from + i, num_keys - i, to + i);
   }
-  if (task.weights.past_caches) hwy::FlushStream();  // for whoever reads in another thread
+  if (task.weights.past_caches) EndStreaming();
 }
 
 }  // namespace

@@ -94,7 +94,9 @@ Dims MassDims(const Case& c, const Ask& ask) {
 // ---- What is expected -------------------------------------------------------------------------
 
 Expected ExpectedWeights::Weights(const Setup& setup, const Ask& ask) {
-  const bool may_wait = !ask.average && !ask.lists_queries && ask.dtype == DType::kF32;
+  const Case& c = problem_.c;
+  const bool may_wait = !ask.average && !ask.lists_queries && ask.dtype == DType::kF32 &&
+                        c.heads == c.kv_heads && !c.features.modifies_scores();
   return WeightsOf(setup, ask, may_wait ? ScoresOf::kEither : ScoresOf::kSecondPass);
 }
 
