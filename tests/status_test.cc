@@ -2322,6 +2322,15 @@ TEST_CASE("a Status keeps code and message, and cuts long ones", "[status]") {
   const Status cut = Status::Error(kInvalid, "%s", longest.c_str());
   CHECK(std::string(cut.message()) ==
         longest.substr(0, static_cast<size_t>(Status::kMaxMessageBytes) - 1));
+  Status copy = cut;
+  CHECK(copy.code() == kInvalid);
+  CHECK(std::string(copy.message()) == cut.message());
+  copy = status;  // a shorter message than was there
+  CHECK(copy.code() == kUnsupported);
+  CHECK(std::string(copy.message()) == "answer is 42");
+  copy = Status();
+  CHECK(copy.ok());
+  CHECK(std::string(copy.message()).empty());
 }
 
 TEST_CASE("names and sizes of element types", "[status]") {

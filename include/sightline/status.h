@@ -26,7 +26,15 @@ class [[nodiscard]] Status {
   // Longest message kept, including the terminating zero; longer ones are cut.
   static constexpr int kMaxMessageBytes = 512;
 
-  Status() = default;
+  Status() { message_[0] = '\0'; }
+  // Calls return many, most of them without a message.
+  Status(const Status& other) { *this = other; }
+  Status& operator=(const Status& other) {
+    code_ = other.code_;
+    for (int i = 0; (message_[i] = other.message_[i]) != '\0'; ++i) {
+    }
+    return *this;
+  }
   // Formats the message as printf does.
 #if defined(__GNUC__)
   __attribute__((format(printf, 2, 3)))
@@ -41,7 +49,7 @@ class [[nodiscard]] Status {
 
  private:
   StatusCode code_ = StatusCode::kOk;
-  char message_[kMaxMessageBytes] = {};
+  char message_[kMaxMessageBytes];  // nothing is set behind its end
 };
 
 }  // namespace sightline
