@@ -191,6 +191,9 @@ struct AttendTask {
   bool continues;  // rows have seen other keys in the task before, and
   bool pauses;     // see more in the next one. Q and the modifications are the same in all of them.
   const AttendTask* next;  // the one that goes on where this pauses; null: it comes in another call
+  // The call before, in the same scratch, had the same rows of the head before. For decode, which
+  // has found the same keys there already.
+  bool is_next_head;
   const float* score_offset;  // [group], finite: added to all scores; null: 0
   Rows q;
   Rows out;

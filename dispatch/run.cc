@@ -462,6 +462,7 @@ class PartTasks {
   const PrecisionKernels& kernels() const { return *kernels_; }
 
   void MoveToNextHead() {
+    first_.is_next_head = true;
     for (AttendTask* task = &first_; task != nullptr;) {
       internal::MoveToNextHead(call_, task);
       task = const_cast<AttendTask*>(task->next);  // ours

@@ -94,7 +94,7 @@ HWY_INLINE float Distance(const ScoreOffset& a, const ScoreOffset& b) {
 
 // What a row keeps while the chunks pass by, and from call to call of parts.
 struct DecodeRow {
-  float* query;      // Q as it is multiplied with the mean of a part's keys
+  float* query;      // Q in f32: as such it meets the mean of a part's keys
   uint8_t* q;        // head_dim / depth 32-bit lanes
   float* s;          // scores of num_tiles tiles, by turns, then P if that is in floats
   uint8_t* p;        // bytes: [kChunkKeys]
@@ -115,41 +115,36 @@ struct DecodeRow {
   int32_t p_init[kMaxChunkTiles];  // biased V: where the accumulators of P·V start
   // Of the part whose scores come next, null before the first:
   const AttendTask* part;
-  KeyRange range;      // keys that it may see by position
   float lack;          // as in QueryTile
   ScoreOffset offset;  // of several parts
 };
 
-struct DecodeScratch {
-  DecodeRow* rows;
-  float* biases;  // of a row for a tile
+// Neighbouring keys of one part that are read in one go: whole tiles, but for the part's last one.
+// They follow one another in K and in V.
+struct KeyRun {
+  const AttendTask* part;
+  size_t key;
+  size_t num_keys;
+  size_t first_tile;  // of the chunk
+  KvTile tile;        // the run's first one
 };
 
-// Of num_rows rows. score_tiles: for how many tiles a row keeps scores; p_bytes: and for how many
-// keys P in bytes.
-HWY_NOINLINE size_t LayOutDecodeScratch(const PackedShape& shape, size_t num_rows, size_t q_depth,
-                                        size_t score_tiles, size_t p_bytes, uint8_t* base,
-                                        DecodeScratch& scratch) {
-  const size_t dims = RowBufferElements(shape.head_dim);
-  const size_t channels = PaddedVHeadDim(shape);
-  ScratchArena arena(base);
-  scratch.rows = arena.Take<DecodeRow>(num_rows);
-  scratch.biases = arena.Take<float>(kKvTile);
-  DecodeRow none;
-  for (size_t r = 0; r < num_rows; ++r) {
-    DecodeRow& row = base == nullptr ? none : scratch.rows[r];
-    row.query = arena.Take<float>(dims);
-    row.q = arena.Take<uint8_t>(dims / q_depth * kLaneBytes);
-    row.s = arena.Take<float>(score_tiles * kKvTile);
-    row.num_tiles = score_tiles;
-    row.p = arena.Take<uint8_t>(p_bytes);
-    row.o = arena.Take<float>(channels);
-    row.d = arena.Take<float>(kLanes);
-    row.weight = arena.Take<float>(kMaxChunkTiles);
-    row.mass = arena.Take<float>(kMaxChunkTiles);
-  }
-  return arena.used();
+// True if the run's keys are the next ones of the same part.
+HWY_INLINE bool FollowsIn(const KeyRun& run, const KeyRun& before) {
+  return run.part == before.part && run.key == before.key + before.num_keys;
 }
+
+HWY_INLINE size_t TilesOf(const KeyRun& run) { return (run.num_keys + kKvTile - 1) / kKvTile; }
+
+// What is read in one go: up to a turn's keys.
+struct Chunk {
+  KeyRun runs[kMaxChunkTiles];
+  size_t num_runs;
+  size_t num_tiles;
+  uint32_t seen;         // bits of tiles of which all rows see all there is to read
+  const uint8_t* after;  // what the last block of rows reads after it; null: nobody knows
+};
+static_assert(kMaxChunkTiles <= 32, "bits of a chunk's tiles");
 
 // A vector of packed K or V, widened where it is stored in fewer bits.
 template <typename Stored>
@@ -309,9 +304,15 @@ HWY_NOINLINE void DecodeTileScores(const DecodeRow* rows, const KvTile& kv, size
 
 // Masks of a row's scores of keys [key, key + n), which are followed by what has no key, up to
 // num_scores; n and num_scores are at most kKvTile. What is hidden becomes -inf.
-HWY_NOINLINE void HideRowScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
+HWY_NOINLINE void HideRowScores(const AttendTask& task, size_t row, size_t key, size_t n,
                                 size_t num_scores, float* HWY_RESTRICT s) {
-  const RowMask mask = MaskOfRow(task, row.index, row.range, key, n);
+  const KeyRange range = RangeOf(task, row);
+  const RangeBounds bounds = {range.begin, range.begin, range.limit, range.limit};
+  if (!HasMasks(task) && KeysOfTile(task, key) == TileKeys::kAll &&
+      SeesAll(task, bounds, key, key + num_scores)) {
+    return;
+  }
+  const RowMask mask = MaskOfRow(task, row, range, key, n);
   HWY_ALIGN uint8_t bits[kKvTile / 8 + 8] = {};  // a mask of lanes is loaded as eight bytes
   __builtin_memcpy(bits, mask.words, sizeof(mask.words));
   for (size_t i = 0; i < num_scores; i += kLanes) {
@@ -322,30 +323,26 @@ HWY_NOINLINE void HideRowScores(const AttendTask& task, const DecodeRow& row, si
   }
 }
 
-// The same, after their modifications.
-HWY_INLINE void FinishScores(const AttendTask& task, const DecodeRow& row, size_t key, size_t n,
-                             size_t num_scores, float* HWY_RESTRICT s, float* HWY_RESTRICT biases) {
-  if (HWY_UNLIKELY(ModifiesScores(task))) ModifyRow(task, row.index, row.lack, key, n, s, biases);
-  const RangeBounds bounds = {row.range.begin, row.range.begin, row.range.limit, row.range.limit};
-  if (HWY_LIKELY(!HasMasks(task) && KeysOfTile(task, key) == TileKeys::kAll &&
-                 SeesAll(task, bounds, key, key + num_scores))) {
-    return;
-  }
-  HideRowScores(task, row, key, n, num_scores, s);
-}
-
 // Finished scores of num_rows rows, up to kRowBlock, of the first n keys of a tile, the chunk's
-// t-th; what follows to a multiple of kSoftmaxKeys is hidden. Returns where that is.
+// t-th; what follows to a multiple of kSoftmaxKeys is hidden. Returns where that is. is_seen: all
+// rows are known to see all keys up to there.
 template <class Keys>
 HWY_INLINE size_t ScoreRows(const AttendTask& task, const DecodeRow* rows, size_t num_rows,
-                            const KvTile& kv, size_t t, size_t n, float* HWY_RESTRICT biases) {
-  const size_t num_steps = PaddedHeadDim(task.head.shape) / kLaneDepthOf<Keys>;
+                            const KvTile& kv, size_t t, size_t n, float* HWY_RESTRICT biases,
+                            bool is_seen = false) {
+  const size_t num_steps =
+      RoundUp(task.head.shape.head_dim, kLaneDepthOf<Keys>) / kLaneDepthOf<Keys>;
   const size_t num_scores = RoundUp(n, kSoftmaxKeys);
   WithCount<kRowBlock<Keys>>(num_rows, [&](auto count) HWY_ATTR {
     DecodeTileScores<Keys, decltype(count)::value>(rows, kv, num_steps, t, num_scores);
   });
+  if (HWY_LIKELY(is_seen && !ModifiesScores(task))) return num_scores;
   for (size_t r = 0; r < num_rows; ++r) {
-    FinishScores(task, rows[r], kv.key_begin, n, num_scores, ScoresOf(rows[r], t), biases);
+    float* HWY_RESTRICT s = ScoresOf(rows[r], t);
+    if (ModifiesScores(task)) {
+      ModifyRow(task, rows[r].index, rows[r].lack, kv.key_begin, n, s, biases);
+    }
+    if (!is_seen) HideRowScores(task, rows[r].index, kv.key_begin, n, num_scores, s);
   }
   return num_scores;
 }
@@ -487,28 +484,10 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, size_t channels, size_t t, size_
 template <class Values>
 using SoftmaxOf = hwy::If<hwy::IsSame<typename Values::Product, F32Product>(), F32Values, Values>;
 
-// Neighbouring keys of one part that are read in one go: whole tiles, but for its last one.
-struct KeyRun {
-  const AttendTask* part;
-  size_t key;
-  size_t num_keys;
-  size_t first_tile;  // of the chunk
-};
-
-HWY_INLINE size_t TilesOf(const KeyRun& run) { return (run.num_keys + kKvTile - 1) / kKvTile; }
-
-// What is read in one go: up to a turn's keys.
-struct Chunk {
-  KeyRun runs[kMaxChunkTiles];
-  size_t num_runs;
-  const uint8_t* after;  // what the last block of rows reads after it; null: nobody knows
-};
-
 // A row begins to see a part, whose scores lack `lack`. Those of several parts are to be compared;
 // a row that sees no other does without.
 HWY_INLINE void SetPartOfRow(const AttendTask& part, float lack, DecodeRow& row) {
   row.part = &part;
-  row.range = RangeOf(part, row.index);
   row.lack = lack;
   row.offset = {0.0f, 0.0f};
   if (HWY_UNLIKELY(IsPart(part))) {
@@ -521,16 +500,10 @@ HWY_INLINE void SetPartOfRow(const AttendTask& part, float lack, DecodeRow& row)
 template <class Keys>
 HWY_NOINLINE void LoadDecodeRow(const AttendTask& part, size_t r, DecodeRow& row) {
   row.index = r;
-  const size_t head_dim = part.head.shape.head_dim;
-  const QueryScale scale = LoadQuery<Keys>(part, r, row.query);
-  __builtin_memcpy(row.q, row.query, QueryLanes<Keys>(head_dim) * kLaneBytes);
+  const QueryScale scale = LoadQuery<Keys>(part, r, row.query, row.q);
   row.row_scale = scale.row_scale;
   row.acc_init = scale.acc_init;
   SetPartOfRow(part, scale.lack, row);
-  if (Keys::kQuantized && IsPart(part) && !IsRotated(part.head.shape.layout)) {
-    VI32 maxima;
-    LoadFinite(part.q, r, 1, head_dim, NoCenter(), row.query, &maxima);
-  }
 }
 
 // The same with the Q of the part before, where parts have no rotations of their own.
@@ -539,11 +512,11 @@ HWY_NOINLINE void MeetPart(const AttendTask& part, DecodeRow& row) {
   if (IsRotated(part.head.shape.layout)) {
     LoadDecodeRow<Keys>(part, row.index, row);
   } else {
-    SetPartOfRow(part, Keys::kQuantized ? hn::GetLane(ScoreLacks(part, row.query, 1)) : 0.0f, row);
+    SetPartOfRow(part, Keys::kQuantized ? ScoreLack(part, row.query) : 0.0f, row);
   }
 }
 
-// Channels of V, from tile to tile of the chunk.
+// Channels of V, from tile to tile of a run.
 struct VCursor {
   const uint8_t* data;
   size_t stride_bytes;
@@ -552,14 +525,13 @@ struct VCursor {
 };
 
 template <class Values>
-HWY_NOINLINE VCursor VCursorAt(const AttendTask& task, size_t key, size_t channel) {
-  KvTile kv;
-  SetVOfTile(task, key, kv);
-  const VColumns columns = VColumnsAt<Values>(kv, PaddedVHeadDim(task.head.shape), channel);
+HWY_INLINE VCursor VCursorAt(const KeyRun& run, size_t channel) {
+  const AttendTask& part = *run.part;
+  const VColumns columns = VColumnsAt<Values>(run.tile, PaddedVHeadDim(part.head.shape), channel);
   return {columns.data,
           columns.stride_bytes,
-          Values::kQuantized ? kv.v_scale + channel : nullptr,
-          {nullptr, nullptr, task.fetch_ahead}};
+          Values::kQuantized ? run.tile.v_scale + channel : nullptr,
+          {nullptr, nullptr, part.fetch_ahead}};
 }
 
 // P of num_rows rows and all tiles of the chunk. It follows a tile behind the scores: then their
@@ -572,38 +544,27 @@ HWY_INLINE void DecodeProbabilities(const Chunk& chunk, DecodeRow* rows, size_t 
   const size_t channels = PaddedVHeadDim(chunk.runs[0].part->head.shape);
   size_t num_scores = 0;
   size_t t = 0;
-  KvTile next = KTileAt(*chunk.runs[0].part, chunk.runs[0].key);
-  for (const KeyRun* run = chunk.runs; run != chunk.runs + chunk.num_runs; ++run) {
+  const KeyRun* const end = chunk.runs + chunk.num_runs;
+  for (const KeyRun* run = chunk.runs; run != end; ++run) {
     const AttendTask& part = *run->part;
     for (size_t r = 0; r < num_rows; ++r) {
       if (rows[r].part != &part) MeetPart<Keys>(part, rows[r]);
     }
-    for (size_t begin = 0, end = 0; begin < run->num_keys; begin = end) {  // page by page
-      end = MinOf(begin + KeysInPage(part, run->key + begin), run->num_keys);
-      KvTile kv = next;
-      kv.turn.from = kv.k + (end - begin + kKeyBlock - 1) / kKeyBlock * kv.k_block_bytes;
-      if (end < run->num_keys) {
-        next = KTileAt(part, run->key + end);
-        kv.turn.to = next.k;
-      } else if (run + 1 != chunk.runs + chunk.num_runs) {
-        next = KTileAt(*run[1].part, run[1].key);
-        kv.turn.to = next.k;
-      } else {
-        kv.turn.to =
-            VCursorAt<typename AnyForm::Values>(*chunk.runs[0].part, chunk.runs[0].key, 0).data;
+    KvTile kv = run->tile;
+    kv.turn.from = kv.k + (run->num_keys + kKeyBlock - 1) / kKeyBlock * kv.k_block_bytes;
+    kv.turn.to =
+        run + 1 != end ? run[1].tile.k : VCursorAt<typename AnyForm::Values>(chunk.runs[0], 0).data;
+    for (size_t key = 0; key < run->num_keys; ++t, key += kKvTile) {
+      const size_t scores_before = num_scores;
+      num_scores = ScoreRows<Keys>(part, rows, num_rows, kv, t, MinOf(kKvTile, run->num_keys - key),
+                                   biases, (chunk.seen >> t & 1) != 0);
+      for (size_t r = 0; r < num_rows; ++r) {
+        const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
+        if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, scores_before);
+        rows[r].tile_m = tile_m;
+        rows[r].tile_offset = rows[r].offset;
       }
-      for (size_t key = begin; key < end; ++t, key += kKvTile) {
-        const size_t scores_before = num_scores;
-        num_scores =
-            ScoreRows<Keys>(part, rows, num_rows, kv, t, MinOf(kKvTile, end - key), biases);
-        for (size_t r = 0; r < num_rows; ++r) {
-          const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
-          if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, scores_before);
-          rows[r].tile_m = tile_m;
-          rows[r].tile_offset = rows[r].offset;
-        }
-        NextKTile(kv);
-      }
+      NextKTile(kv);
     }
   }
   for (size_t r = 0; r < num_rows; ++r) {
@@ -677,15 +638,16 @@ HWY_NOINLINE void DecodeVisible(const AttendTask& task, const DecodeRow* rows, s
   }
 }
 
-// O of these channels by keys [key, key_end) of a run, all of one V tile, where v is.
+// O of these channels by the keys of a run, where v is.
 template <class Values, size_t kVectors, size_t kRows>
-HWY_NOINLINE void DecodeOutputs(const KeyRun& run, const DecodeRow* rows, VCursor v, size_t key,
-                                size_t key_end, size_t channel) {
+HWY_NOINLINE void DecodeOutputs(const KeyRun& run, const DecodeRow* rows, const VCursor& begin,
+                                size_t channel) {
   const AttendTask& part = *run.part;
+  VCursor v = begin;
   const size_t tile_bytes = kKvTile / kLaneDepthOf<Values> * v.stride_bytes;
-  for (; key < key_end; key += kKvTile) {
-    const size_t t = run.first_tile + key / kKvTile;
-    const size_t num_keys = MinOf(kKvTile, key_end - key);
+  size_t t = run.first_tile;
+  for (size_t key = 0; key < run.num_keys; ++t, key += kKvTile) {
+    const size_t num_keys = MinOf(kKvTile, run.num_keys - key);
     bool is_special = false;
     if constexpr (!Values::kQuantized) {
       is_special = HasSpecialV(part, run.key + key);
@@ -702,12 +664,12 @@ HWY_NOINLINE void DecodeOutputs(const KeyRun& run, const DecodeRow* rows, VCurso
   }
 }
 
-// The mean of V of a run's part, with the weight of the run's keys.
-HWY_NOINLINE void AddCenter(const KeyRun& run, const float* HWY_RESTRICT v_center, DecodeRow& row) {
-  const size_t end = run.first_tile + TilesOf(run);
+// The mean of V of a part, with the weight of its keys in tiles [begin, end) of the chunk.
+HWY_NOINLINE void AddCenter(const float* HWY_RESTRICT v_center, size_t channels, size_t begin,
+                            size_t end, DecodeRow& row) {
   float weight = 0.0f;
-  for (size_t t = run.first_tile; t < end; ++t) weight += row.weight[t] * row.mass[t];
-  for (size_t c = 0; c < PaddedVHeadDim(run.part->head.shape); c += kLanes) {
+  for (size_t t = begin; t < end; ++t) weight += row.weight[t] * row.mass[t];
+  for (size_t c = 0; c < channels; c += kLanes) {
     const VF center = hn::Load(df, v_center + c);
     hn::Store(hn::MulAdd(hn::Set(df, weight), center, hn::Load(df, row.o + c)), df, row.o + c);
   }
@@ -718,44 +680,36 @@ template <class Values, size_t kBlock>
 HWY_INLINE void DecodeChunkOutputs(const Chunk& chunk, DecodeRow* rows, size_t num_rows) {
   const size_t channels = PaddedVHeadDim(chunk.runs[0].part->head.shape);
   const size_t block_channels = VectorsPerBlock<Values>(num_rows) * kLanes;
-  VCursor next = VCursorAt<Values>(*chunk.runs[0].part, chunk.runs[0].key, 0);
-  for (const KeyRun* run = chunk.runs; run != chunk.runs + chunk.num_runs; ++run) {
-    const AttendTask& part = *run->part;
-    for (size_t key = 0, end = 0; key < run->num_keys; key = end) {
-      end = MinOf(key + KeysInVTile(part, run->key + key), run->num_keys);
-      for (size_t channel = 0, channel_end = 0; channel < channels; channel = channel_end) {
-        const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
-        const bool is_block = channel + block_channels <= panel_end;
-        channel_end = channel + (is_block ? block_channels : kLanes);
-        VCursor v = next;
-        if (channel_end < channels) {
-          next = VCursorAt<Values>(part, run->key + key, channel_end);
-        } else if (end < run->num_keys) {
-          next = VCursorAt<Values>(part, run->key + end, 0);
-        } else if (run + 1 != chunk.runs + chunk.num_runs) {
-          next = VCursorAt<Values>(*run[1].part, run[1].key, 0);
+  const KeyRun* const end = chunk.runs + chunk.num_runs;
+  size_t part_tile = 0;  // the part's first one
+  for (const KeyRun* run = chunk.runs; run != end; ++run) {
+    for (size_t channel = 0, channel_end = 0; channel < channels; channel = channel_end) {
+      const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
+      const bool is_block = channel + block_channels <= panel_end;
+      channel_end = channel + (is_block ? block_channels : kLanes);
+      VCursor v = VCursorAt<Values>(*run, channel);
+      const size_t v_rows = (run->num_keys + kLaneDepthOf<Values> - 1) / kLaneDepthOf<Values>;
+      v.turn.from = v.data + v_rows * v.stride_bytes;
+      v.turn.to = channel_end < channels ? VCursorAt<Values>(*run, channel_end).data
+                  : run + 1 != end       ? VCursorAt<Values>(run[1], 0).data
+                                         : chunk.after;
+      WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
+        constexpr size_t kRows = decltype(count)::value;
+        if (is_block) {
+          DecodeOutputs<Values, VectorsPerBlock<Values>(kRows), kRows>(*run, rows, v, channel);
         } else {
-          next.data = chunk.after;
+          DecodeOutputs<Values, 1, kRows>(*run, rows, v, channel);
         }
-        const size_t v_rows = (end - key + kLaneDepthOf<Values> - 1) / kLaneDepthOf<Values>;
-        v.turn = {v.data + v_rows * v.stride_bytes, next.data, part.fetch_ahead};
-        WithCount<kBlock>(num_rows, [&](auto count) HWY_ATTR {
-          constexpr size_t kRows = decltype(count)::value;
-          if (is_block) {
-            DecodeOutputs<Values, VectorsPerBlock<Values>(kRows), kRows>(*run, rows, v, key, end,
-                                                                         channel);
-          } else {
-            DecodeOutputs<Values, 1, kRows>(*run, rows, v, key, end, channel);
-          }
-        });
-      }
+      });
     }
-    if (Values::kQuantized && HWY_UNLIKELY(IsPart(part))) {
-      const float* v_center = VCenter(part);
-      for (size_t r = 0; v_center != nullptr && r < num_rows; ++r) {
-        AddCenter(*run, v_center, rows[r]);
-      }
+    if (!Values::kQuantized || HWY_LIKELY(!IsPart(*run->part))) continue;
+    if (run + 1 != end && FollowsIn(run[1], *run)) continue;
+    const size_t tiles_end = run->first_tile + TilesOf(*run);
+    const float* v_center = VCenter(*run->part);
+    for (size_t r = 0; v_center != nullptr && r < num_rows; ++r) {
+      AddCenter(v_center, channels, part_tile, tiles_end, rows[r]);
     }
+    part_tile = tiles_end;
   }
 }
 
@@ -770,38 +724,61 @@ class SeenKeys {
     end_ = MaxOf(last.limit, part.prefix_len);
   }
 
-  // The next run from *key on, which it is moved beyond: whole tiles, at most max_keys and none
-  // beyond what anybody sees. False if there is none.
-  HWY_NOINLINE bool Next(size_t max_keys, size_t* key, KeyRun* run) const {
+  // Adds the next run from *key on, which it is moved beyond, to the chunk: at most max_keys, and
+  // none beyond what anybody sees. False if there is none.
+  HWY_NOINLINE bool AddRun(size_t max_keys, size_t* key, Chunk* chunk) const {
     if (*key >= part_->prefix_len) *key = MaxOf(*key, bounds_.min_begin / kKvTile * kKvTile);
-    while (*key < end_ && !IsSeen(*key)) *key += kKvTile;
+    TileKeys seen = TileKeys::kNone;
+    for (; *key < end_; *key += kKvTile) {
+      seen = Seen(*key);
+      if (seen != TileKeys::kNone) break;
+    }
     if (*key >= end_) return false;
-    size_t end = *key + kKvTile;
-    while (end < end_ && end - *key < max_keys && IsSeen(end)) end += kKvTile;
-    run->part = part_;
-    run->key = *key;
-    run->num_keys = MinOf(end, end_) - *key;
-    *key = end;
+    KeyRun& run = chunk->runs[chunk->num_runs++];
+    run.part = part_;
+    run.key = *key;
+    run.first_tile = chunk->num_tiles;
+    run.tile = KTileAt(*part_, *key);
+    SetVOfTile(*part_, *key, run.tile);
+    const size_t end = MinOf(end_, *key + MinOf(max_keys, KeysInVTile(*part_, *key)));
+    do {
+      chunk->seen |= uint32_t{seen == TileKeys::kAll} << chunk->num_tiles++;
+      *key += kKvTile;
+      if (*key >= end) break;
+      seen = Seen(*key);
+    } while (seen != TileKeys::kNone);
+    run.num_keys = MinOf(*key, end_) - run.key;
     return true;
   }
 
   // Whether any row sees some of the tile.
-  HWY_NOINLINE bool IsSeen(size_t key) const {
+  HWY_INLINE bool IsSeen(size_t key) const { return Seen(key) != TileKeys::kNone; }
+  // Whether nobody sees anything from there on.
+  HWY_INLINE bool IsEnd(size_t key) const { return key >= end_; }
+
+ private:
+  // How much of the tile: kAll if all rows see all of it, and as much beyond as a step of softmax
+  // takes; kNone if no row sees any.
+  HWY_INLINE TileKeys Seen(size_t key) const {
     const size_t n = MinOf(kKvTile, part_->kv_len - key);
     const TileKeys keys = KeysOfTile(*part_, key);
-    if (keys == TileKeys::kNone || SeesNone(*part_, bounds_, key, key + n)) return false;
-    if (keys == TileKeys::kAll && !HasMasks(*part_)) return true;
+    if (keys == TileKeys::kNone || SeesNone(*part_, bounds_, key, key + n)) return TileKeys::kNone;
+    if (HWY_UNLIKELY(keys == TileKeys::kSome || HasMasks(*part_))) return SeenByRows(key, n);
+    const bool all = SeesAll(*part_, bounds_, key, key + RoundUp(n, kSoftmaxKeys));
+    return all ? TileKeys::kAll : TileKeys::kSome;
+  }
+
+  HWY_NOINLINE TileKeys SeenByRows(size_t key, size_t n) const {
     for (size_t r = 0; r < num_rows_; ++r) {
       const size_t row = rows_[r].index;
       const RowMask mask = MaskOfRow(*part_, row, RangeOf(*part_, row), key, n);
       for (const uint32_t word : mask.words) {
-        if (word != 0) return true;
+        if (word != 0) return TileKeys::kSome;
       }
     }
-    return false;
+    return TileKeys::kNone;
   }
 
- private:
   const AttendTask* part_;
   const DecodeRow* rows_;
   size_t num_rows_;
@@ -809,35 +786,51 @@ class SeenKeys {
   size_t end_;
 };
 
-// Goes through what rows see of a task and of those that follow it, by chunks.
+// Goes through what rows see of a task and of those that follow it, by chunks. Lies in the task's
+// scratch, where the task of the next head finds it.
 class Chunks {
  public:
-  Chunks(const AttendTask& first, const DecodeRow* rows, size_t num_rows)
-      : part_(&first), seen_(first, rows, num_rows), rows_(rows), num_rows_(num_rows) {}
+  // Starts with the first chunk. If that was all of the head before, it is there already.
+  template <class AnyForm>
+  HWY_INLINE void Start(const AttendTask& first, const DecodeRow* rows, size_t num_rows) {
+    is_found_ = first.is_next_head && is_all_ && !HasMasks(first);
+    if (is_found_) return MoveToNextHead<AnyForm>();
+    part_ = &first;
+    seen_ = SeenKeys(first, rows, num_rows);
+    rows_ = rows;
+    num_rows_ = num_rows;
+    key_ = 0;
+    is_first_ = true;
+    is_all_ = false;
+  }
 
-  // The next one, of at most max_keys keys; false if there is none.
-  HWY_NOINLINE bool Next(size_t max_keys, Chunk* chunk) {
-    chunk->num_runs = 0;
-    size_t t = 0;
-    while (t * kKvTile < max_keys) {
-      KeyRun& run = chunk->runs[chunk->num_runs];
-      if (seen_.Next(max_keys - t * kKvTile, &key_, &run)) {
-        run.first_tile = t;
-        t += TilesOf(run);
-        ++chunk->num_runs;
-      } else if (part_->next != nullptr) {
-        part_ = part_->next;
-        key_ = 0;
-        seen_ = SeenKeys(*part_, rows_, num_rows_);
-      } else {
-        break;
-      }
+  // The next one, of at most max_keys keys; null if there is none.
+  HWY_NOINLINE const Chunk* Next(size_t max_keys) {
+    if (is_found_) {
+      is_found_ = false;
+      return &chunk_;
     }
-    chunk->after = After();
-    return chunk->num_runs != 0;
+    if (IsAtEnd()) return nullptr;
+    chunk_.num_runs = 0;
+    chunk_.num_tiles = 0;
+    chunk_.seen = 0;
+    while (chunk_.num_tiles * kKvTile < max_keys) {
+      if (seen_.AddRun(max_keys - chunk_.num_tiles * kKvTile, &key_, &chunk_)) continue;
+      if (part_->next == nullptr) break;
+      part_ = part_->next;
+      key_ = 0;
+      seen_ = SeenKeys(*part_, rows_, num_rows_);
+    }
+    chunk_.after = After();
+    if (chunk_.num_runs == 0) return nullptr;
+    is_all_ = is_first_ && IsAtEnd();
+    is_first_ = false;
+    return &chunk_;
   }
 
  private:
+  bool IsAtEnd() const { return part_->next == nullptr && seen_.IsEnd(key_); }
+
   // K of what comes next, if all goes well.
   const uint8_t* After() const {
     const AttendTask* part = part_;
@@ -852,12 +845,61 @@ class Chunks {
     return KTileAt(*part, key).k;
   }
 
+  // Of the only chunk.
+  template <class AnyForm>
+  HWY_INLINE void MoveToNextHead() {
+    for (KeyRun* run = chunk_.runs; run != chunk_.runs + chunk_.num_runs; ++run) {
+      const size_t bytes = run->part->head.offsets.bytes;
+      run->tile.k += bytes;
+      run->tile.v += bytes;
+      if (AnyForm::Keys::kQuantized) run->tile.k_scale += bytes / sizeof(float);
+      if (AnyForm::Values::kQuantized) run->tile.v_scale += bytes / sizeof(float);
+    }
+  }
+
   const AttendTask* part_;
   SeenKeys seen_;
   const DecodeRow* rows_;
   size_t num_rows_;
-  size_t key_ = 0;  // of the part
+  size_t key_;  // of the part
+  bool is_first_;
+  bool is_all_;    // the first chunk has all keys
+  bool is_found_;  // and moved to this head
+  Chunk chunk_;
 };
+
+struct DecodeScratch {
+  DecodeRow* rows;
+  float* biases;  // of a row for a tile
+  Chunks* chunks;
+};
+
+// Of num_rows rows. score_tiles: for how many tiles a row keeps scores; p_bytes: and for how many
+// keys P in bytes.
+HWY_NOINLINE size_t LayOutDecodeScratch(const PackedShape& shape, size_t num_rows, size_t q_depth,
+                                        size_t score_tiles, size_t p_bytes, uint8_t* base,
+                                        DecodeScratch& scratch) {
+  const size_t dims = RowBufferElements(shape.head_dim);
+  const size_t channels = PaddedVHeadDim(shape);
+  ScratchArena arena(base);
+  scratch.rows = arena.Take<DecodeRow>(num_rows);
+  scratch.biases = arena.Take<float>(kKvTile);
+  scratch.chunks = arena.Take<Chunks>(1);
+  DecodeRow none;
+  for (size_t r = 0; r < num_rows; ++r) {
+    DecodeRow& row = base == nullptr ? none : scratch.rows[r];
+    row.query = arena.Take<float>(dims);
+    row.q = arena.Take<uint8_t>(dims / q_depth * kLaneBytes);
+    row.s = arena.Take<float>(score_tiles * kKvTile);
+    row.num_tiles = score_tiles;
+    row.p = arena.Take<uint8_t>(p_bytes);
+    row.o = arena.Take<float>(channels);
+    row.d = arena.Take<float>(kLanes);
+    row.weight = arena.Take<float>(kMaxChunkTiles);
+    row.mass = arena.Take<float>(kMaxChunkTiles);
+  }
+  return arena.used();
+}
 
 HWY_NOINLINE void ClearDecodeRow(size_t channels, DecodeRow& row) {
   row.m = kNegInf;
@@ -923,13 +965,14 @@ void Decode(const AttendTask& first, unsigned char* scratch_bytes) {
   const size_t block_rows = (num_rows + num_blocks - 1) / num_blocks;  // 8 are 4 + 4, not 6 + 2
   // Blocks after the first find a shorter chunk in L2.
   const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Values> : kVTileKeys;
-  Chunk chunk;
-  for (Chunks chunks(first, scratch.rows, num_rows); chunks.Next(chunk_keys, &chunk);) {
+  Chunks& chunks = *scratch.chunks;
+  chunks.Start<AnyForm>(first, scratch.rows, num_rows);
+  while (const Chunk* chunk = chunks.Next(chunk_keys)) {
     for (size_t r = 0; r < num_rows; r += block_rows) {
       DecodeRow* rows = scratch.rows + r;
       const size_t count = MinOf(block_rows, num_rows - r);
-      DecodeProbabilities<AnyForm>(chunk, rows, count, scratch.biases);
-      DecodeChunkOutputs<Values, kBlock>(chunk, rows, count);
+      DecodeProbabilities<AnyForm>(*chunk, rows, count, scratch.biases);
+      DecodeChunkOutputs<Values, kBlock>(*chunk, rows, count);
     }
   }
 

@@ -30,27 +30,42 @@ struct QueryScale {
   float lack;
 };
 
-// What the scores of rows of Q lack, in octaves: their products with the mean that K has lost.
-// rows: count <= kLanes of them, RowBufferElements(head_dim) apart; lacks are side by side, 0 where
-// there is no row.
-HWY_NOINLINE VF ScoreLacks(const AttendTask& task, const float* HWY_RESTRICT rows, size_t count) {
-  if (!HasQuantizedK(task.head.shape.layout) || task.kv_len == 0 || !NeedsScores(task)) {
-    return hn::Zero(df);
-  }
+// True if rows have to know what their scores lack: their products with the mean that K has lost.
+HWY_INLINE bool NeedsLack(const AttendTask& task) {
+  return HasQuantizedK(task.head.shape.layout) && task.kv_len != 0 && NeedsScores(task);
+}
+
+// A row of Q times K's mean, by lanes.
+HWY_INLINE VF TimesCenter(const AttendTask& task, const float* HWY_RESTRICT row) {
   const float* HWY_RESTRICT center =
       reinterpret_cast<const float*>(task.head.base + task.head.offsets.k_center);
   const size_t head_dim = task.head.shape.head_dim;
-  const size_t elements = RowBufferElements(head_dim);
+  VF sum = hn::Zero(df);
+  size_t d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) {
+    sum = hn::MulAdd(hn::Load(df, center + d), hn::Load(df, row + d), sum);
+  }
+  if (d == head_dim) return sum;
+  const VF rest = hn::LoadN(df, center + d, head_dim - d);  // a center ends where it ends
+  return hn::MulAdd(rest, hn::Load(df, row + d), sum);
+}
+
+// What the scores of a row of Q lack, in octaves.
+HWY_NOINLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT row) {
+  if (!NeedsLack(task)) return 0.0f;
+  return hn::ReduceSum(df, TimesCenter(task, row)) * task.scale_log2e;
+}
+
+// The same of rows side by side. rows: count <= kLanes of them, RowBufferElements(head_dim) apart;
+// lacks are 0 where there is no row.
+HWY_NOINLINE VF ScoreLacks(const AttendTask& task, const float* HWY_RESTRICT rows, size_t count) {
+  if (!NeedsLack(task)) return hn::Zero(df);
+  if (count == 1) return hn::Set(df, ScoreLack(task, rows));
+  const size_t elements = RowBufferElements(task.head.shape.head_dim);
   VI32 sums[kLanes];
   for (size_t r = 0; r < kLanes; ++r) {
-    VF sum = hn::Zero(df);
-    for (size_t d = 0; r < count && d < head_dim; d += kLanes) {  // a center ends where it ends
-      const VF c = d + kLanes <= head_dim ? hn::Load(df, center + d)
-                                          : hn::LoadN(df, center + d, head_dim - d);
-      sum = hn::MulAdd(c, hn::Load(df, rows + r * elements + d), sum);
-    }
-    if (count == 1) return hn::Set(df, hn::ReduceSum(df, sum) * task.scale_log2e);
-    sums[r] = hn::BitCast(di32, sum);
+    sums[r] = hn::Zero(di32);
+    if (r < count) sums[r] = hn::BitCast(di32, TimesCenter(task, rows + r * elements));
   }
   TransposeSquare(sums);
   VF lacks = hn::BitCast(df, sums[0]);
@@ -74,32 +89,31 @@ HWY_INLINE bool KeepsQueries(const AttendTask& task) {
          task.q.scale.dim_stride == 0;
 }
 
-// Row r of the task in the form that the products read: QueryLanes 32-bit lanes. row: scratch for
-// RowBufferElements(head_dim) floats, where the lanes stay until the next call.
+// Row r of the task as floats and in the form that the products read. row:
+// RowBufferElements(head_dim) floats, of rotated K rotated; lanes: QueryLanes 32-bit lanes.
 template <class Keys>
-HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RESTRICT row) {
+HWY_INLINE QueryScale LoadQuery(const AttendTask& task, size_t r, float* HWY_RESTRICT row,
+                                uint8_t* HWY_RESTRICT lanes) {
   const size_t head_dim = task.head.shape.head_dim;
   const size_t elements = RowBufferElements(head_dim);
   if constexpr (Keys::kQuantized) {
     VI32 maxima;
     LoadFinite(task.q, r, 1, head_dim, NoCenter(), row, &maxima);
-    const float lack = hn::GetLane(ScoreLacks(task, row, 1));
+    const float lack = ScoreLack(task, row);
     RotateQueries(task, row, 1);
-    // In place: vector after vector is read before fewer bytes are written.
-    auto* quanta = reinterpret_cast<typename Keys::Stored*>(row);
+    auto* quanta = reinterpret_cast<typename Keys::Stored*>(lanes);
     const VF kept = KeepsQueries(task) ? KeptRanges(task.q, r, 1) : hn::Zero(df);
     const float scale = QuantizeRow(row, elements, Keys::MaxQ(head_dim), kept, 0, quanta);
     const int32_t sum = Keys::kAdded != 0 ? SumOfQuanta(quanta, elements) : 0;
     return {scale * task.scale_log2e, -Keys::kAdded * sum, lack};
   } else {
-    // Floats or bf16, the latter in place as well.
     using Lane = hwy::If<kDepthOf<Keys> == 2, hwy::bfloat16_t, float>;
     const hn::Rebind<Lane, DF> d_lane;
     LoadRow(RowAt(task.q, r), head_dim, row);
     const VF scale = hn::Set(df, task.scale_log2e);
-    Lane* lanes = reinterpret_cast<Lane*>(row);
     for (size_t i = 0; i < elements; i += kLanes) {
-      hn::StoreU(FromF32(d_lane, hn::Mul(hn::Load(df, row + i), scale)), d_lane, lanes + i);
+      hn::StoreU(FromF32(d_lane, hn::Mul(hn::Load(df, row + i), scale)), d_lane,
+                 reinterpret_cast<Lane*>(lanes) + i);
     }
     return {};
   }
