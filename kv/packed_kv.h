@@ -91,7 +91,7 @@ inline size_t CenterBytes(const PackedOffsets& offsets) {
 }
 
 // Zeroes what packing `length` keys may leave as it was, so that equal contents are equal bytes:
-// all but whole blocks of K and whole tiles of V.
+// all but whole blocks of K and whole lanes of V.
 void ClearHead(const PackedHead& head, size_t length);
 
 }  // namespace internal
