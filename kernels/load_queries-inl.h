@@ -164,7 +164,9 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     if (KeepsQueries(task)) ranges = hn::Max(ranges, KeptRanges(task.q, first, count));
     const QuantStep step = StepForRange(ranges, static_cast<float>(Keys::MaxQ(head_dim)));
     hn::Store(hn::Mul(step.scale, scale), df, q.row_scale + r);
-    QuantaToPanel<Quantum>(rows, elements, step.inverse, 0, lanes, panel, row_stride);
+    HWY_ALIGN float inverses[kLanes];
+    hn::Store(step.inverse, df, inverses);
+    QuantaToPanel<Quantum>(rows, elements, inverses, 0, lanes, panel, row_stride);
   } else {
     LoadRows(task.q, first, count, head_dim, rows);
     for (size_t i = 0; i < count * elements; i += kLanes) {
@@ -173,7 +175,9 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     if constexpr (kDepthOf<Keys> == 2) {
       RowsToPairPanel(rows, elements, lanes, panel, row_stride);
     } else {
-      RowsToPanel(rows, elements, lanes, reinterpret_cast<float*>(panel), row_stride);
+      RowsToPanel<float, 1>(reinterpret_cast<const unsigned char*>(rows),
+                            static_cast<int64_t>(elements * sizeof(float)), lanes,
+                            reinterpret_cast<float*>(panel), row_stride);
     }
   }
   if constexpr (Keys::Product::kSteps != 1) {

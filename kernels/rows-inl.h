@@ -91,12 +91,18 @@ class DenseRow {
   DenseRow(const Row& row, size_t n) : row_(row), n_(n) {}
 
   template <class Extent>
-  HWY_INLINE VF operator()(size_t i, Extent) const {
-    const hn::Rebind<T, DF> d;
-    const T* from = reinterpret_cast<const T*>(row_.data) + i;
-    VF x = ToF32(Extent::value ? hn::LoadU(d, from) : hn::LoadN(d, from, n_ - i));
+  HWY_INLINE VF operator()(size_t i, Extent extent) const {
+    VF x = ToF32(Elements(i, extent));
     if constexpr (hwy::IsSame<T, int8_t>()) x = hn::Mul(x, LoadScales(row_, i, n_));
     return x;
+  }
+
+  // The same as they are in memory.
+  template <class Extent>
+  HWY_INLINE hn::VFromD<hn::Rebind<T, DF>> Elements(size_t i, Extent) const {
+    const hn::Rebind<T, DF> d;
+    const T* from = reinterpret_cast<const T*>(row_.data) + i;
+    return Extent::value ? hn::LoadU(d, from) : hn::LoadN(d, from, n_ - i);
   }
 
  private:
@@ -175,28 +181,31 @@ HWY_INLINE void PrefetchRows(const AnyRows& rows, size_t begin, size_t end, size
 HWY_INLINE size_t RowBufferElements(size_t n) { return RoundUp(n, kChannelAlign); }
 
 // Zeroes the vectors of a row buffer that a row of n elements does not reach.
-HWY_INLINE void ZeroPadding(size_t n, float* out) {
+template <typename T>
+HWY_INLINE void ZeroPadding(size_t n, T* out) {
+  const hn::Rebind<T, DF> d;
   for (size_t i = RoundUp(n, kLanes); i < RowBufferElements(n); i += kLanes) {
-    hn::Store(hn::Zero(df), df, out + i);
+    hn::Store(hn::Zero(d), d, out + i);
   }
 }
 
-template <class Reader>
-HWY_INLINE void LoadRowsFrom(Reader reader, size_t begin, size_t count, float* HWY_RESTRICT out) {
+template <class Reader, typename T>
+HWY_INLINE void LoadRowsFrom(Reader reader, size_t begin, size_t count, T* HWY_RESTRICT out) {
+  const hn::Rebind<T, DF> d;
   const size_t n = reader.n;
   for (size_t r = begin; r < begin + count; ++r, out += RowBufferElements(n)) {
     const auto row = reader[r];
-    ForEachVector(n,
-                  [&](size_t i, auto extent) HWY_ATTR { hn::Store(row(i, extent), df, out + i); });
+    ForEachVector(n, [&](size_t i, auto extent)
+                         HWY_ATTR { hn::Store(FromF32(d, row(i, extent)), d, out + i); });
     ZeroPadding(n, out);
   }
 }
 
-// `count` rows of n elements from row `begin` on, to f32 and RowBufferElements(n) apart. `out` is
-// vector-aligned; the elements past n become 0.
-template <class AnyRows>
+// `count` rows of n elements from row `begin` on, to floats of any type and RowBufferElements(n)
+// apart. `out` is vector-aligned; the elements past n become 0.
+template <class AnyRows, typename T>
 HWY_NOINLINE void LoadRows(const AnyRows& rows, size_t begin, size_t count, size_t n,
-                           float* HWY_RESTRICT out) {
+                           T* HWY_RESTRICT out) {
   ReadRows(rows, n, [=](auto reader) HWY_ATTR { LoadRowsFrom(reader, begin, count, out); });
 }
 

@@ -151,6 +151,10 @@ HWY_INLINE void Exp2Each(VF (&x)[kCount]) {
   }
 }
 
+HWY_INLINE hn::VFromD<hn::RebindToUnsigned<DF>> AsUnsigned(VI32 v) {
+  return hn::BitCast(hn::RebindToUnsigned<DF>(), v);
+}
+
 // Stored elements to f32 and back; f32 itself passes through. int8: quanta, NaN becomes 0 and all
 // else saturates at +-127.
 HWY_INLINE VF ToF32(VF v) { return v; }

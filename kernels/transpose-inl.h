@@ -1,7 +1,8 @@
 // Between the caller's rows and the kernels' panels: square transposes of 32-bit lanes in
-// registers.
+// registers, or of twice as many 16-bit elements.
 //
-// Cost for 16 rows of 16 lanes with AVX-512: 16 loads, 64 shuffles, 16 stores.
+// Cost for 16 rows of a vector each with AVX-512: 16 loads, 64 shuffles, 16 stores of a vector or
+// 32 of half a one.
 #ifndef SIGHTLINE_KERNELS_TRANSPOSE_INL_H_
 #define SIGHTLINE_KERNELS_TRANSPOSE_INL_H_
 
@@ -55,34 +56,131 @@ HWY_INLINE void TransposeSquare(VI32 (&x)[kLanes]) {
   }
 }
 
-// kLanes rows, `stride` elements apart and readable up to a multiple of kLanes, of which n elements
-// are used, to as many panel rows of kLanes elements each, panel_stride apart.
-template <typename Stored>
-HWY_NOINLINE void RowsToPanel(const float* HWY_RESTRICT rows, size_t stride, size_t n,
-                              Stored* HWY_RESTRICT panel, size_t panel_stride) {
-  const hn::Rebind<Stored, DF> d_stored;
-  for (size_t begin = 0; begin < n; begin += kLanes) {
-    VI32 x[kLanes];
-    HWY_UNROLL(16)
-    for (size_t r = 0; r < kLanes; ++r) {
-      x[r] = hn::BitCast(di32, hn::Load(df, rows + r * stride + begin));
+// The largest lane of each of kLanes vectors, that of vector r in lane r: half of the shuffles of a
+// transpose.
+HWY_INLINE VI32 MaxOfEach(const VI32 (&x)[kLanes]) {
+  const hn::Repartition<int64_t, DF> di64;
+  VI32 four[kLanes / 4];  // vectors 4g to 4g + 3, each block's maxima in each block
+  HWY_UNROLL(4)
+  for (size_t g = 0; g < kLanes / 4; ++g) {
+    const VI32 ab = hn::Max(hn::InterleaveLower(di32, x[4 * g], x[4 * g + 1]),
+                            hn::InterleaveUpper(di32, x[4 * g], x[4 * g + 1]));
+    const VI32 cd = hn::Max(hn::InterleaveLower(di32, x[4 * g + 2], x[4 * g + 3]),
+                            hn::InterleaveUpper(di32, x[4 * g + 2], x[4 * g + 3]));
+    const auto ab64 = hn::BitCast(di64, ab);
+    const auto cd64 = hn::BitCast(di64, cd);
+    four[g] = hn::Max(hn::BitCast(di32, hn::InterleaveLower(di64, ab64, cd64)),
+                      hn::BitCast(di32, hn::InterleaveUpper(di64, ab64, cd64)));
+  }
+  const auto fold_halves = [](VI32 a, VI32 b) HWY_ATTR {
+    return hn::Max(hn::ConcatLowerLower(di32, b, a), hn::ConcatUpperUpper(di32, b, a));
+  };
+  if constexpr (kLanes == 4) {
+    return four[0];
+  } else if constexpr (kLanes == 8) {
+    return fold_halves(four[0], four[1]);
+  } else {
+    const VI32 even = fold_halves(four[0], four[2]);
+    const VI32 odd = fold_halves(four[1], four[3]);
+    return hn::Max(hn::InterleaveEvenBlocks(di32, even, odd),
+                   hn::InterleaveOddBlocks(di32, even, odd));
+  }
+}
+
+// kLanes vectors of 16-bit elements by rows to its columns: store(column, i) is called for each.
+template <class Store>
+HWY_INLINE void TransposeHalves(const VI32 (&rows)[kLanes], const Store& store) {
+  const hn::Half<DU16> d_column;
+  const auto store_both = [&](VI32 columns, size_t lower, size_t upper) HWY_ATTR {
+    const VU16 both = hn::BitCast(du16, columns);
+    store(hn::LowerHalf(d_column, both), lower);
+    store(hn::UpperHalf(d_column, both), upper);
+  };
+  // Two neighbouring rows share a lane: lo holds columns 0 to 3 of each block of 8, hi 4 to 7.
+  VI32 lo[kLanes / 2];
+  VI32 hi[kLanes / 2];
+  HWY_UNROLL(8)
+  for (size_t i = 0; i < kLanes / 2; ++i) {
+    const VU16 a = hn::BitCast(du16, rows[2 * i]);
+    const VU16 b = hn::BitCast(du16, rows[2 * i + 1]);
+    lo[i] = hn::BitCast(di32, hn::InterleaveLower(du16, a, b));
+    hi[i] = hn::BitCast(di32, hn::InterleaveUpper(du16, a, b));
+  }
+  if constexpr (kLanes == 4) {
+    store_both(hn::InterleaveLower(di32, lo[0], lo[1]), 0, 1);
+    store_both(hn::InterleaveUpper(di32, lo[0], lo[1]), 2, 3);
+    store_both(hn::InterleaveLower(di32, hi[0], hi[1]), 4, 5);
+    store_both(hn::InterleaveUpper(di32, hi[0], hi[1]), 6, 7);
+  } else {
+    // Eight rows of a column fill a block: that of column 8 b + i in block b.
+    HWY_UNROLL(2)
+    for (size_t i = 0; i < kLanes / 2; i += 4) {
+      Transpose4x4(lo[i], lo[i + 1], lo[i + 2], lo[i + 3]);
+      Transpose4x4(hi[i], hi[i + 1], hi[i + 2], hi[i + 3]);
     }
-    TransposeSquare(x);
-    Stored* HWY_RESTRICT to = panel + begin * panel_stride;
-    const auto store = [=](VI32 column, size_t i) HWY_ATTR {
-      hn::StoreU(FromF32(d_stored, hn::BitCast(df, column)), d_stored, to + i * panel_stride);
-    };
-    if (HWY_LIKELY(begin + kLanes <= n)) {
-      HWY_UNROLL(16)
-      for (size_t i = 0; i < kLanes; ++i) store(x[i], i);
-    } else {
-      for (size_t i = 0; i < n - begin; ++i) store(x[i], i);
+    HWY_UNROLL(4)
+    for (size_t i = 0; i < 4; ++i) {
+      if constexpr (kLanes == 8) {
+        store_both(lo[i], i, 8 + i);
+        store_both(hi[i], 4 + i, 12 + i);
+      } else {
+        store_both(hn::InterleaveEvenBlocks(di32, lo[i], lo[i + 4]), i, 16 + i);
+        store_both(hn::InterleaveOddBlocks(di32, lo[i], lo[i + 4]), 8 + i, 24 + i);
+        store_both(hn::InterleaveEvenBlocks(di32, hi[i], hi[i + 4]), 4 + i, 20 + i);
+        store_both(hn::InterleaveOddBlocks(di32, hi[i], hi[i + 4]), 12 + i, 28 + i);
+      }
     }
   }
 }
 
-// The same to lanes of two neighbouring elements in bf16; stride, of which all are used, is a
-// multiple of kChannelAlign.
+// kLanes rows of n neighbouring elements of any alignment, row_stride bytes apart, to panel rows of
+// kLanes lanes each, panel_stride lanes apart. A lane has kDepth elements of a row, 0 past its end:
+// two of bf16. Returns the largest magnitudes of 16-bit elements, as their bits.
+template <typename T, size_t kDepth>
+HWY_NOINLINE VI16 RowsToPanel(const unsigned char* HWY_RESTRICT rows, int64_t row_stride, size_t n,
+                              T* HWY_RESTRICT panel, size_t panel_stride) {
+  using Bits = hwy::If<sizeof(T) == 4, int32_t, uint16_t>;
+  constexpr bool kHalves = sizeof(Bits) * kDepth == 2;
+  const hn::Repartition<Bits, DF> d;
+  constexpr size_t kStep = kVectorBytes / sizeof(Bits);
+  VI16 largest = hn::Zero(di16);
+  for (size_t begin = 0; begin < n; begin += kStep) {
+    const size_t left = n - begin;
+    const unsigned char* row = rows + begin * sizeof(Bits);
+    VI32 x[kLanes];
+    HWY_UNROLL(16)
+    for (size_t r = 0; r < kLanes; ++r, row += row_stride) {
+      const Bits* from = reinterpret_cast<const Bits*>(row);
+      x[r] = hn::BitCast(di32,
+                         HWY_LIKELY(left >= kStep) ? hn::LoadU(d, from) : hn::LoadN(d, from, left));
+      if constexpr (sizeof(Bits) == 2) {
+        const VI16 magnitudes = hn::And(hn::BitCast(di16, x[r]), hn::Set(di16, 0x7fff));
+        largest = hn::Max(largest, magnitudes);
+      }
+    }
+    T* HWY_RESTRICT to = panel + begin * panel_stride;
+    if constexpr (kHalves) {
+      TransposeHalves(x, [=](auto column, size_t i) HWY_ATTR {
+        const hn::Half<DU16> d_column;
+        if (i < left) {
+          hn::Store(column, d_column, reinterpret_cast<uint16_t*>(to + i * panel_stride));
+        }
+      });
+    } else {
+      TransposeSquare(x);
+      HWY_UNROLL(16)
+      for (size_t i = 0; i < kLanes; ++i) {
+        if (i * kDepth < left) {
+          hn::Store(x[i], di32, reinterpret_cast<int32_t*>(to + i * panel_stride * kDepth));
+        }
+      }
+    }
+  }
+  return largest;
+}
+
+// Rows of f32, `stride` elements apart, a multiple of kChannelAlign of which all are used, to lanes
+// of two neighbouring elements in bf16.
 HWY_MAYBE_UNUSED HWY_NOINLINE void RowsToPairPanel(const float* HWY_RESTRICT rows, size_t stride,
                                                    size_t lanes, int32_t* HWY_RESTRICT panel,
                                                    size_t panel_stride) {

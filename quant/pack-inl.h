@@ -1,8 +1,8 @@
 // Packs K and V rows into the layout of kv/layout.h.
 //
-// Cost: floats are read, converted and stored once; quantised forms read up to kCenterRows rows
-// more for the means. K is interleaved by 64 keys: whole vectors of them are transposed as the rows
-// of Q are, single rows become head_dim / depth stores kKeyBlock lanes apart. A row of V stays a
+// Cost: floats are read, converted if need be, and stored once; quantised forms read up to
+// kCenterRows rows more for the means. K is interleaved by 64 keys: whole vectors of them are
+// transposed, single rows become head_dim / depth stores kKeyBlock lanes apart. A row of V stays a
 // row within each panel; quantised ones are written to a buffer in f32 while their ranges are
 // found, read once for the quanta, and stored four together.
 #ifndef SIGHTLINE_QUANT_PACK_INL_H_
@@ -32,47 +32,57 @@ HWY_INLINE void PackKeysBy(const PackTask& task, Packer& packer) {
   for (i = end; i < task.num_keys; ++i) packer.PackOne(i);
 }
 
+// True if rows are neighbouring elements of the type that they are stored as.
+template <typename Stored>
+HWY_INLINE bool AreStored(const SourceRows& rows) {
+  constexpr DType kType = hwy::IsSame<Stored, float>()            ? DType::kF32
+                          : hwy::IsSame<Stored, hwy::float16_t>() ? DType::kF16
+                                                                  : DType::kBF16;
+  return rows.first.dtype == kType && rows.first.dim_stride == int64_t{sizeof(Stored)};
+}
+
 // K in f32, f16 or bf16: a row of 64 keys for each of head_dim, or for two neighbours in bf16.
 template <typename Stored>
 class FloatKeyPacker {
  public:
   FloatKeyPacker(const PackTask& task, unsigned char* scratch)
-      : task_(task), head_dim_(task.head.shape.head_dim), rows_(reinterpret_cast<float*>(scratch)) {
-    static_assert(kLanes * kMaxHeadDim * sizeof(float) <= kPackScratchBytes, "rows of K");
+      : task_(task),
+        head_dim_(task.head.shape.head_dim),
+        rows_(reinterpret_cast<Stored*>(scratch)) {
+    static_assert(kLanes * kMaxHeadDim * sizeof(Stored) <= kPackScratchBytes, "rows of K");
   }
 
   HWY_NOINLINE void PackOne(size_t i) {
     LoadRows(task_.k, i, 1, head_dim_, rows_);
-    const hn::Rebind<Stored, DF> d_stored;
-    HWY_ALIGN Stored stored[kLanes];
     Stored* column = Column(i);
-    const size_t elements = RoundUp(head_dim_, kDepth);
-    for (size_t begin = 0; begin < elements; begin += kLanes) {
-      hn::Store(FromF32(d_stored, hn::Load(df, rows_ + begin)), d_stored, stored);
-      const size_t count = MinOf(kLanes, elements - begin);
-      for (size_t j = 0; j < count; ++j) {
-        const size_t row = (begin + j) / kDepth;
-        column[row * kKeyBlock * kDepth + j % kDepth] = stored[j];
-      }
+    for (size_t j = 0; j < RoundUp(head_dim_, kDepth); ++j) {
+      column[j / kDepth * kKeyBlock * kDepth + j % kDepth] = rows_[j];
     }
   }
 
   HWY_INLINE void PackVectors(size_t begin, size_t end) {
+    const bool are_stored = AreStored<Stored>(task_.k);
+    const size_t row_bytes = RowBufferElements(head_dim_) * sizeof(Stored);
     for (size_t i = begin; i < end; i += kLanes) {
       PrefetchRows(task_.k, i + kRowsAhead, i + kRowsAhead + kLanes, task_.num_keys, head_dim_);
+      if (are_stored && PackRows(RowAt(task_.k, i).data, task_.k.length_stride, i)) continue;
       LoadRows(task_.k, i, kLanes, head_dim_, rows_);
-      const size_t elements = RowBufferElements(head_dim_);
-      if constexpr (kDepth == 2) {
-        RowsToPairPanel(rows_, elements, RoundUp(head_dim_, 2) / 2,
-                        reinterpret_cast<int32_t*>(Column(i)), kKeyBlock);
-      } else {
-        RowsToPanel(rows_, elements, head_dim_, Column(i), kKeyBlock);
-      }
+      PackRows(reinterpret_cast<const unsigned char*>(rows_), static_cast<int64_t>(row_bytes), i);
     }
   }
 
  private:
   static constexpr size_t kDepth = hwy::IsSame<Stored, hwy::bfloat16_t>() ? 2 : 1;
+
+  // kLanes rows from row i on, which lie at `rows`, row_stride bytes apart. False if a NaN may be
+  // among 16-bit elements, which conversions make quiet.
+  HWY_INLINE bool PackRows(const unsigned char* rows, int64_t row_stride, size_t i) {
+    const VI16 largest =
+        RowsToPanel<Stored, kDepth>(rows, row_stride, head_dim_, Column(i), kKeyBlock);
+    if constexpr (sizeof(Stored) == sizeof(float)) return true;
+    const VI16 infinity = hn::Set(di16, kDepth == 2 ? 0x7f80 : 0x7c00);
+    return HWY_LIKELY(hn::AllTrue(di16, hn::Lt(largest, infinity)));
+  }
 
   HWY_INLINE Stored* Column(size_t i) const {
     const size_t key = task_.key_begin + i;
@@ -82,131 +92,196 @@ class FloatKeyPacker {
 
   const PackTask& task_;
   size_t head_dim_;
-  float* rows_;
+  Stored* rows_;
 };
 
-// One row of V, of n channels, to the panels of `key`; channels past n are 0. Returns the largest
-// magnitudes of what was stored: what f16 cannot hold has become an infinity.
-template <typename Stored, class RowVectors>
-HWY_INLINE VI32 PackValueRow(const RowVectors& row, size_t n, size_t channels,
-                             const PackedShape& shape, size_t key, Stored* HWY_RESTRICT v_out) {
-  const hn::Rebind<Stored, DF> d_stored;
-  VI32 largest = hn::Zero(di32);
-  for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
-    const VPanel panel = VPanelAt(shape, key, begin);
-    Stored* HWY_RESTRICT out = v_out + panel.offset + key % kVTileKeys * panel.width;
-    const size_t used = MinOf(panel.width, n - begin);
-    ForEachVector(used, [&](size_t c, auto extent) HWY_ATTR {
-      const auto stored = FromF32(d_stored, row(begin + c, extent));
-      hn::StoreU(stored, d_stored, out + c);
-      largest = hn::Max(largest, Magnitude(ToF32(stored)));
-    });
-    for (size_t c = RoundUp(used, kLanes); c < panel.width; c += kLanes) {
-      hn::StoreU(hn::Zero(d_stored), d_stored, out + c);
+// How vectors of V's rows become what is stored: copied, where rows are of that type, or converted.
+template <typename Stored>
+struct Copied {
+  template <class Extent>
+  HWY_INLINE auto operator()(const DenseRow<Stored>& row, size_t c, Extent extent) const {
+    return row.Elements(c, extent);
+  }
+};
+template <typename Stored>
+struct Converted {
+  template <class RowVectors, class Extent>
+  HWY_INLINE auto operator()(const RowVectors& row, size_t c, Extent extent) const {
+    return FromF32(hn::Rebind<Stored, DF>(), row(c, extent));
+  }
+};
+
+// V as it is stored: kDepth keys side by side in lanes of 16 or 32 bits, kLanes channels a vector.
+template <typename Stored>
+struct FloatValueLanes {
+  static constexpr size_t kDepth = hwy::IsSame<Stored, hwy::bfloat16_t>() ? 2 : 1;
+  using DChannels = hn::Rebind<Stored, DF>;
+  using VChannels = hn::VFromD<DChannels>;
+  // Of bits.
+  using D = hwy::If<kDepth == 2, DI16, hn::RebindToSigned<DChannels>>;
+  using V = hn::VFromD<D>;
+
+  static HWY_INLINE V Join(VChannels first, VChannels second) {
+    if constexpr (kDepth == 1) {
+      return hn::BitCast(D(), first);
+    } else {
+      return hn::InterleaveWholeLower(D(), hn::ResizeBitCast(D(), first),
+                                      hn::ResizeBitCast(D(), second));
     }
   }
-  return largest;
+
+  // In whose order infinities and NaN are the largest.
+  static HWY_INLINE V Magnitudes(V lanes) {
+    return hn::And(lanes, hn::Set(D(), hwy::LimitsMax<hn::TFromD<D>>()));
+  }
+  static HWY_INLINE bool AllFinite(V magnitudes) {
+    const VChannels infinity = FromF32(DChannels(), NegInf());
+    return hn::AllTrue(D(), hn::Lt(magnitudes, Magnitudes(Join(infinity, infinity))));
+  }
+};
+
+// kRows rows of V from row `first` on to a panel of `width` channels, of which those that they do
+// not have become 0. Raises `largest`, magnitudes, to what is stored.
+template <size_t kRows, typename Stored, class Reader, class ToStored>
+HWY_INLINE void PackValueRows(Reader reader, ToStored to_stored, size_t first, size_t width,
+                              Stored* HWY_RESTRICT out,
+                              typename FloatValueLanes<Stored>::V& largest) {
+  using Lanes = FloatValueLanes<Stored>;
+  using Bits = hn::TFromD<typename Lanes::D>;
+  constexpr size_t kDepth = Lanes::kDepth;
+  const typename Lanes::D d;
+  const auto at = [=](size_t r, size_t c)
+                      HWY_ATTR { return reinterpret_cast<Bits*>(out + r * width + c * kDepth); };
+  typename Reader::RowVectors rows[kRows];
+  HWY_UNROLL(4)
+  for (size_t r = 0; r < kRows; ++r) rows[r] = reader[first + r];
+  ForEachVector(reader.n, [&](size_t c, auto extent) HWY_ATTR {
+    HWY_UNROLL(4)
+    for (size_t r = 0; r < kRows; r += kDepth) {
+      const auto lanes =
+          Lanes::Join(to_stored(rows[r], c, extent), to_stored(rows[r + kDepth - 1], c, extent));
+      hn::StoreU(lanes, d, at(r, c));
+      largest = hn::Max(largest, Lanes::Magnitudes(lanes));
+    }
+  });
+  for (size_t c = RoundUp(reader.n, kLanes); c < width; c += kLanes) {
+    for (size_t r = 0; r < kRows; r += kDepth) hn::StoreU(hn::Zero(d), d, at(r, c));
+  }
+}
+
+// `count` rows of V, a multiple of kDepth, to a panel, from `out` on. Returns whether all that is
+// stored is finite: what f16 cannot hold becomes an infinity.
+template <typename Stored, class Reader, class ToStored>
+HWY_INLINE bool PackValueRowsFrom(Reader reader, ToStored to_stored, size_t count, size_t width,
+                                  Stored* HWY_RESTRICT out) {
+  using Lanes = FloatValueLanes<Stored>;
+  constexpr size_t kRows = 4;
+  auto largest = hn::Zero(typename Lanes::D());
+  size_t i = 0;
+  for (; i + kRows <= count; i += kRows) {
+    PrefetchRows(reader.rows, i + kRowsAhead, i + kRowsAhead + kRows, count, reader.n);
+    PackValueRows<kRows>(reader, to_stored, i, width, out + i * width, largest);
+  }
+  for (; i < count; i += Lanes::kDepth) {
+    PackValueRows<Lanes::kDepth>(reader, to_stored, i, width, out + i * width, largest);
+  }
+  return Lanes::AllFinite(largest);
+}
+
+// The same of rows of any type and stride, n elements each.
+template <typename Stored>
+HWY_INLINE bool PackPanel(const SourceRows& rows, size_t n, size_t count, size_t width,
+                          Stored* HWY_RESTRICT out) {
+  if (AreStored<Stored>(rows)) {
+    const RowReader<DenseRow<Stored>, SourceRows> reader = {rows, n};
+    if (HWY_LIKELY(PackValueRowsFrom(reader, Copied<Stored>(), count, width, out))) return true;
+  }
+  bool finite = false;
+  ReadRows(rows, n, [&](auto reader) HWY_ATTR {
+    finite = PackValueRowsFrom(reader, Converted<Stored>(), count, width, out);
+  });
+  return finite;
 }
 
 // Whether NaN or an infinity is among V of the key's tile: begins with its first key, and knows of
-// those before. largest: what packing the key returned.
-HWY_INLINE void NoteSpecial(const PackedHead& head, size_t key, VI32 largest) {
+// those before.
+HWY_INLINE void NoteFinite(const PackedHead& head, size_t key, bool finite) {
   uint8_t* special = head.base + head.offsets.v_special + key / kKvTile;
   if (key % kKvTile == 0) *special = 0;
-  if (HWY_UNLIKELY(!AllBelow(largest, -kNegInf))) *special = 1;
+  if (HWY_UNLIKELY(!finite)) *special = 1;
 }
 
-template <typename Stored, class Reader>
-HWY_INLINE void PackFloatValuesFrom(const PackTask& task, Reader reader) {
-  const PackedHead head = task.head;
+// The rows without the channels before `channel`.
+HWY_INLINE SourceRows FromChannel(SourceRows rows, size_t channel) {
+  const auto count = static_cast<int64_t>(channel);
+  rows.first.data += count * rows.first.dim_stride;
+  rows.first.scale = ScaleAt(rows.first.scale, count * rows.first.scale_stride);
+  return rows;
+}
+
+// Rows [i, i + count) of V, all of one tile, and as many as share lanes.
+template <typename Stored>
+HWY_INLINE void PackTileValues(const PackTask& task, size_t i, size_t count) {
+  const PackedHead& head = task.head;
+  const size_t key = task.key_begin + i;
   Stored* v_out = reinterpret_cast<Stored*>(head.base + head.offsets.v);
-  const size_t channels = PaddedVHeadDim(head.shape);
-  const size_t num_keys = task.num_keys;
-  size_t key = task.key_begin;
-  for (size_t i = 0; i < num_keys; ++i, ++key) {
-    PrefetchRows(reader.rows, i + kRowsAhead, i + kRowsAhead + 1, num_keys, reader.n);
-    NoteSpecial(head, key, PackValueRow(reader[i], reader.n, channels, head.shape, key, v_out));
+  bool finite = true;
+  for (size_t begin = 0; begin < PaddedVHeadDim(head.shape); begin += kPanelWidth) {
+    const VPanel panel = VPanelAt(head.shape, key, begin);
+    const size_t used = MinOf(panel.width, head.shape.v_head_dim - begin);
+    Stored* out = v_out + panel.offset + key % kVTileKeys * panel.width;
+    finite &= PackPanel(FromChannel(Skip(task.v, i), begin), used, count, panel.width, out);
   }
+  NoteFinite(head, key, finite);
 }
 
-// One key of V in bf16, or two, of n channels, to the lanes of their panels: lanes(channel, extent,
-// there), which knows what is there. Returns the largest magnitudes of what was stored.
-template <class Lanes>
-HWY_INLINE VI32 PackValueLanes(Lanes lanes, size_t n, const PackedShape& shape, size_t key,
-                               uint8_t* HWY_RESTRICT v_out) {
-  const size_t channels = PaddedVHeadDim(shape);
-  VI32 largest = hn::Zero(di32);
-  int32_t* HWY_RESTRICT lanes_out = reinterpret_cast<int32_t*>(v_out);
-  for (size_t begin = 0; begin < channels; begin += kPanelWidth) {
-    const VPanel panel = VPanelAt(shape, key, begin);
-    const size_t row = key % kVTileKeys / 2;
-    int32_t* HWY_RESTRICT out = lanes_out + panel.offset / 2 + row * panel.width;
-    const size_t used = MinOf(panel.width, n - begin);
-    ForEachVector(used, [&](size_t c, auto extent) HWY_ATTR {
-      const VI32 pairs = lanes(begin + c, extent, hn::Load(di32, out + c));
-      hn::Store(pairs, di32, out + c);
-      largest =
-          hn::Max(largest, hn::Max(Magnitude(LowerOfPairs(pairs)), Magnitude(UpperOfPairs(pairs))));
-    });
-    for (size_t c = RoundUp(used, kLanes); c < panel.width; c += kLanes) {
-      hn::Store(hn::Zero(di32), di32, out + c);
+// A key of V in bf16 whose neighbour has come before, or comes later: until then it has a 0 beside
+// it.
+HWY_NOINLINE void PackSingleValue(const PackTask& task, size_t i, unsigned char* scratch) {
+  using Lanes = FloatValueLanes<hwy::bfloat16_t>;
+  const PackedHead& head = task.head;
+  const size_t key = task.key_begin + i;
+  auto* row = reinterpret_cast<hwy::bfloat16_t*>(scratch);
+  LoadRows(task.v, i, 1, head.shape.v_head_dim, row);
+  int16_t* v_out = reinterpret_cast<int16_t*>(head.base + head.offsets.v);
+  VI16 largest = hn::Zero(di16);
+  for (size_t c = 0; c < PaddedVHeadDim(head.shape); c += kLanes) {
+    const VPanel panel = VPanelAt(head.shape, key, c);
+    int16_t* out = v_out + panel.offset + (key - key % 2) % kVTileKeys * panel.width +
+                   c % kPanelWidth * Lanes::kDepth;
+    const auto x = hn::Load(Lanes::DChannels(), row + c);
+    const VI16 lanes = key % 2 == 0 ? Lanes::Join(x, hn::Zero(Lanes::DChannels()))
+                                    : hn::OddEven(Lanes::Join(x, x), hn::Load(di16, out));
+    hn::Store(lanes, di16, out);
+    largest = hn::Max(largest, Lanes::Magnitudes(lanes));
+  }
+  NoteFinite(head, key, Lanes::AllFinite(largest));
+}
+
+// V in f32, f16 or bf16, where neighbouring keys share lanes.
+template <typename Stored>
+HWY_INLINE void PackFloatValues(const PackTask& task, unsigned char* scratch) {
+  constexpr size_t kDepth = FloatValueLanes<Stored>::kDepth;
+  size_t i = 0;
+  while (i < task.num_keys) {
+    const size_t key = task.key_begin + i;
+    const size_t count = MinOf(task.num_keys - i, kKvTile - key % kKvTile);
+    if (key % kDepth != 0 || count < kDepth) {
+      PackSingleValue(task, i, scratch);
+      i += 1;
+    } else {
+      PackTileValues<Stored>(task, i, count - count % kDepth);
+      i += count - count % kDepth;
     }
   }
-  return largest;
 }
 
-// A key whose neighbour has come before, or comes later: until then it has a 0 beside it. row: in
-// f32, with padding.
-HWY_NOINLINE void PackSingleValue(const PackedHead& head, size_t key,
-                                  const float* HWY_RESTRICT row) {
-  const VI32 largest = PackValueLanes(
-      [=](size_t c, auto, VI32 there) HWY_ATTR {
-        const VF x = hn::Load(df, row + c);
-        if (key % 2 == 0) return PairsOf(x, hn::Zero(df));
-        return hn::Or(hn::AndNot(hn::Set(di32, kUpperHalf), there), PairsOf(hn::Zero(df), x));
-      },
-      head.shape.v_head_dim, head.shape, key, head.base + head.offsets.v);
-  NoteSpecial(head, key, largest);
-}
+// f16 is moderate or not finite, and then no sum with it is finite.
+template <class RowVectors>
+constexpr bool kShowsInSums = hwy::IsSame<RowVectors, DenseRow<hwy::float16_t>>();
 
-template <class Reader>
-HWY_INLINE void PackValuePairs(const PackTask& task, Reader reader, size_t begin, size_t end) {
-  const PackedHead head = task.head;
-  uint8_t* v_out = head.base + head.offsets.v;
-  const size_t num_keys = task.num_keys;
-  size_t key = task.key_begin + begin;
-  for (size_t i = begin; i < end; i += 2, key += 2) {
-    PrefetchRows(reader.rows, i + kRowsAhead, i + kRowsAhead + 2, num_keys, reader.n);
-    const auto first = reader[i];
-    const auto second = reader[i + 1];
-    const auto both = [=](size_t c, auto extent, VI32)
-                          HWY_ATTR { return PairsOf(first(c, extent), second(c, extent)); };
-    NoteSpecial(head, key, PackValueLanes(both, reader.n, head.shape, key, v_out));
-  }
-}
-
-// V in bf16, where neighbouring keys share lanes.
-[[maybe_unused]] HWY_NOINLINE void PackBF16Values(const PackTask& task, unsigned char* scratch) {
-  const size_t n = task.head.shape.v_head_dim;
-  float* row = reinterpret_cast<float*>(scratch);
-  const auto pack_single = [&](size_t i) HWY_ATTR {
-    LoadRows(task.v, i, 1, n, row);
-    PackSingleValue(task.head, task.key_begin + i, row);
-  };
-  const size_t begin = MinOf(task.key_begin % 2, task.num_keys);
-  const size_t end = task.num_keys - (task.num_keys - begin) % 2;
-  if (begin != 0) pack_single(0);
-  ReadRows(task.v, n, [&](auto reader) HWY_ATTR { PackValuePairs(task, reader, begin, end); });
-  if (end != task.num_keys) pack_single(end);
-}
-
-template <typename Stored>
-HWY_INLINE void PackFloatValues(const PackTask& task) {
-  ReadRows(task.v, task.head.shape.v_head_dim,
-           [&](auto reader) HWY_ATTR { PackFloatValuesFrom<Stored>(task, reader); });
-}
-
-// Adds kRows rows to `sums`, first to last, and their magnitudes to what is known of the largest.
+// Adds kRows rows to `sums`, first to last, and their magnitudes, unless sums show them, to what is
+// known of the largest.
 template <size_t kRows, class Reader, class Convert>
 HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, float* HWY_RESTRICT sums,
                         VI32 largest) {
@@ -218,7 +293,9 @@ HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, float* HWY
     HWY_UNROLL(4)
     for (size_t r = 0; r < kRows; ++r) {
       const VF x = convert(rows[r](c, extent));
-      largest = hn::Max(largest, Magnitude(x));
+      if constexpr (!kShowsInSums<typename Reader::RowVectors>) {
+        largest = hn::Max(largest, Magnitude(x));
+      }
       sum = hn::Add(sum, x);
     }
     hn::Store(sum, df, sums + c);
@@ -227,7 +304,7 @@ HWY_INLINE VI32 AddRows(Reader reader, Convert convert, size_t first, float* HWY
 }
 
 // Sums of `count` rows, in order of keys, so that they do not depend on the vector length. Returns
-// the largest magnitudes.
+// the largest magnitudes, or those of the sums where these show them.
 template <class Reader, class Convert>
 HWY_INLINE VI32 SumRows(Reader reader, Convert convert, size_t count, float* HWY_RESTRICT sums) {
   constexpr size_t kRows = 4;
@@ -241,6 +318,9 @@ HWY_INLINE VI32 SumRows(Reader reader, Convert convert, size_t count, float* HWY
     largest = AddRows<kRows>(reader, convert, i, sums, largest);
   }
   for (; i < count; ++i) largest = AddRows<1>(reader, convert, i, sums, largest);
+  if constexpr (kShowsInSums<typename Reader::RowVectors>) {
+    return LargestMagnitudes(sums, reader.n);
+  }
   return largest;
 }
 
@@ -381,9 +461,11 @@ class QuantizedKeyPacker {
       const VF ranges = hn::Max(FiniteRanges(block.maxima, block.rows, elements_), Kept(i, kLanes));
       const QuantStep step = StepForRange(ranges, static_cast<float>(MaxK()));
       hn::StoreU(step.scale, df, Scale(i));
+      HWY_ALIGN float inverses[kLanes];
+      hn::Store(step.inverse, df, inverses);
       const bool has_next = i + kLanes < end;
       if (has_next && loads_ahead_) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
-      QuantaToPanel<Quantum>(block.rows, elements_, step.inverse, Keys::kAdded, lanes_, Column(i),
+      QuantaToPanel<Quantum>(block.rows, elements_, inverses, Keys::kAdded, lanes_, Column(i),
                              kKeyBlock);
       if (has_next && !loads_ahead_) Load(i + kLanes, kLanes, blocks_[turn ^ 1]);
     }
@@ -437,14 +519,6 @@ HWY_INLINE VU8 InterleaveBytes(VI32 a, VI32 b, VI32 c, VI32 d) {
   const VI16 ac = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(c)), hn::BitCast(di16, a));
   const VI16 bd = hn::OddEven(hn::BitCast(di16, hn::ShiftLeft<16>(d)), hn::BitCast(di16, b));
   return hn::OddEven(hn::BitCast(du8, hn::ShiftLeft<8>(bd)), hn::BitCast(du8, ac));
-}
-
-// The rows without the channels before `channel`.
-HWY_INLINE SourceRows FromChannel(SourceRows rows, size_t channel) {
-  const auto count = static_cast<int64_t>(channel);
-  rows.first.data += count * rows.first.dim_stride;
-  rows.first.scale = ScaleAt(rows.first.scale, count * rows.first.scale_stride);
-  return rows;
 }
 
 // Loads kRows rows of V, minus centre and RowBufferElements apart; see LoadFinite. maxima: by
@@ -574,10 +648,8 @@ void Pack(const PackTask& task, unsigned char* scratch) {
   PackKeys<typename AnyForm::Keys>(task, scratch);
   if constexpr (Values::kQuantized) {
     PackQuantizedValues(task, scratch);
-  } else if constexpr (hwy::IsSame<typename Values::Stored, hwy::bfloat16_t>()) {
-    PackBF16Values(task, scratch);
   } else {
-    PackFloatValues<typename Values::Stored>(task);
+    PackFloatValues<typename Values::Stored>(task, scratch);
   }
 }
 

@@ -161,16 +161,11 @@ HWY_NOINLINE VF FiniteRanges(const VI32* HWY_RESTRICT maxima, float* HWY_RESTRIC
   VI32 x[kLanes];
   HWY_UNROLL(16)
   for (size_t r = 0; r < kLanes; ++r) x[r] = maxima[r];
-  TransposeSquare(x);
-  HWY_UNROLL(4)
-  for (size_t step = kLanes / 2; step != 0; step /= 2) {
-    HWY_UNROLL(8)
-    for (size_t r = 0; r < step; ++r) x[r] = hn::Max(x[r], x[r + step]);
-  }
-  if (HWY_LIKELY(AllBelow(x[0], kLargestFinite))) return hn::BitCast(df, x[0]);
-  HWY_ALIGN float ranges[kLanes];
-  for (size_t r = 0; r < kLanes; ++r) ranges[r] = FiniteRange(rows + r * n, n);
-  return hn::Load(df, ranges);
+  const VI32 ranges = MaxOfEach(x);
+  if (HWY_LIKELY(AllBelow(ranges, kLargestFinite))) return hn::BitCast(df, ranges);
+  HWY_ALIGN float finite[kLanes];
+  for (size_t r = 0; r < kLanes; ++r) finite[r] = FiniteRange(rows + r * n, n);
+  return hn::Load(df, finite);
 }
 
 // The quanta of a vector, plus `bias`, in the low bits of its lanes: rounded by an addition that
@@ -192,70 +187,86 @@ HWY_INLINE void QuantaOfRow(const float* row, size_t n, float inverse, Quantum* 
   }
 }
 
-// Bytes or words of as many vectors of quanta as fit a lane, which have the bias already. Elements
-// are in order within each of the vectors' blocks of 128 bits, see QuantaToPanel.
-HWY_INLINE VI32 JoinQuanta(const VI32 (&quanta)[4], int bias) {
-  const VI16 ab = hn::ReorderDemote2To(di16, quanta[0], quanta[1]);
-  const VI16 cd = hn::ReorderDemote2To(di16, quanta[2], quanta[3]);
-  return bias != 0 ? hn::BitCast(di32, hn::ReorderDemote2To(du8, ab, cd))
-                   : hn::BitCast(di32, hn::ReorderDemote2To(di8, ab, cd));
+// Whether to join quanta by truncations, which leave elements in order and take one instruction for
+// two vectors. Where they take more, saturation does better; see JoinQuanta.
+constexpr bool kJoinsInOrder = !HWY_ARCH_X86 || HWY_TARGET <= HWY_AVX3;
+
+// Bytes or words of as many vectors of QuantaBits as fit a lane, which have the bias already. If
+// not in order, elements are so within each of the vectors' blocks of 128 bits; see JoinedLane.
+HWY_INLINE VI32 JoinQuanta(const VI32 (&bits)[4], int bias) {
+  if constexpr (kJoinsInOrder) {
+    const VU16 ab = hn::OrderedTruncate2To(du16, AsUnsigned(bits[0]), AsUnsigned(bits[1]));
+    const VU16 cd = hn::OrderedTruncate2To(du16, AsUnsigned(bits[2]), AsUnsigned(bits[3]));
+    return hn::BitCast(di32, hn::OrderedTruncate2To(du8, ab, cd));
+  } else {
+    const VI32 magic = hn::Set(di32, kMagicBits);
+    const VI16 ab = hn::ReorderDemote2To(di16, hn::Sub(bits[0], magic), hn::Sub(bits[1], magic));
+    const VI16 cd = hn::ReorderDemote2To(di16, hn::Sub(bits[2], magic), hn::Sub(bits[3], magic));
+    return bias != 0 ? hn::BitCast(di32, hn::ReorderDemote2To(du8, ab, cd))
+                     : hn::BitCast(di32, hn::ReorderDemote2To(di8, ab, cd));
+  }
 }
-HWY_INLINE VI32 JoinQuanta(const VI32 (&quanta)[2], int) {
-  return hn::BitCast(di32, hn::ReorderDemote2To(di16, quanta[0], quanta[1]));
+HWY_INLINE VI32 JoinQuanta(const VI32 (&bits)[2], int) {
+  if constexpr (kJoinsInOrder) {
+    return hn::BitCast(di32,
+                       hn::OrderedTruncate2To(du16, AsUnsigned(bits[0]), AsUnsigned(bits[1])));
+  } else {
+    const VI32 magic = hn::Set(di32, kMagicBits);
+    return hn::BitCast(
+        di32, hn::ReorderDemote2To(di16, hn::Sub(bits[0], magic), hn::Sub(bits[1], magic)));
+  }
 }
 
-// Lanes [begin, lanes) of kLanes rows, kLanes of them at most, from num_vectors vectors of each
-// row: as many as make whole vectors of lanes, or those that are left.
+// The lane of kLanes that joining kDepth vectors of quanta leaves in lane i. If not in order, it
+// makes of blocks and vectors what would be vectors and blocks: lane 4 b + j is of vector j / kRun,
+// of which a block has kRun lanes.
+template <size_t kDepth>
+constexpr size_t JoinedLane(size_t i) {
+  constexpr size_t kRun = 4 / kDepth;
+  return kJoinsInOrder ? i : i % 4 / kRun * (kLanes / kDepth) + i / 4 * kRun + i % kRun;
+}
+
+// Lanes [begin, lanes) of kLanes rows, kLanes of them at most; num_vectors: of each row that they
+// are made of. Out of line, lest compilers keep what is the same for all lanes in memory.
 template <typename Quantum>
-HWY_INLINE void QuantaToPanelLanes(const float* HWY_RESTRICT rows, size_t elements,
-                                   const float* HWY_RESTRICT inverse, int bias, size_t num_vectors,
-                                   size_t begin, size_t lanes, int32_t* HWY_RESTRICT panel,
-                                   size_t panel_stride) {
+HWY_NOINLINE void QuantaToPanelLanes(const float* HWY_RESTRICT rows, size_t elements,
+                                     const float* HWY_RESTRICT inverses, int bias,
+                                     size_t num_vectors, size_t begin, size_t lanes,
+                                     int32_t* HWY_RESTRICT panel, size_t panel_stride) {
   constexpr size_t kDepth = kLaneBytes / sizeof(Quantum);
-  const VI32 magic = hn::Set(di32, kMagicBits - bias);
   VI32 x[kLanes];
   HWY_UNROLL(16)
   for (size_t r = 0; r < kLanes; ++r) {
     const float* row = rows + r * elements + begin * kDepth;
-    VI32 quanta[kDepth];
+    const VF inverse = hn::Set(df, inverses[r]);
+    VI32 bits[kDepth];
     HWY_UNROLL(4)
     for (size_t v = 0; v < kDepth; ++v) {
-      quanta[v] = hn::Zero(di32);
-      if (v >= num_vectors) continue;
-      const VI32 bits = QuantaBits(hn::Load(df, row + v * kLanes), hn::Set(df, inverse[r]));
-      quanta[v] = hn::Sub(bits, magic);
+      // What stands for vectors that are missing becomes lanes that are not stored.
+      const size_t vector = MinOf(v, num_vectors - 1);
+      bits[v] = QuantaBits(hn::Load(df, row + vector * kLanes), inverse, bias);
     }
-    x[r] = JoinQuanta(quanta, bias);
+    x[r] = JoinQuanta(bits, bias);
   }
   TransposeSquare(x);
-  // Joining made of blocks and vectors what would be vectors and blocks: lane 4 b + j of a row is
-  // of vector j / kRun, of which a block has kRun lanes.
-  constexpr size_t kRun = 4 / kDepth;
   HWY_UNROLL(16)
   for (size_t i = 0; i < kLanes; ++i) {
-    const size_t vector = i % 4 / kRun;
-    const size_t lane = begin + vector * (kLanes / kDepth) + i / 4 * kRun + i % kRun;
+    const size_t lane = begin + JoinedLane<kDepth>(i);
     if (lane < lanes) hn::Store(x[i], di32, panel + lane * panel_stride);
   }
 }
 
 // Quanta of kLanes finite rows, `elements` apart, plus `bias`, to a panel of `lanes` rows of kLanes
-// lanes each, panel_stride apart.
+// lanes each, panel_stride apart. inverses: of the rows' steps, in memory, where broadcasts are
+// loads.
 template <typename Quantum>
-HWY_NOINLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements, VF inverse,
-                                int bias, size_t lanes, int32_t* HWY_RESTRICT panel,
-                                size_t panel_stride) {
+HWY_NOINLINE void QuantaToPanel(const float* HWY_RESTRICT rows, size_t elements,
+                                const float* HWY_RESTRICT inverses, int bias, size_t lanes,
+                                int32_t* HWY_RESTRICT panel, size_t panel_stride) {
   constexpr size_t kDepth = kLaneBytes / sizeof(Quantum);
-  HWY_ALIGN float inverses[kLanes];
-  hn::Store(inverse, df, inverses);
-  size_t begin = 0;
-  for (; (begin + kLanes) * kDepth <= elements; begin += kLanes) {
-    QuantaToPanelLanes<Quantum>(rows, elements, inverses, bias, kDepth, begin, lanes, panel,
-                                panel_stride);
-  }
-  const size_t left = elements / kLanes - begin / kLanes * kDepth;
-  if (left != 0) {
-    QuantaToPanelLanes<Quantum>(rows, elements, inverses, bias, left, begin, lanes, panel,
+  for (size_t begin = 0; begin * kDepth < elements; begin += kLanes) {
+    const size_t num_vectors = MinOf(kDepth, (elements - begin * kDepth) / kLanes);
+    QuantaToPanelLanes<Quantum>(rows, elements, inverses, bias, num_vectors, begin, lanes, panel,
                                 panel_stride);
   }
 }
