@@ -53,16 +53,13 @@ class Patterns {
     return &data_[static_cast<size_t>((key * kHeads + head) * dim_ + d) * stored_.bytes];
   }
 
-  // True if `packed` has the same bits; conversions make a NaN a quiet one.
+  // True if `packed` has the same bits, or is any NaN for one: conversions may make it quiet.
   bool IsStoredAs(const unsigned char* packed, int64_t key, int64_t head, int64_t d) const {
     const unsigned char* element = at(key, head, d);
     if (stored_.bytes == 4 || !std::isnan(LoadElement(stored_.type, element))) {
       return memcmp(packed, element, stored_.bytes) == 0;
     }
-    uint16_t bits;
-    memcpy(&bits, packed, sizeof(bits));
-    const uint16_t quiet = stored_.type == DType::kF16 ? 0x200 : 0x40;
-    return std::isnan(LoadElement(stored_.type, packed)) && (bits & quiet) != 0;
+    return std::isnan(LoadElement(stored_.type, packed));
   }
 
   bool IsSpecial(int64_t first_key, int64_t end_key, int64_t head) const {
