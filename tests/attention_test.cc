@@ -124,6 +124,38 @@ TEST_CASE("blocks of rows over many keys", "[attention][decode]") {
   }
 }
 
+// Kv heads of a memory or cache are decoded one after the other: what has been found out about the
+// keys of the first serves the next, as far as one chunk has them all and nothing is masked.
+TEST_CASE("few rows of several heads over many keys that are packed", "[attention][decode]") {
+  uint64_t seed = 900;
+  for (const int64_t kv_len : {100, 2049, 4097, 5000}) {
+    for (const bool masked : {false, true}) {
+      Case c;
+      c.q_len = 2;
+      c.kv_len = kv_len;
+      c.heads = 6;
+      c.kv_heads = 3;
+      c.head_dim = 20;
+      c.causal = true;
+      c.kv_batch = 2;
+      c.features.kv_lens = {static_cast<int32_t>(kv_len), static_cast<int32_t>(kv_len / 2)};
+      c.features.mask.on = masked;
+      const Problem problem(c, ++seed);
+      Expectations expectations(problem);
+      for (const Precision precision : kPrecisions) {
+        for (const char* tier : TiersOf(precision)) {
+          if (!IsAffordable(c, tier) || !TakesTurn(tier)) continue;
+          INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+          for (const Source source : {Source::kMemory, Source::kCache}) {
+            const Setup setup = {tier, precision, source};
+            CHECK_THAT(Attend(problem, setup), IsClose(expectations(setup)));
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("every kind of head_dim and v_head_dim", "[attention][head_dims]") {
   constexpr int64_t kDims[] = {1,  2,  3,  4,  5,  7,  8,   15,  16,  17,  31,  32,  33,
                                40, 63, 64, 65, 80, 96, 100, 128, 129, 192, 256, 511, 512};

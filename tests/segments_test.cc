@@ -668,7 +668,6 @@ TEST_CASE("batches of segments, shared ones among them", "[segments]") {
   CheckEverySetup({own, shared}, asked, 24002);
 }
 
-// A segment that hardly anybody looks at must not be noticed, whatever it holds.
 TEST_CASE("a ragged batch over lists of segments is a call for each, bit by bit", "[segments]") {
   constexpr int64_t kQBlock = 5;
   constexpr int64_t kKvBlock = 48;
@@ -753,6 +752,7 @@ TEST_CASE("a ragged batch over lists of segments is a call for each, bit by bit"
   });
 }
 
+// A segment that hardly anybody looks at must not be noticed, whatever it holds.
 TEST_CASE("means of K and V that differ wildly", "[segments]") {
   const int64_t q_len = GENERATE(1, 33);
   const std::vector<std::vector<Part>> cases = {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "dispatch/kernel_table.h"
 #include "support/check.h"
 #include "support/numeric.h"
 #include "support/problem.h"
@@ -821,41 +822,46 @@ TEST_CASE("weights left by prefill are those of the second pass", "[weights]") {
   }
 }
 
-// Where V is quantised, softmax has scores in fixed point, and its weights are of these. A second
-// pass has those of tiles that are too steep for it, or modified. Returns whether some tile was.
-bool CheckFixedPoint(const Problem& problem, const char* tier, Precision precision) {
+// Where V is quantised, softmax has scores in fixed point, and its weights are of these; a second
+// pass makes those of rows that are too steep for it, and of modified scores. Returns how many
+// pairs of a row and a tile were too steep.
+int64_t CheckFixedPoint(const Problem& problem, const char* tier, Precision precision,
+                        int64_t extra_keys) {
   const Case& c = problem.c;
-  INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+  INFO(c.ToString() << " + " << extra_keys << ", " << Name(precision) << " on " << tier);
   const Setup setup = {tier, precision};
   Ask ask;
   ask.mass = false;
-  ask.extra_keys = c.causal ? 133 : 0;
+  ask.extra_keys = extra_keys;
   ExpectedWeights expected(problem);
   const FixedPointPaths& paths = expected.Output(setup).paths;
-  const bool leaves_fixed_point = c.features.modifies_scores() ||
-                                  paths.wide_steep + paths.wide_uneven + paths.wide_clamped != 0;
   const Answer answer = AnswerOf(problem, setup, ask);
-  CHECK_THAT(answer.weights, IsClose(leaves_fixed_point ? expected.Weights(setup, ask)
-                                                        : expected.SoftmaxWeights(setup, ask)));
+  CHECK_THAT(answer.weights,
+             IsClose(c.features.modifies_scores() ? expected.Weights(setup, ask)
+                                                  : expected.SoftmaxWeights(setup, ask)));
   CHECK_THAT(answer.lse, IsClose(expected.Output(setup).Lse()));
   CHECK_THAT(Attend(problem, setup), Equals(answer.out));
-  return leaves_fixed_point;
+  return paths.wide_steep + paths.wide_uneven + paths.wide_clamped;
+}
+
+// The same in both precisions and on every tier; whether some rows, and not all, were too steep.
+bool CheckFixedPoint(const Problem& problem, int64_t extra_keys) {
+  bool are_mixed = false;
+  for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
+    for (const char* tier : TiersOf(precision)) {
+      if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
+      const int64_t num_steep = CheckFixedPoint(problem, tier, precision, extra_keys);
+      are_mixed |= num_steep > 0 && num_steep < problem.c.q_len;
+    }
+  }
+  return are_mixed;
 }
 
 TEST_CASE("weights left by prefill are of the scores in fixed point", "[weights]") {
-  int64_t num_left[2] = {0, 0};
-  const auto check = [&](const Problem& problem) {
-    for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
-      for (const char* tier : TiersOf(precision)) {
-        if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
-        num_left[CheckFixedPoint(problem, tier, precision) ? 1 : 0] += 1;
-      }
-    }
-  };
   for (const int64_t q_len : {33, 250}) {
     for (const Problem& problem : ProblemsOnTheWay(q_len, 22800)) {
       const bool has_nan_in_k = problem.c.features.mask.on;
-      if (!has_nan_in_k) check(problem);
+      if (!has_nan_in_k) CheckFixedPoint(problem, problem.c.causal ? 133 : 0);
     }
   }
   uint64_t seed = 22900;
@@ -863,11 +869,36 @@ TEST_CASE("weights left by prefill are of the scores in fixed point", "[weights]
     Case c = SmallCase(50, kv_len);
     c.kv_heads = c.heads;
     c.placement = ++seed % 2 == 0 ? Placement::kAtEnd : Placement::kAtFront;
-    check(Problem(c, seed));
+    CheckFixedPoint(Problem(c, seed), 0);
   }
-  if (IsEmulated()) return;  // few cases
-  CHECK(num_left[0] > 0);
-  CHECK(num_left[1] > 0);
+}
+
+// Rows that fixed point is too narrow for, among others of the same tile.
+TEST_CASE("weights of steep rows beside others", "[weights]") {
+  Case c = SmallCase(100, 200);
+  c.heads = c.kv_heads = 1;
+  Problem problem(c, 22950);
+  for (const int64_t l : {0, 17, 18, 40, 95}) {
+    for (int64_t d = 0; d < c.head_dim; ++d) {
+      problem.q.Set(0, l, 0, d, 1e4f * problem.q.Get(0, l, 0, d));
+    }
+  }
+  const bool are_mixed = CheckFixedPoint(problem, 3);
+  CHECK((are_mixed || IsEmulated()));
+}
+
+// More than caches keep is written past them, in lines: rows begin at every distance from one.
+TEST_CASE("weights past the caches", "[weights]") {
+  constexpr size_t kRows = 2 * 34;
+  constexpr int64_t kLength = static_cast<int64_t>(internal::kKeptBytes / sizeof(float) / kRows);
+  for (const int64_t kv_len : {int64_t{70}, kLength + 4}) {
+    for (const int64_t length : {kLength + 5, kLength + 22}) {
+      Case c = SmallCase(34, kv_len);
+      c.heads = c.kv_heads = 2;
+      c.placement = kv_len % 4 == 0 ? Placement::kAtEnd : Placement::kAtFront;
+      CheckFixedPoint(Problem(c, 22960), length - kv_len);
+    }
+  }
 }
 
 TEST_CASE("asking for weights, mass and lse changes no bit of the output", "[weights]") {

@@ -217,7 +217,7 @@ struct Expected {
   std::vector<double> tolerance;  // the same
   std::vector<double> lse;        // [batch][q_len][heads]
   std::vector<double> lse_tolerance;
-  // Of simulations: [batch][q_len][heads][kv_len], the scores that softmax had, as logits.
+  // Of simulations: [batch][q_len][heads][kv_len], QuantResult::scores as logits.
   std::vector<double> softmax_scores;
   FixedPointPaths paths;  // how the simulation got there
 

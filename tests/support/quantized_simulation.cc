@@ -475,9 +475,14 @@ QuantResult AttendQuantized(const QuantHead& head, const QuantMethod& method, co
   const std::vector<Tile> tiles = TilesOf(head, method, row, seen, &result.paths);
   double max = -HUGE_VAL;
   result.scores.assign(seen.visible.size(), -HUGE_VAL);
+  const FixedPointPaths& paths = result.paths;
+  const bool is_wide = paths.wide_steep + paths.wide_uneven + paths.wide_clamped != 0;
   for (const Tile& tile : tiles) {
     max = std::max(max, tile.max);
-    for (const QuantWeight& weight : tile.weights) result.scores[weight.key] = weight.score;
+    for (const QuantWeight& weight : tile.weights) {
+      const double in_f32 = static_cast<double>(row.Score(head, weight.key));
+      result.scores[weight.key] = is_wide ? in_f32 : weight.score;
+    }
   }
   result.lse = sink * kLn2;
   result.lse_tolerance = 4.0 * kF32Unit * (isfinite(sink) ? fabs(result.lse) : 0.0);

@@ -133,8 +133,9 @@ struct QuantResult {
   // Log of the denominator, without what K's center adds to every score.
   double lse = 0.0;
   double lse_tolerance = 0.0;
-  std::vector<double> scores;  // in octaves, of the keys below `visible`, as softmax had them; what
-                               // fixed point was too narrow for, in f32; -inf: hidden
+  // In octaves, -inf where hidden: as softmax had them, or, of a row that is in f32 for some tile,
+  // all in f32.
+  std::vector<double> scores;
   FixedPointPaths paths;
 };
 

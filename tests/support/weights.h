@@ -62,7 +62,8 @@ class ExpectedWeights {
   // What the first pass leaves.
   const Expected& Output(const Setup& setup) { return known_(setup); }
   Expected Weights(const Setup& setup, const Ask& ask);
-  // Of the scores that softmax had, which only quantised V tells from the others.
+  // What prefill leaves on the way: of the scores that softmax had in fixed point, but for rows
+  // that this is too narrow for.
   Expected SoftmaxWeights(const Setup& setup, const Ask& ask);
   Expected Mass(const Setup& setup, const Ask& ask);
 
