@@ -154,8 +154,8 @@ struct DistanceBias {
 // The other side of a window that has none: beyond any position.
 constexpr int64_t kUnbounded = int64_t{1} << 40;
 
-// Bytes of a last-level cache that other work leaves to a task, so to speak: what is more, nobody
-// finds there later. A guess: phones have 2 to 8 MiB for all cores.
+// Bytes that a last-level cache is trusted to keep beside all else, until they are read again.
+// Phones have 2 to 8 MiB for all cores.
 constexpr size_t kKeptBytes = size_t{4} << 20;
 
 // What becomes of weights exp(s - lse).
@@ -166,7 +166,7 @@ struct WeightsTask {
   Row mass;          // optional, f32: sums over all rows, which are added
   size_t num_keys;   // of out and mass; hidden keys, and those that do not exist, get 0
   float factor;      // weights are multiplied by it
-  bool past_caches;  // all of `out` is more than kKeptBytes
+  bool past_caches;  // all of `out` is more than kKeptBytes; for scores that wait as words
 };
 
 // Which keys of a tile of kKvTile are there.
@@ -191,8 +191,9 @@ struct AttendTask {
   bool continues;  // rows have seen other keys in the task before, and
   bool pauses;     // see more in the next one. Q and the modifications are the same in all of them.
   const AttendTask* next;  // the one that goes on where this pauses; null: it comes in another call
-  // The call before, in the same scratch, had the same rows of the head before. For decode, which
-  // has found the same keys there already.
+  // Of the first task: the call before had the same tasks, objects included, in the same scratch,
+  // for the head before, which each task's packed head and pages have left by head.offsets.bytes.
+  // Decode then has their keys already.
   bool is_next_head;
   const float* score_offset;  // [group], finite: added to all scores; null: 0
   Rows q;

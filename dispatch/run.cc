@@ -406,7 +406,8 @@ bool WeighsOnTheWay(const Call& call, size_t sequence) {
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 
-// True if f32 weights are more than kKeptBytes, whatever their product would overflow.
+// True if f32 weights are more than kKeptBytes. In floating point, which broadcasts do not
+// overflow.
 bool ExceedsCaches(const TensorView& weights) {
   double bytes = sizeof(float);
   for (const int64_t axis : {weights.batch, weights.length, weights.heads, weights.dim}) {

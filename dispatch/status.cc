@@ -10,8 +10,9 @@ Status Status::Error(StatusCode code, const char* format, ...) {
   status.code_ = code;
   va_list args;
   va_start(args, format);
-  vsnprintf(status.message_, sizeof(status.message_), format, args);
+  const int length = vsnprintf(status.message_, sizeof(status.message_), format, args);
   va_end(args);
+  if (length < 0) status.message_[0] = '\0';
   return status;
 }
 

@@ -681,7 +681,7 @@ HWY_INLINE void DecodeChunkOutputs(const Chunk& chunk, DecodeRow* rows, size_t n
   const size_t channels = PaddedVHeadDim(chunk.runs[0].part->head.shape);
   const size_t block_channels = VectorsPerBlock<Values>(num_rows) * kLanes;
   const KeyRun* const end = chunk.runs + chunk.num_runs;
-  size_t part_tile = 0;  // the part's first one
+  size_t part_tile = 0;  // from which on the mean of V is still to be added
   for (const KeyRun* run = chunk.runs; run != end; ++run) {
     for (size_t channel = 0, channel_end = 0; channel < channels; channel = channel_end) {
       const size_t panel_end = MinOf(RoundUp(channel + 1, kPanelWidth), channels);
@@ -821,7 +821,7 @@ class Chunks {
       key_ = 0;
       seen_ = SeenKeys(*part_, rows_, num_rows_);
     }
-    chunk_.after = After();
+    chunk_.after = IsAtEnd() ? nullptr : After();
     if (chunk_.num_runs == 0) return nullptr;
     is_all_ = is_first_ && IsAtEnd();
     is_first_ = false;

@@ -57,7 +57,7 @@ HWY_NOINLINE float ScoreLack(const AttendTask& task, const float* HWY_RESTRICT r
 }
 
 // The same of rows side by side. rows: count <= kLanes of them, RowBufferElements(head_dim) apart;
-// lacks are 0 where there is no row.
+// lacks of none are not to be used.
 HWY_NOINLINE VF ScoreLacks(const AttendTask& task, const float* HWY_RESTRICT rows, size_t count) {
   if (!NeedsLack(task)) return hn::Zero(df);
   if (count == 1) return hn::Set(df, ScoreLack(task, rows));

@@ -189,11 +189,12 @@ HWY_INLINE void ZeroPadding(size_t n, T* out) {
   }
 }
 
-// The same x, of which compilers do not know where it comes from: GCC for ARM takes conversions
-// from f16 and back for nothing, which make NaN quiet.
+// x on its way to T, of which compilers do not know where it comes from: GCC for ARM takes
+// conversions from f16 and back for nothing, which make NaN quiet.
+template <typename T>
 HWY_INLINE VF Opaque(VF x) {
-#if HWY_ARCH_ARM_A64
-  asm("" : "+w"(x.raw));
+#if HWY_ARCH_ARM
+  if constexpr (sizeof(T) == 2) asm("" : "+w"(x.raw));
 #endif
   return x;
 }
@@ -205,8 +206,7 @@ HWY_INLINE void LoadRowsFrom(Reader reader, size_t begin, size_t count, T* HWY_R
   for (size_t r = begin; r < begin + count; ++r, out += RowBufferElements(n)) {
     const auto row = reader[r];
     ForEachVector(n, [&](size_t i, auto extent) HWY_ATTR {
-      const VF x = row(i, extent);
-      hn::Store(FromF32(d, sizeof(T) == 2 ? Opaque(x) : x), d, out + i);
+      hn::Store(FromF32(d, Opaque<T>(row(i, extent))), d, out + i);
     });
     ZeroPadding(n, out);
   }

@@ -572,8 +572,7 @@ HWY_NOINLINE bool ScoreModifiedWords(const AttendTask& task, const QueryTile& q,
   return !hn::AllFalse(di32, any_wide);
 }
 
-// Scores of what each vector of rows sees, to its padded end: what is beyond is hidden. True if
-// some rows are wide.
+// Scores of what each vector of rows sees, to its padded end: what is beyond is hidden.
 template <class Keys, size_t kQV>
 HWY_INLINE void ScoreTileFixed(const AttendTask& task, const QueryTile& q, const KvTile& kv,
                                const KeyFactors& keys, const TileMask& mask,

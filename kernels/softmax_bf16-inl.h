@@ -237,8 +237,8 @@ HWY_INLINE void DirectTile(const QueryTile& q, const KvTile& kv, const TileMask&
       });
 }
 
-// Scores that have all their modifications.
-HWY_INLINE ScoreMods<false, false> AsTheyAre(const AttendTask& task, const QueryTile& q) {
+// Of scores that have all their modifications.
+HWY_INLINE ScoreMods<false, false> NoMods(const AttendTask& task, const QueryTile& q) {
   return {task, q, {nullptr}};
 }
 
@@ -350,14 +350,14 @@ HWY_NOINLINE void ScoreToBF16AndStore(const AttendTask& task, const QueryTile& q
     if (!from_scores && AllSeeAll(mask, kMaskAlign)) {
       ScoreAll<Keys, kQV, ScoresAre::kUnscaled>(q, kv, mask, head_dim, scratch);
       StoreScores<ScoresAre::kUnscaled>(task, q, mask, kv.key_begin, scratch.s);
-      DirectFromScores<kQV, true, ScoresAre::kUnscaled>(q, mask, AsTheyAre(task, q), scratch);
+      DirectFromScores<kQV, true, ScoresAre::kUnscaled>(q, mask, NoMods(task, q), scratch);
       return;
     }
   }
   ScoreToStore<Keys, kQV>(task, q, kv, mask, scratch, biases);
   StoreScores<ScoresAre::kRaw>(task, q, mask, kv.key_begin, scratch.s);
   if (from_scores) {
-    DirectFromScores<kQV, true, ScoresAre::kRaw>(q, mask, AsTheyAre(task, q), scratch);
+    DirectFromScores<kQV, true, ScoresAre::kRaw>(q, mask, NoMods(task, q), scratch);
   } else {
     DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
   }
@@ -390,7 +390,7 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
   if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
     MoveReferences<Keys, kQV>(task, q, kv, mask, scratch, biases);
     if (from_scores) {
-      DirectFromScores<kQV, false, ScoresAre::kRaw>(q, mask, AsTheyAre(task, q), scratch);
+      DirectFromScores<kQV, false, ScoresAre::kRaw>(q, mask, NoMods(task, q), scratch);
     } else {
       DirectTile<Keys, kQV, false>(q, kv, mask, head_dim, scratch);
     }

@@ -224,6 +224,7 @@ HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
   constexpr size_t kVectorScores = hn::MaxLanes(d);
   const size_t num_keys = task.weights.num_keys;
   for (size_t r = 0; r < q.num_rows; ++r) {
+    if (q.unweighed[r] != 0) continue;
     const size_t index = q.first_row + r;
     const WeightsOf<Score> weigh(ReferenceOf(task, index, q.lack[r]));
     const Score* from = WaitingRow<Score>(task, index);

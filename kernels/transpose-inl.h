@@ -2,7 +2,7 @@
 // registers, or of twice as many 16-bit elements.
 //
 // Cost for 16 rows of a vector each with AVX-512: 16 loads, 64 shuffles, 16 stores of a vector or
-// 32 of half a one.
+// 32 of half a vector.
 #ifndef SIGHTLINE_KERNELS_TRANSPOSE_INL_H_
 #define SIGHTLINE_KERNELS_TRANSPOSE_INL_H_
 

@@ -107,7 +107,7 @@ template <typename Stored>
 struct Converted {
   template <class RowVectors, class Extent>
   HWY_INLINE auto operator()(const RowVectors& row, size_t c, Extent extent) const {
-    return FromF32(hn::Rebind<Stored, DF>(), row(c, extent));
+    return FromF32(hn::Rebind<Stored, DF>(), Opaque<Stored>(row(c, extent)));
   }
 };
 
@@ -237,7 +237,8 @@ HWY_INLINE void PackTileValues(const PackTask& task, size_t i, size_t count) {
 
 // A key of V in bf16 whose neighbour has come before, or comes later: until then it has a 0 beside
 // it.
-HWY_NOINLINE void PackSingleValue(const PackTask& task, size_t i, unsigned char* scratch) {
+HWY_MAYBE_UNUSED HWY_NOINLINE void PackSingleValue(const PackTask& task, size_t i,
+                                                   unsigned char* scratch) {
   using Lanes = FloatValueLanes<hwy::bfloat16_t>;
   const PackedHead& head = task.head;
   const size_t key = task.key_begin + i;

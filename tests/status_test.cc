@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -79,6 +80,9 @@ Case ValidI8Case() {
 }
 
 // ---- Plan::Create -----------------------------------------------------------------------------
+
+static_assert(std::is_nothrow_copy_constructible<Status>() &&
+              std::is_nothrow_copy_assignable<Status>());
 
 TEST_CASE("Plan::Create refuses", "[status]") {
   const std::vector<Mistake<AttentionDesc>> mistakes = {

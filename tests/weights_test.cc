@@ -823,10 +823,10 @@ TEST_CASE("weights left by prefill are those of the second pass", "[weights]") {
 }
 
 // Where V is quantised, softmax has scores in fixed point, and its weights are of these; a second
-// pass makes those of rows that are too steep for it, and of modified scores. Returns how many
-// pairs of a row and a tile were too steep.
-int64_t CheckFixedPoint(const Problem& problem, const char* tier, Precision precision,
-                        int64_t extra_keys) {
+// pass makes those of rows that are too steep for it, and of modified scores. Returns the ways
+// that were taken.
+FixedPointPaths CheckFixedPoint(const Problem& problem, const char* tier, Precision precision,
+                                int64_t extra_keys) {
   const Case& c = problem.c;
   INFO(c.ToString() << " + " << extra_keys << ", " << Name(precision) << " on " << tier);
   const Setup setup = {tier, precision};
@@ -834,27 +834,25 @@ int64_t CheckFixedPoint(const Problem& problem, const char* tier, Precision prec
   ask.mass = false;
   ask.extra_keys = extra_keys;
   ExpectedWeights expected(problem);
-  const FixedPointPaths& paths = expected.Output(setup).paths;
   const Answer answer = AnswerOf(problem, setup, ask);
   CHECK_THAT(answer.weights,
              IsClose(c.features.modifies_scores() ? expected.Weights(setup, ask)
                                                   : expected.SoftmaxWeights(setup, ask)));
   CHECK_THAT(answer.lse, IsClose(expected.Output(setup).Lse()));
   CHECK_THAT(Attend(problem, setup), Equals(answer.out));
-  return paths.wide_steep + paths.wide_uneven + paths.wide_clamped;
+  return expected.Output(setup).paths;
 }
 
-// The same in both precisions and on every tier; whether some rows, and not all, were too steep.
-bool CheckFixedPoint(const Problem& problem, int64_t extra_keys) {
-  bool are_mixed = false;
+// The same in both precisions and on every tier.
+FixedPointPaths CheckFixedPoint(const Problem& problem, int64_t extra_keys) {
+  FixedPointPaths paths;
   for (const Precision precision : {Precision::kI8, Precision::kI8Fine}) {
     for (const char* tier : TiersOf(precision)) {
       if (!IsAffordable(problem.c, tier) || !TakesTurn(tier)) continue;
-      const int64_t num_steep = CheckFixedPoint(problem, tier, precision, extra_keys);
-      are_mixed |= num_steep > 0 && num_steep < problem.c.q_len;
+      paths.Add(CheckFixedPoint(problem, tier, precision, extra_keys));
     }
   }
-  return are_mixed;
+  return paths;
 }
 
 TEST_CASE("weights left by prefill are of the scores in fixed point", "[weights]") {
@@ -883,8 +881,9 @@ TEST_CASE("weights of steep rows beside others", "[weights]") {
       problem.q.Set(0, l, 0, d, 1e4f * problem.q.Get(0, l, 0, d));
     }
   }
-  const bool are_mixed = CheckFixedPoint(problem, 3);
-  CHECK((are_mixed || IsEmulated()));
+  const FixedPointPaths paths = CheckFixedPoint(problem, 3);
+  // Neither on tiers without fixed point.
+  CHECK((paths.plain == 0) == (paths.wide_steep + paths.wide_clamped == 0));
 }
 
 // More than caches keep is written past them, in lines: rows begin at every distance from one.

@@ -26,10 +26,10 @@ class [[nodiscard]] Status {
   // Longest message kept, including the terminating zero; longer ones are cut.
   static constexpr int kMaxMessageBytes = 512;
 
-  Status() { message_[0] = '\0'; }
+  Status() noexcept { message_[0] = '\0'; }
   // Calls return many, most of them without a message.
-  Status(const Status& other) { *this = other; }
-  Status& operator=(const Status& other) {
+  Status(const Status& other) noexcept { *this = other; }
+  Status& operator=(const Status& other) noexcept {
     code_ = other.code_;
     for (int i = 0; (message_[i] = other.message_[i]) != '\0'; ++i) {
     }

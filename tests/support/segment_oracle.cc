@@ -292,6 +292,7 @@ class Computation {
       e->value.assign(static_cast<size_t>(e->dims.NumElements()), 0.0);
       e->tolerance = e->value;
     }
+    result_.second_pass_tolerance = result_.weights.tolerance;
     const size_t num_rows = static_cast<size_t>(q.batch * q.length * q.heads);
     result_.out.lse.assign(num_rows, -HUGE_VAL);
     result_.out.lse_tolerance.assign(num_rows, 0.0);
@@ -355,11 +356,21 @@ class Computation {
       result_.out.tolerance[element] = sums.error[c] + (sums.sum_error + common + 4.0 * u) *
                                                            (fabs(sums.value[c]) + sums.error[c]);
     }
-    StoreWeights(at, keys, largest_bias);
+    StoreWeights(at, keys, largest_bias, MayWait(row) ? methods[0] : PartMethod());
   }
 
-  // Of a second pass, which compares scores with lse.
-  void StoreWeights(size_t at, const std::vector<SeenKey>& keys, double largest_bias) {
+  // True if weights may be left on the way.
+  bool MayWait(const RowPlace& row) const {
+    const bool modifies =
+        in_.softcap != 0.0f || in_.bias || !in_.relative_bias.empty() || !in_.alibi_slopes.empty();
+    return in_.parts[row.run].size() == 1 && in_.q->dims().heads == in_.kv_heads && !modifies;
+  }
+
+  // Of a second pass, which compares scores with lse; on the way those of quantised V are of scores
+  // in fixed point, which are clamped 16 octaves below the largest or farther.
+  void StoreWeights(size_t at, const std::vector<SeenKey>& keys, double largest_bias,
+                    const PartMethod& on_the_way) {
+    const bool is_fixed_point = on_the_way.tile_sum_error != 0.0;
     const double known = fabs(result_.out.lse[at]) + fabs(largest_bias);
     for (const SeenKey& key : keys) {
       if (key.score == -HUGE_VAL) continue;
@@ -367,8 +378,11 @@ class Computation {
       const double difference =
           key.score_error + result_.out.lse_tolerance[at] + 8.0 * u * (known + key.magnitude);
       result_.weights.value[element] = key.weight;
-      result_.weights.tolerance[element] =
-          key.weight * (ExpError(difference) + 4.0 * u) + ldexp(1.0, -100);
+      const double tolerance = key.weight * (ExpError(difference) + 4.0 * u) + ldexp(1.0, -100);
+      result_.second_pass_tolerance[element] = tolerance;
+      result_.weights.tolerance[element] = tolerance;
+      if (!is_fixed_point) continue;
+      result_.weights.tolerance[element] += key.weight * on_the_way.p_error + ldexp(1.0, -16);
     }
   }
 
@@ -394,8 +408,9 @@ Expected MassOf(const SegmentOutput& output, int64_t batch, int64_t heads) {
         for (int64_t j = 0; j < weights.dims.dim; ++j) {
           const size_t to = mass.dims.Index(b / (weights.dims.batch / batch), 0,
                                             h / (weights.dims.heads / heads), j);
-          mass.value[to] += weights.value[weights.dims.Index(b, l, h, j)];
-          mass.tolerance[to] += weights.tolerance[weights.dims.Index(b, l, h, j)];
+          const size_t from = weights.dims.Index(b, l, h, j);
+          mass.value[to] += weights.value[from];
+          mass.tolerance[to] += output.second_pass_tolerance[from];
         }
       }
     }

@@ -46,9 +46,10 @@ struct SegmentInput : Masks {
 };
 
 struct SegmentOutput {
-  Expected out;             // with lse
-  Expected weights;         // [batch, q_len, heads, longest sequence]
-  std::vector<bool> empty;  // [batch][q_len][heads]: the row sees no key
+  Expected out;                               // with lse
+  Expected weights;                           // [batch, q_len, heads, longest sequence]
+  std::vector<double> second_pass_tolerance;  // of the same
+  std::vector<bool> empty;                    // [batch][q_len][heads]: the row sees no key
 };
 
 SegmentOutput ComputeSegments(const SegmentInput& in);
