@@ -147,7 +147,7 @@ HWY_INLINE void AttendTilePair(const AttendTask& task, const QueryTile& q, const
         ScoreModifiedTile<Keys, kQV>(task, q, kv, mask, scratch.floats, scratch.biases);
       }
       if (HWY_UNLIKELY(WeighsOnTheWay(task))) {
-        StoreScores<ScoresAre::kRaw>(task, q, mask, kv.key_begin, scratch.floats.s);
+        StoreScores(task, q, mask, kv.key_begin, scratch.floats.s, nullptr);
       }
       SoftmaxTile<kQV>(q, mask, scratch.floats);
     }

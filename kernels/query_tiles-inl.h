@@ -32,12 +32,14 @@ struct QueryTiles {
 };
 
 // And what they take turns to use.
-template <class Keys>
-struct PassScratch {
-  QueryTiles<Keys> queries;
+struct TileBuffers {
   TileScratch floats;
   BiasScratch biases;
   OwnTile own;
+};
+template <class Keys>
+struct PassScratch : TileBuffers {
+  QueryTiles<Keys> queries;
 };
 
 // v_channels: of O, with padding; 0 if there is none.

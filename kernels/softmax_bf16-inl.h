@@ -242,9 +242,11 @@ HWY_INLINE ScoreMods<false, false> NoMods(const AttendTask& task, const QueryTil
   return {task, q, {nullptr}};
 }
 
-// The same of scores that are there, in place, by way of `mods`. Here -inf has a P, which is 0.
-template <size_t kQV, bool kChecked, ScoresAre kKind, class Mods>
+// The same of scores that are there, in place, by way of `mods`; row_scale: as StoreScores has it.
+// Here -inf has a P, which is 0, and so has what is some 98,000 octaves below the reference.
+template <size_t kQV, bool kChecked, class Mods>
 HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mods mods,
+                                   const float* HWY_RESTRICT row_scale,
                                    const TileScratch& scratch) {
   constexpr size_t kRowLanes = kQV * kLanes;
   const NativeP direct_p;
@@ -253,8 +255,7 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mod
   for (size_t v = 0; v < kQV; ++v) {
     const size_t row = v * kLanes;
     VF steps = hn::Set(df, float{kBF16Steps});
-    if constexpr (kKind == ScoresAre::kUnscaled)
-      steps = hn::Mul(hn::Load(df, q.row_scale + row), steps);
+    if (row_scale != nullptr) steps = hn::Mul(hn::Load(df, row_scale + row), steps);
     const VF m = hn::Load(df, q.m + row);
     const VF start = StartOf(m);
     VI32 all_bits = hn::Zero(di32);
@@ -275,11 +276,7 @@ HWY_NOINLINE void DirectFromScores(const QueryTile& q, const TileMask& mask, Mod
           if constexpr (!kChecked) {
             distance = hn::IfThenElse(hn::IsNaN(start), DistanceFromAny(m, s), distance);
           }
-          if constexpr (kKind == ScoresAre::kUnscaled) {  // none is hidden: as DirectStep does
-            bits[i] = FlooredOrFound(hn::BitCast(di32, distance));
-          } else {
-            bits[i] = hn::BitCast(di32, LargerOrNaN(distance, zero));
-          }
+          bits[i] = hn::BitCast(di32, LargerOrNaN(distance, zero));
           if (HWY_UNLIKELY(!all_see_all && !AllSee(mask, index, 1))) {
             bits[i] = hn::IfThenElse(SeenBy<kQV>(mask, index, v), bits[i], hn::BitCast(di32, zero));
           }
@@ -349,15 +346,15 @@ HWY_NOINLINE void ScoreToBF16AndStore(const AttendTask& task, const QueryTile& q
   if constexpr (Keys::kQuantized) {
     if (!from_scores && AllSeeAll(mask, kMaskAlign)) {
       ScoreAll<Keys, kQV, ScoresAre::kUnscaled>(q, kv, mask, head_dim, scratch);
-      StoreScores<ScoresAre::kUnscaled>(task, q, mask, kv.key_begin, scratch.s);
-      DirectFromScores<kQV, true, ScoresAre::kUnscaled>(q, mask, NoMods(task, q), scratch);
+      StoreScores(task, q, mask, kv.key_begin, scratch.s, q.row_scale);
+      DirectFromScores<kQV, true>(q, mask, NoMods(task, q), q.row_scale, scratch);
       return;
     }
   }
   ScoreToStore<Keys, kQV>(task, q, kv, mask, scratch, biases);
-  StoreScores<ScoresAre::kRaw>(task, q, mask, kv.key_begin, scratch.s);
+  StoreScores(task, q, mask, kv.key_begin, scratch.s, nullptr);
   if (from_scores) {
-    DirectFromScores<kQV, true, ScoresAre::kRaw>(q, mask, NoMods(task, q), scratch);
+    DirectFromScores<kQV, true>(q, mask, NoMods(task, q), nullptr, scratch);
   } else {
     DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
   }
@@ -375,7 +372,7 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
     ScoreToBF16AndStore<Keys, kQV>(task, q, kv, mask, from_scores, scratch, biases);
   } else if (HWY_UNLIKELY(from_scores)) {
     WithScores<Keys, kQV>(task, q, kv, mask, scratch, biases, [&](const auto& mods) HWY_ATTR {
-      DirectFromScores<kQV, true, ScoresAre::kRaw>(q, mask, mods, scratch);
+      DirectFromScores<kQV, true>(q, mask, mods, nullptr, scratch);
     });
   } else {
     DirectTile<Keys, kQV, true>(q, kv, mask, head_dim, scratch);
@@ -390,7 +387,7 @@ HWY_INLINE void ScoreToBF16(const AttendTask& task, const QueryTile& q, const Kv
   if (HWY_UNLIKELY(!hn::AllTrue(df, suits))) {
     MoveReferences<Keys, kQV>(task, q, kv, mask, scratch, biases);
     if (from_scores) {
-      DirectFromScores<kQV, false, ScoresAre::kRaw>(q, mask, NoMods(task, q), scratch);
+      DirectFromScores<kQV, false>(q, mask, NoMods(task, q), nullptr, scratch);
     } else {
       DirectTile<Keys, kQV, false>(q, kv, mask, head_dim, scratch);
     }

@@ -9,7 +9,6 @@
 
 #include "kernels/fixed_point-inl.h"
 #include "kernels/mask-inl.h"
-#include "kernels/qk-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/schemes-inl.h"
 #include "kernels/score_mods-inl.h"
@@ -152,15 +151,16 @@ HWY_INLINE void StoreWaiting(const AttendTask& task, const QueryTile& q, const T
   }
 }
 
-// Of a pair of tiles, before scores become P.
-template <ScoresAre kKind>
+// Of a pair of tiles, before scores become P. row_scale: what they are still to be multiplied by,
+// of each row; null: nothing.
 HWY_NOINLINE void StoreScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
-                              size_t key, const float* HWY_RESTRICT s) {
+                              size_t key, const float* HWY_RESTRICT s,
+                              const float* HWY_RESTRICT row_scale) {
   StoreWaiting<float>(task, q, mask, key, MinOf(kKvTile, task.kv_len - key),
                       [=, &q](size_t v, size_t i) HWY_ATTR {
                         VF score = hn::Load(df, s + (i * q.num_vectors + v) * kLanes);
-                        if constexpr (kKind == ScoresAre::kUnscaled) {
-                          score = hn::Mul(score, hn::Load(df, q.row_scale + v * kLanes));
+                        if (HWY_UNLIKELY(row_scale != nullptr)) {
+                          score = hn::Mul(score, hn::Load(df, row_scale + v * kLanes));
                         }
                         return hn::BitCast(di32, score);
                       });

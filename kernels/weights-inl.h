@@ -58,18 +58,16 @@ HWY_INLINE void StoreUnweighed(const AttendTask& task, const QueryTile& q, size_
   }
 }
 
-// Weights of n keys from `key` on, whose scores are those of tile t, as far as its mask shows any.
-// Rows have their reference (ReferenceOf) in q.m.
-template <class Keys>
-HWY_NOINLINE void StoreTile(const AttendTask& task, const PassScratch<Keys>& pass, size_t t,
-                            size_t key, size_t n) {
-  const QueryTile& q = pass.queries.tiles[t];
-  const float* HWY_RESTRICT s = pass.floats.s;
-  float* HWY_RESTRICT rows = pass.biases.rows;
+// Weights of n keys from `key` on, whose scores are those of the tile, as far as the mask shows
+// any. Rows have their reference (ReferenceOf) in q.m.
+HWY_NOINLINE void StoreTile(const AttendTask& task, const QueryTile& q, const TileMask& mask,
+                            size_t key, size_t n, const TileBuffers& buffers) {
+  const float* HWY_RESTRICT s = buffers.floats.s;
+  float* HWY_RESTRICT rows = buffers.biases.rows;
   const VF factor = hn::Set(df, task.weights.factor);
   for (size_t v = 0; v < q.num_vectors; ++v) {
     const VF reference = hn::Load(df, q.m + v * kLanes);
-    const KeySpan& seen = pass.queries.masks[t].seen[v];
+    const KeySpan& seen = mask.seen[v];
     for (size_t begin = 0; begin < RoundUp(n, kLanes); begin += kLanes) {
       VI32 x[kLanes];
       HWY_UNROLL(16)
@@ -103,7 +101,7 @@ HWY_NOINLINE void WeighTile(const AttendTask& task, const PassScratch<Keys>& pas
     if (mask.any.end == 0) return;
     ScoreToStore<Keys, decltype(vectors)::value>(task, q, kv, mask, pass.floats, pass.biases);
   });
-  StoreTile(task, pass, t, key, n);
+  StoreTile(task, q, mask, key, n, pass);
 }
 
 // Weights of the rows that are left to this pass.

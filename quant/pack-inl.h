@@ -175,7 +175,10 @@ template <typename Stored, class Reader, class ToStored>
 HWY_INLINE bool PackValueRowsFrom(Reader reader, ToStored to_stored, size_t count, size_t width,
                                   Stored* HWY_RESTRICT out) {
   using Lanes = FloatValueLanes<Stored>;
-  constexpr size_t kRows = 4;
+  // Of the types that models have; the code of others is to be small.
+  constexpr bool kIsCommon = hwy::IsSame<ToStored, Copied<Stored>>() ||
+                             hwy::IsSame<typename Reader::RowVectors, DenseRow<float>>();
+  constexpr size_t kRows = kIsCommon ? 4 : Lanes::kDepth;
   auto largest = hn::Zero(typename Lanes::D());
   size_t i = 0;
   for (; i + kRows <= count; i += kRows) {
