@@ -153,9 +153,10 @@ HWY_INLINE void StoreWaiting(const AttendTask& task, const QueryTile& q, const T
 
 // Of a pair of tiles, before scores become P. row_scale: what they are still to be multiplied by,
 // of each row; null: nothing.
-HWY_NOINLINE void StoreScores(const AttendTask& task, const QueryTile& q, const TileMask& mask,
-                              size_t key, const float* HWY_RESTRICT s,
-                              const float* HWY_RESTRICT row_scale) {
+HWY_MAYBE_UNUSED HWY_NOINLINE void StoreScores(const AttendTask& task, const QueryTile& q,
+                                               const TileMask& mask, size_t key,
+                                               const float* HWY_RESTRICT s,
+                                               const float* HWY_RESTRICT row_scale) {
   StoreWaiting<float>(task, q, mask, key, MinOf(kKvTile, task.kv_len - key),
                       [=, &q](size_t v, size_t i) HWY_ATTR {
                         VF score = hn::Load(df, s + (i * q.num_vectors + v) * kLanes);
