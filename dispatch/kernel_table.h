@@ -348,9 +348,9 @@ struct PrecisionKernels {
   // Bytes of scratch that either driver needs; a multiple of kPackedAlignBytes.
   size_t (*scratch_bytes)(const PackedShape& shape);
   AttendFunction prefill;  // up to kTaskRows rows
-  bool prefill_weighs;     // and it can weigh them on the way
   AttendFunction decode;   // up to decode_rows rows; and all tasks that follow this one
   size_t decode_rows;
+  bool weighs_on_the_way;  // either driver can
   // Second passes over the same rows, by drivers of the same kind, with the same scratch.
   AttendFunction weigh_many;
   AttendFunction weigh_few;

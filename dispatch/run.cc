@@ -14,6 +14,7 @@
 #include "dispatch/parallel.h"
 #include "dispatch/plan.h"
 #include "dispatch/validate.h"
+#include "dispatch/window_slices.h"
 #include "kv/prepare.h"
 #include "sightline/attention.h"
 
@@ -124,6 +125,22 @@ struct Call {
   float* biases;  // [num_heads][BiasPlaces]: biases by distance in octaves
 };
 
+// base: of the workspace.
+Call CallOf(const PlanImpl& plan, const AttentionArgs& args, unsigned char* base) {
+  Call call = {plan, args, KeySources(args), {}, {}, 0, 1, 0, nullptr};
+  call.num_kv_heads = static_cast<size_t>(plan.desc.num_kv_heads);
+  call.group = static_cast<size_t>(plan.desc.num_heads / plan.desc.num_kv_heads);
+  call.queries = {call.keys.num_sequences(), args.q.length, args.q_indptr, nullptr};
+  if (args.num_sequences == 0) {
+    call.beams = static_cast<size_t>(args.q.batch) / call.keys.num_sequences();
+  }
+  if (call.keys.are_tensors()) {
+    call.packed = plan.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
+  }
+  call.biases = reinterpret_cast<float*>(base + plan.packed_bytes);
+  return call;
+}
+
 // Rows of one sequence that read one kv head: its queries in `beams` beams and `group` heads.
 struct Selection {
   size_t sequence;
@@ -158,7 +175,9 @@ void FindPart(const Call& call, size_t sequence, size_t i, KeyPart* part) {
     part->kernels = call.plan.kernels;
     part->shape = &call.packed.shape;
     part->offsets = &call.packed.offsets;
-    part->keys = {call.packed.at(sequence, 0).base, {}, call.keys.count(sequence)};
+    const size_t first = sequence * call.num_kv_heads;
+    part->first_head = std::max(call.packed.first, first) - first;
+    part->keys = {call.packed.at(sequence, part->first_head).base, {}, call.keys.count(sequence)};
     part->width = part->count = part->keys.count;
     part->bias = nullptr;
     return;
@@ -169,6 +188,7 @@ void FindPart(const Call& call, size_t sequence, size_t i, KeyPart* part) {
   part->shape = &packed.shape();
   part->offsets = &packed.offsets();
   part->keys = call.keys.keys(sequence, i);
+  part->first_head = 0;
   part->width = part->count =
       call.args.kv_lens != nullptr ? call.keys.count(sequence) : part->keys.count;
   part->bias = segment.bias;
@@ -303,7 +323,7 @@ void SetTaskRows(const Call& call, const Selection& rows, size_t begin, size_t e
 
 // Where a task finds the keys of a part.
 void SetKeys(const KeyPart& part, size_t kv_head, AttendTask* task) {
-  const size_t head_offset = kv_head * part.offsets->bytes;
+  const size_t head_offset = (kv_head - part.first_head) * part.offsets->bytes;
   unsigned char* heads = part.keys.heads;  // null where no token is there
   task->head.base = heads == nullptr ? heads : heads + head_offset;
   task->head.shape = *part.shape;
@@ -395,14 +415,12 @@ size_t FindListed(const WeightsOutput& weights, size_t head) {
                              weights.heads);
 }
 
-// True if prefill leaves the weights of a sequence's queries on the way.
-bool WeighsOnTheWay(const Call& call, size_t sequence) {
+// True if the first pass leaves weights on the way.
+bool WeighsOnTheWay(const Call& call) {
   const WeightsOutput& weights = call.args.weights;
-  const size_t num_rows = call.queries.at(sequence).count * call.beams * call.group;
-  return weights.out.data != nullptr && call.plan.kernels->prefill_weighs &&
-         call.keys.num_segments() <= 1 && !call.plan.desc.any_precision &&
-         num_rows > call.plan.kernels->decode_rows && call.group == 1 && !weights.average_heads &&
-         weights.queries == nullptr && weights.out.dtype == DType::kF32 &&
+  return weights.out.data != nullptr && call.plan.kernels->weighs_on_the_way &&
+         call.keys.num_segments() <= 1 && !call.plan.desc.any_precision && call.group == 1 &&
+         !weights.average_heads && weights.queries == nullptr && weights.out.dtype == DType::kF32 &&
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 
@@ -414,6 +432,19 @@ bool ExceedsCaches(const TensorView& weights) {
     bytes *= static_cast<double>(axis);
   }
   return bytes > static_cast<double>(kKeptBytes);
+}
+
+// Has a task of the first pass leave the weights of its head, if they are asked for.
+void SetWeights(const Call& call, size_t sequence, size_t head, AttendTask* task) {
+  task->weights = {};
+  if (!WeighsOnTheWay(call)) return;
+  const TensorView& out = call.args.weights.out;
+  const size_t listed = FindListed(call.args.weights, head);
+  if (listed >= static_cast<size_t>(out.heads)) return;
+  task->weights.out = WeightsRowsOf(call, sequence, listed);
+  task->weights.num_keys = static_cast<size_t>(out.dim);
+  task->weights.factor = 1.0f;
+  task->weights.past_caches = ExceedsCaches(out);
 }
 
 void MoveRows(size_t heads, Rows* rows) {
@@ -524,15 +555,7 @@ bool AttendRows(const Call& call, const Selection& rows, PartTasks& tasks, unsig
   PartialRows partial(scratch, static_cast<size_t>(call.plan.desc.v_head_dim));
   unsigned char* kernel_scratch = scratch + call.plan.partial_bytes;
   AttendTask& first = tasks.first();
-  if (WeighsOnTheWay(call, rows.sequence)) {
-    const size_t listed = FindListed(call.args.weights, kv_head);
-    if (listed < static_cast<size_t>(call.args.weights.out.heads)) {
-      first.weights.out = WeightsRowsOf(call, rows.sequence, listed);
-      first.weights.num_keys = static_cast<size_t>(call.args.weights.out.dim);
-      first.weights.factor = 1.0f;
-      first.weights.past_caches = ExceedsCaches(call.args.weights.out);
-    }
-  }
+  SetWeights(call, rows.sequence, kv_head, &first);
   bool continues = false;
   bool is_merged = false;
   bool is_first = true;
@@ -561,9 +584,10 @@ size_t AttendSelection(const Call& call, const Selection& rows, size_t num_heads
   if (row_begin >= num_rows) return 1;
   PartTasks tasks(call, rows, row_begin, std::min(row_begin + kTaskRows, num_rows));
   const bool can_move = AttendRows(call, rows, tasks, scratch);
-  if (!can_move || WeighsOnTheWay(call, rows.sequence)) return 1;
+  if (!can_move) return 1;
   for (size_t i = 1; i < num_heads; ++i) {
     tasks.MoveToNextHead();
+    SetWeights(call, rows.sequence, rows.head / call.group + i, &tasks.first());
     RunTasks(tasks, num_rows, scratch + call.plan.partial_bytes);
   }
   return num_heads;
@@ -613,27 +637,48 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
 
 // K and V given as tensors are packed and read by turns: of so many bytes for each worker that its
 // second-level cache still holds them, through which the caller's rows have passed as well, and of
-// a head for each worker at least.
+// a head for each worker at least. Turns follow one another in the same memory, which caches have
+// then, unless a second pass reads all of them once more.
 constexpr size_t kPackedBytesAtOnce = size_t{128} << 10;
 
-void PackAndAttend(const Call& call, unsigned char* scratch, const ParallelFor& parallel) {
+// all: the arguments that the call is a slice of, or its own.
+void PackAndAttend(Call call, const AttentionArgs& all, unsigned char* scratch,
+                   const ParallelFor& parallel) {
+  const bool stays = call.args.weights.out.data != nullptr || call.args.mass.data != nullptr;
   const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
   const size_t workers = std::max<size_t>(parallel.num_workers, 1);
   const PackedShape& shape = call.packed.shape;
-  const size_t key_bytes =
-      shape.head_dim * KElementBytes(shape.layout) + shape.v_head_dim * VElementBytes(shape.layout);
+  const size_t key_bytes = KeyBytes(shape.layout, shape.head_dim, shape.v_head_dim);
   HeadRange range = {0, 0};
   while (range.end < num_heads) {
     range.begin = range.end;
+    if (!stays) call.packed.first = range.begin;
     size_t bytes = 0;
     while (range.end < num_heads &&
            (bytes < workers * kPackedBytesAtOnce || range.end - range.begin < workers)) {
       bytes += call.keys.count(range.end / call.num_kv_heads) * key_bytes;
       ++range.end;
     }
+    FindCenters(*call.plan.kernels, call.packed, range, all.k, all.v, KeySources(all).spans(),
+                parallel);
     PackTensors(*call.plan.kernels, call.packed, range, call.args.k, call.args.v, call.keys.spans(),
                 parallel);
     Attend(call, range, scratch, parallel);
+  }
+}
+
+// The first pass over tensors, in slices where windows allow it.
+void AttendTensors(const Call& call, unsigned char* base, unsigned char* scratch,
+                   const ParallelFor& parallel) {
+  const AttentionArgs& args = call.args;
+  const int64_t queries = QueriesOfSlice(call.plan, args);
+  if (queries == args.q.length) return PackAndAttend(call, args, scratch, parallel);
+  for (int64_t begin = 0, count = queries; begin < args.q.length; begin += count) {
+    const int64_t left = args.q.length - begin;
+    // A last task stays with those before it: alone, its rows might be few enough for decode.
+    if (left < queries + static_cast<int64_t>(kTaskRows)) count = left;
+    const AttentionArgs slice = SliceOf(call.plan.desc, args, begin, count);
+    PackAndAttend(CallOf(call.plan, slice, base), args, scratch, parallel);
   }
 }
 
@@ -712,8 +757,7 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
                   const size_t head = weights.heads != nullptr
                                           ? static_cast<size_t>(weights.heads[listed])
                                           : listed;
-                  if (WeighsOnTheWay(call, sequence) && FindListed(weights, head) == listed)
-                    continue;
+                  if (WeighsOnTheWay(call) && FindListed(weights, head) == listed) continue;
                   WeightsTask all = {};
                   all.out = WeightsRowsOf(call, sequence, weights.average_heads ? 0 : listed);
                   all.num_keys = static_cast<size_t>(weights.out.dim);
@@ -795,21 +839,11 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
   if (args.q.batch == 0) return Status();
 
   unsigned char* base = static_cast<unsigned char*>(workspace.data);
-  internal::Call call = {impl, args, internal::KeySources(args), {}, {}, 0, 1, 0, nullptr};
-  call.num_kv_heads = static_cast<size_t>(impl.desc.num_kv_heads);
-  call.group = static_cast<size_t>(impl.desc.num_heads / impl.desc.num_kv_heads);
-  call.queries = {call.keys.num_sequences(), args.q.length, args.q_indptr, nullptr};
-  if (args.num_sequences == 0) {
-    call.beams = static_cast<size_t>(args.q.batch) / call.keys.num_sequences();
-  }
-  if (call.keys.are_tensors()) {
-    call.packed = impl.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
-  }
-  call.biases = reinterpret_cast<float*>(base + impl.packed_bytes);
+  const internal::Call call = internal::CallOf(impl, args, base);
   internal::SpreadBuckets(call, parallel);
   unsigned char* scratch = base + impl.packed_bytes + impl.bias_bytes;
   if (call.keys.are_tensors() && args.q.length > 0) {
-    internal::PackAndAttend(call, scratch, parallel);
+    internal::AttendTensors(call, base, scratch, parallel);
   } else {
     const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
     internal::Attend(call, {0, num_heads}, scratch, parallel);

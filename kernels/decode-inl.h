@@ -23,6 +23,7 @@
 #include "kernels/score_mods-inl.h"
 #include "kernels/scratch-inl.h"
 #include "kernels/store_output-inl.h"
+#include "kernels/store_weights-inl.h"
 
 namespace sightline {
 namespace SIGHTLINE_TIER {
@@ -534,6 +535,17 @@ HWY_INLINE VCursor VCursorAt(const KeyRun& run, size_t channel) {
           {nullptr, nullptr, part.fetch_ahead}};
 }
 
+// A row's scores of the first n keys of tile t, which begins at `key`, to where they wait for their
+// weights.
+HWY_NOINLINE void StoreRowScores(const AttendTask& task, const DecodeRow& row, size_t t, size_t key,
+                                 size_t n) {
+  const float* HWY_RESTRICT from = ScoresOf(row, t);
+  float* HWY_RESTRICT to = WaitingRow<float>(task, row.index) + key;
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) hn::StoreU(hn::Load(df, from + i), df, to + i);
+  if (i < n) hn::StoreN(hn::Load(df, from + i), df, to + i, n - i);
+}
+
 // P of num_rows rows and all tiles of the chunk. It follows a tile behind the scores: then their
 // maximum is known, and K goes on streaming.
 template <class AnyForm>
@@ -556,9 +568,13 @@ HWY_INLINE void DecodeProbabilities(const Chunk& chunk, DecodeRow* rows, size_t 
         run + 1 != end ? run[1].tile.k : VCursorAt<typename AnyForm::Values>(chunk.runs[0], 0).data;
     for (size_t key = 0; key < run->num_keys; ++t, key += kKvTile) {
       const size_t scores_before = num_scores;
-      num_scores = ScoreRows<Keys>(part, rows, num_rows, kv, t, MinOf(kKvTile, run->num_keys - key),
-                                   biases, (chunk.seen >> t & 1) != 0);
+      const size_t num_keys = MinOf(kKvTile, run->num_keys - key);
+      num_scores = ScoreRows<Keys>(part, rows, num_rows, kv, t, num_keys, biases,
+                                   (chunk.seen >> t & 1) != 0);
       for (size_t r = 0; r < num_rows; ++r) {
+        if (HWY_UNLIKELY(WeighsOnTheWay(part))) {
+          StoreRowScores(part, rows[r], t, run->key + key, num_keys);
+        }
         const float tile_m = LargestScore(ScoresOf(rows[r], t), num_scores);
         if (t > 0) DecodeSoftmax<Softmax>(rows[r], channels, t - 1, scores_before);
         rows[r].tile_m = tile_m;
@@ -926,6 +942,16 @@ HWY_NOINLINE void EndDecodeRow(const AttendTask& task, const float* v_center,
   StoreRows(row.o, 0, 1, task.head.shape.v_head_dim, task.out, row.index);
 }
 
+// Hides scores of what a chunk has left out since `done`, the end of the one before it. Returns its
+// own end.
+HWY_NOINLINE size_t HideSkipped(const AttendTask& task, const Chunk& chunk, size_t done) {
+  for (const KeyRun* run = chunk.runs; run != chunk.runs + chunk.num_runs; ++run) {
+    StoreHidden<float>(task, task.row_begin, task.row_end - task.row_begin, done, run->key);
+    done = run->key + run->num_keys;
+  }
+  return done;
+}
+
 template <class AnyForm>
 HWY_INLINE size_t LayOutDecode(const PackedShape& shape, size_t num_rows, uint8_t* base,
                                DecodeScratch& scratch) {
@@ -967,6 +993,8 @@ void Decode(const AttendTask& first, unsigned char* scratch_bytes) {
   const size_t chunk_keys = num_blocks == 1 ? kChunkKeys<Values> : kVTileKeys;
   Chunks& chunks = *scratch.chunks;
   chunks.Start<AnyForm>(first, scratch.rows, num_rows);
+  const bool weighs = WeighsOnTheWay(first);
+  size_t done = 0;
   while (const Chunk* chunk = chunks.Next(chunk_keys)) {
     for (size_t r = 0; r < num_rows; r += block_rows) {
       DecodeRow* rows = scratch.rows + r;
@@ -974,6 +1002,7 @@ void Decode(const AttendTask& first, unsigned char* scratch_bytes) {
       DecodeProbabilities<AnyForm>(*chunk, rows, count, scratch.biases);
       DecodeChunkOutputs<Values, kBlock>(*chunk, rows, count);
     }
+    if (HWY_UNLIKELY(weighs)) done = HideSkipped(first, *chunk, done);
   }
 
   const AttendTask* last = &first;
@@ -981,6 +1010,11 @@ void Decode(const AttendTask& first, unsigned char* scratch_bytes) {
   if (last->pauses) return;
   const float* v_center = IsPart(*last) ? nullptr : VCenter(*last);
   for (size_t r = 0; r < num_rows; ++r) EndDecodeRow(*last, v_center, scratch.rows[r]);
+  if (HWY_LIKELY(!weighs)) return;
+  StoreHidden<float>(first, first.row_begin, num_rows, done, first.weights.num_keys);
+  for (size_t r = 0; r < num_rows; ++r) {
+    WeighRow<float>(first, scratch.rows[r].index, scratch.rows[r].lack);
+  }
 }
 
 }  // namespace

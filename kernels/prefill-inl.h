@@ -107,10 +107,11 @@ HWY_NOINLINE void HideScores(const AttendTask& task,
                              size_t key, size_t n) {
   using Score = WaitingScore<typename AnyScheme::Values>;
   for (size_t t = 0; t < queries.count; ++t) {
-    StoreHidden<Score>(task, queries.tiles[t], done, key);
+    const QueryTile& q = queries.tiles[t];
+    StoreHidden<Score>(task, q.first_row, q.num_rows, done, key);
     const KeySpan& stored = queries.masks[t].common;
     if (stored.first == 0 && stored.end >= n) continue;
-    StoreHidden<Score>(task, queries.tiles[t], key, key + n);
+    StoreHidden<Score>(task, q.first_row, q.num_rows, key, key + n);
   }
 }
 
@@ -188,7 +189,7 @@ HWY_NOINLINE void WeighTask(const AttendTask& task, size_t done, TaskScratch<Any
   for (size_t t = 0; t < queries.count; ++t) {
     const QueryTile& q = queries.tiles[t];
     if (waits) {
-      StoreHidden<Score>(task, q, done, task.weights.num_keys);
+      StoreHidden<Score>(task, q.first_row, q.num_rows, done, task.weights.num_keys);
       WeighStored<Score>(task, q);
     } else {
       LeaveToSecondPass(q);

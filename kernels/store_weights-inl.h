@@ -1,9 +1,10 @@
 // Attention weights on their way to the caller's rows, or to sums of them.
 //
 // Lanes are queries and rows are stored along keys: kLanes scores take four shuffles, words of
-// fixed point half of that. Weights are exp(s - lse). Prefill stores scores as they come, and makes
-// weights of them once a row is done and its scores are still in L2: no K·Q is computed twice. What
-// scores cannot wait for, a second pass has tile by tile (weights-inl.h), when lse is known.
+// fixed point half of that. In decode lanes are keys. Weights are exp(s - lse). The drivers store
+// scores as they come, and make weights of them once a row is done and its scores are still in L2:
+// no K·Q is computed twice. What scores cannot wait for, a second pass has tile by tile
+// (weights-inl.h), when lse is known.
 #ifndef SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_
 #define SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_
 
@@ -86,14 +87,14 @@ using WaitingVectors = hn::Repartition<Score, DF>;
 HWY_INLINE VF HiddenScore(DF) { return NegInf(); }
 HWY_INLINE VI16 HiddenScore(DI16) { return hn::Set(di16, kHiddenScore); }
 
-// Scores of keys [begin, end) that no row of the tile sees.
+// Scores of keys [begin, end) that none of num_rows rows sees.
 template <typename Score>
-HWY_NOINLINE void StoreHidden(const AttendTask& task, const QueryTile& q, size_t begin,
-                              size_t end) {
+HWY_NOINLINE void StoreHidden(const AttendTask& task, size_t first_row, size_t num_rows,
+                              size_t begin, size_t end) {
   const WaitingVectors<Score> d;
   constexpr size_t kVectorScores = hn::MaxLanes(d);
-  for (size_t r = 0; r < q.num_rows && begin < end; ++r) {
-    Score* row = WaitingRow<Score>(task, q.first_row + r);
+  for (size_t r = 0; r < num_rows && begin < end; ++r) {
+    Score* row = WaitingRow<Score>(task, first_row + r);
     size_t key = begin;
     for (; key + kVectorScores <= end; key += kVectorScores) {
       hn::StoreU(HiddenScore(d), d, row + key);
@@ -218,30 +219,34 @@ HWY_MAYBE_UNUSED HWY_INLINE size_t WeighPastCaches(const WordWeights& weigh, con
   return i;
 }
 
-// Makes weights of the rows' scores, when their lse is stored.
+// Makes weights of a row's scores, when its lse is stored; lack: of its scores, as in QueryTile.
 template <typename Score>
-HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
+HWY_NOINLINE void WeighRow(const AttendTask& task, size_t index, float lack) {
   const WaitingVectors<Score> d;
   constexpr size_t kVectorScores = hn::MaxLanes(d);
   const size_t num_keys = task.weights.num_keys;
+  const WeightsOf<Score> weigh(ReferenceOf(task, index, lack));
+  const Score* from = WaitingRow<Score>(task, index);
+  float* to = WaitingRow<float>(task, index);
+  size_t i = 0;
+  if constexpr (hwy::IsSame<Score, int16_t>()) {
+    if (task.weights.past_caches) i = WeighPastCaches(weigh, from, num_keys / 2, to);
+  }
+  for (; i + kVectorScores <= num_keys; i += kVectorScores) {
+    VF weights[kVectorScores / kLanes];
+    weigh(hn::LoadU(d, from + i), weights);
+    for (size_t j = 0; j < kVectorScores; j += kLanes) {
+      hn::StoreU(weights[j / kLanes], df, to + i + j);
+    }
+  }
+  if (i < num_keys) WeighSome<Score>(weigh, from + i, num_keys - i, to + i);
+}
+
+// Those of all rows of a tile but what is left to a second pass.
+template <typename Score>
+HWY_NOINLINE void WeighStored(const AttendTask& task, const QueryTile& q) {
   for (size_t r = 0; r < q.num_rows; ++r) {
-    if (q.unweighed[r] != 0) continue;
-    const size_t index = q.first_row + r;
-    const WeightsOf<Score> weigh(ReferenceOf(task, index, q.lack[r]));
-    const Score* from = WaitingRow<Score>(task, index);
-    float* to = WaitingRow<float>(task, index);
-    size_t i = 0;
-    if constexpr (hwy::IsSame<Score, int16_t>()) {
-      if (task.weights.past_caches) i = WeighPastCaches(weigh, from, num_keys / 2, to);
-    }
-    for (; i + kVectorScores <= num_keys; i += kVectorScores) {
-      VF weights[kVectorScores / kLanes];
-      weigh(hn::LoadU(d, from + i), weights);
-      for (size_t j = 0; j < kVectorScores; j += kLanes) {
-        hn::StoreU(weights[j / kLanes], df, to + i + j);
-      }
-    }
-    if (i < num_keys) WeighSome<Score>(weigh, from + i, num_keys - i, to + i);
+    if (q.unweighed[r] == 0) WeighRow<Score>(task, q.first_row + r, q.lack[r]);
   }
   if (task.weights.past_caches) EndStreaming();
 }

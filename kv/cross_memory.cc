@@ -38,8 +38,10 @@ Status PackInto(const CrossMemoryDesc& desc, const PrecisionKernels& kernels,
   Status status = PackedBlock::Create(desc, kv_lens, kernels, block, std::move(owner), &created);
   if (!status.ok()) return status;
   const size_t batch = static_cast<size_t>(k.batch);
-  PackTensors(kernels, created->heads(), {0, batch * static_cast<size_t>(k.heads)}, k, v,
-              {batch, k.length, nullptr, kv_lens}, parallel);
+  const HeadRange all = {0, batch * static_cast<size_t>(k.heads)};
+  const SequenceSpans sequences = {batch, k.length, nullptr, kv_lens};
+  FindCenters(kernels, created->heads(), all, k, v, sequences, parallel);
+  PackTensors(kernels, created->heads(), all, k, v, sequences, parallel);
   *packed = std::move(created);
   return status;
 }

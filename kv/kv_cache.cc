@@ -28,8 +28,8 @@ size_t DefaultPageTokens(const KvCacheDesc& desc, LayoutId layout) {
   constexpr size_t kMostBytes = 256 << 10;  // of K and V of a head: as fast as longer runs, nearly
   constexpr size_t kPages = 32;             // of a full cache: all but 3 % of their room is used
   const auto capacity = static_cast<size_t>(desc.capacity);
-  const size_t token_bytes = static_cast<size_t>(desc.head_dim) * internal::KElementBytes(layout) +
-                             static_cast<size_t>(desc.v_head_dim) * internal::VElementBytes(layout);
+  const size_t token_bytes = internal::KeyBytes(layout, static_cast<size_t>(desc.head_dim),
+                                                static_cast<size_t>(desc.v_head_dim));
   size_t tokens = kLeast;
   while (desc.window_left < 0 && 2 * tokens <= std::min(kMost, capacity / kPages) &&
          2 * tokens * token_bytes <= kMostBytes) {

@@ -176,6 +176,11 @@ struct PackedShape {
   size_t capacity;  // keys, a multiple of kKeyBlock
 };
 
+// Bytes of K and V of one key, but for padding and what keys share.
+static inline size_t KeyBytes(LayoutId layout, size_t head_dim, size_t v_head_dim) {
+  return head_dim * KElementBytes(layout) + v_head_dim * VElementBytes(layout);
+}
+
 // For at least num_keys keys.
 static inline PackedShape ShapeOf(LayoutId layout, size_t head_dim, size_t v_head_dim,
                                   size_t num_keys) {

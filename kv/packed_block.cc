@@ -99,7 +99,7 @@ PackedBlock::~PackedBlock() {
 }
 
 PackedHeads PackedBlock::heads() const {
-  return {block_ + heads_offset_, shape_, offsets_, static_cast<size_t>(geometry_.num_kv_heads)};
+  return {block_ + heads_offset_, shape_, offsets_, static_cast<size_t>(geometry_.num_kv_heads), 0};
 }
 
 SequenceKeys PackedBlock::keys(size_t batch) const {

@@ -23,9 +23,10 @@ struct PackedHeads {
   PackedShape shape;
   PackedOffsets offsets;
   size_t num_kv_heads;
+  size_t first;  // the head at `base`, counted through the batch
 
   PackedHead at(size_t batch, size_t kv_head) const {
-    return {base + (batch * num_kv_heads + kv_head) * offsets.bytes, shape, offsets};
+    return {base + (batch * num_kv_heads + kv_head - first) * offsets.bytes, shape, offsets};
   }
 };
 

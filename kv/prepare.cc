@@ -41,45 +41,54 @@ SourceRows DenseRows(float* data, size_t dim) {
           0};
 }
 
+namespace {
+
+// Keys [begin, begin + count) of one of the heads, counted through the sequences.
+PackTask TaskFor(const PackedHeads& heads, size_t head, const SequenceSpans& sequences,
+                 const ConstTensorView& k, const ConstTensorView& v, size_t begin, size_t count) {
+  const size_t sequence = head / heads.num_kv_heads;
+  const size_t kv_head = head % heads.num_kv_heads;
+  const TokenSpan span = sequences.at(sequence);
+  const LayoutId layout = heads.shape.layout;
+  PackTask task = {};
+  task.head = heads.at(sequence, kv_head);
+  task.k = Skip(SourceRowsOf(k, span.batch, kv_head), span.begin + begin);
+  task.v = Skip(SourceRowsOf(v, span.batch, kv_head), span.begin + begin);
+  task.key_begin = begin;
+  task.num_keys = count;
+  task.keeps_k = HasPlainI8K(layout) && k.dtype == DType::kI8 && k.scale.dim_stride == 0;
+  task.keeps_v = HasQuantizedV(layout) && v.dtype == DType::kI8 && v.scale.length_stride == 0;
+  return task;
+}
+
+}  // namespace
+
+void FindCenters(const PrecisionKernels& kernels, const PackedHeads& heads, const HeadRange& range,
+                 const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
+                 const ParallelFor& parallel) {
+  if (kernels.center == nullptr) return;
+  ForEachTask(parallel, range.end - range.begin, [&](size_t index, size_t) {
+    const size_t head = range.begin + index;
+    const size_t num_keys = sequences.at(head / heads.num_kv_heads).count;
+    PackScratch scratch;
+    if (num_keys == 0) return;
+    kernels.center(TaskFor(heads, head, sequences, k, v, 0, num_keys), scratch.bytes);
+  });
+}
+
 void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads, const HeadRange& range,
                  const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
                  const ParallelFor& parallel) {
-  const size_t num_heads = range.end - range.begin;
-  const LayoutId layout = heads.shape.layout;
-  const bool keeps_k = HasPlainI8K(layout) && k.dtype == DType::kI8 && k.scale.dim_stride == 0;
-  const bool keeps_v = HasQuantizedV(layout) && v.dtype == DType::kI8 && v.scale.length_stride == 0;
-  const auto task_for = [&](size_t head, size_t key_begin, size_t count) {
-    const size_t sequence = head / heads.num_kv_heads;
-    const size_t kv_head = head % heads.num_kv_heads;
-    const TokenSpan span = sequences.at(sequence);
-    PackTask task = {};
-    task.head = heads.at(sequence, kv_head);
-    task.k = Skip(SourceRowsOf(k, span.batch, kv_head), span.begin + key_begin);
-    task.v = Skip(SourceRowsOf(v, span.batch, kv_head), span.begin + key_begin);
-    task.key_begin = key_begin;
-    task.num_keys = count;
-    task.keeps_k = keeps_k;
-    task.keeps_v = keeps_v;
-    return task;
-  };
-
-  if (kernels.center != nullptr) {
-    ForEachTask(parallel, num_heads, [&](size_t index, size_t) {
-      const size_t head = range.begin + index;
-      const size_t num_keys = sequences.at(head / heads.num_kv_heads).count;
-      PackScratch scratch;
-      if (num_keys > 0) kernels.center(task_for(head, 0, num_keys), scratch.bytes);
-    });
-  }
   const size_t tasks_per_head = (sequences.longest() + kTaskKeys - 1) / kTaskKeys;
-  ForEachTask(parallel, num_heads * tasks_per_head, [&](size_t index, size_t) {
+  ForEachTask(parallel, (range.end - range.begin) * tasks_per_head, [&](size_t index, size_t) {
     const size_t head = range.begin + index / tasks_per_head;
     const size_t num_keys = sequences.at(head / heads.num_kv_heads).count;
     PackScratch scratch;
     const size_t begin = index % tasks_per_head * kTaskKeys;
     const size_t end = std::min(begin + kTaskKeys, num_keys);
     for (size_t key = begin; key < end; key += kKvTile) {
-      kernels.pack(task_for(head, key, std::min(kKvTile, end - key)), scratch.bytes);
+      const size_t count = std::min(kKvTile, end - key);
+      kernels.pack(TaskFor(heads, head, sequences, k, v, key, count), scratch.bytes);
     }
   });
 }

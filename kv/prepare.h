@@ -28,8 +28,12 @@ struct HeadRange {
   size_t end;
 };
 
-// Fills these of `heads` from the sequences of k and v, which were validated against it. Two passes
-// for int8, whose centres need all keys before the first can be quantised.
+// Fills these of `heads` from the sequences of k and v, which were validated against it: first, for
+// int8, the centres, which need all keys before any can be quantised, then the keys, all or those
+// of a stretch.
+void FindCenters(const PrecisionKernels& kernels, const PackedHeads& heads, const HeadRange& range,
+                 const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
+                 const ParallelFor& parallel);
 void PackTensors(const PrecisionKernels& kernels, const PackedHeads& heads, const HeadRange& range,
                  const ConstTensorView& k, const ConstTensorView& v, const SequenceSpans& sequences,
                  const ParallelFor& parallel);

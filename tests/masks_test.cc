@@ -9,6 +9,8 @@
 #include <catch2/generators/catch_generators_range.hpp>
 #include <vector>
 
+#include "dispatch/plan.h"
+#include "dispatch/window_slices.h"
 #include "support/check.h"
 #include "support/problem.h"
 #include "support/threads.h"
@@ -95,6 +97,92 @@ TEST_CASE("windows of any width", "[masks]") {
     };
     for (const int64_t kv_len : kKeys) check(kv_len, SomeQueries(seed));
     for (const int64_t kv_len : kManyKeys) check(kv_len, {1, 3, 33});
+  }
+}
+
+// Windows over K and V given as tensors, so long that Run packs and reads them by slices; see
+// dispatch/window_slices.h.
+std::vector<Case> SlicedCases() {
+  Case plain;
+  plain.q_len = plain.kv_len = 1400;
+  plain.head_dim = 256;
+  plain.causal = true;
+  plain.features.window_left = 40;
+  plain.features.lse = true;
+  std::vector<Case> cases = {plain};
+
+  Case c = plain;  // both sides, and the last rows alone in their slice
+  c.causal = false;
+  c.q_len = 1733;
+  c.features.window_right = 25;
+  c.features.bias.on = true;
+  c.features.bias.layout = Layout::kPadded;
+  c.features.mask.on = true;
+  c.features.mask.density = 0.9;
+  cases.push_back(c);
+
+  c = plain;  // scales of every token, which slices begin in the middle of
+  c.q_dtype = c.k_dtype = c.v_dtype = c.out_dtype = DType::kI8;
+  c.q_scales = c.k_scales = c.v_scales = c.out_scales = kPerToken;
+  c.q_layout = c.k_layout = c.v_layout = c.out_layout = Layout::kPadded;
+  cases.push_back(c);
+
+  c = plain;
+  c.heads = 2;
+  c.beams = 2;
+  c.features.softcap = 20.0f;
+  c.features.alibi_slopes = {0.5f, 0.125f};
+  c.features.sinks = {1.0f, -2.0f};
+  cases.push_back(c);
+
+  c = plain;
+  c.features.relative_buckets.num_buckets = 32;
+  c.features.relative_buckets.max_distance = 40;
+  cases.push_back(c);
+
+  // The first queries, or the last ones, see nothing.
+  for (const int64_t q_start : {-900, 700}) {
+    c = plain;
+    c.causal = false;
+    c.features.window_right = 0;
+    c.features.q_start = q_start;
+    cases.push_back(c);
+  }
+  return cases;
+}
+
+bool IsSliced(const Case& c, const Setup& setup, const AttentionArgs& args) {
+  Plan plan;
+  REQUIRE_THAT(Plan::Create(DescOf(c, setup), &plan), IsOk());
+  return internal::QueriesOfSlice(*PlanAccess::Get(plan), args) < c.q_len;
+}
+
+TEST_CASE("a long window by slices has the bits of one piece", "[masks]") {
+  uint64_t seed = 1900;
+  for (const Case& c : SlicedCases()) {
+    const Problem problem(c, ++seed);
+    for (const Precision precision : kPrecisions) {
+      for (const char* tier : TiersOf(precision)) {
+        if (!TakesTurn(tier)) continue;
+        // In an emulator a quarter of an hour, which says nothing that the first case does not.
+        if (IsEmulated() && (seed != 1901 || precision != Precision::kF32)) continue;
+        INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+        Setup setup = {tier, precision, Source::kTensors};
+        bool is_cut = false;
+        setup.amend = [&](AttentionArgs& args) { is_cut = IsSliced(c, setup, args); };
+        Tensor lse;
+        const Tensor out = Attend(problem, setup, &lse);
+        CHECK(is_cut);
+        setup.parallel = TwoThreads(2);
+        CHECK_THAT(Attend(problem, setup), Equals(out));
+
+        // Memories are read in one piece.
+        Tensor whole_lse;
+        const Tensor whole = Attend(problem, {tier, precision, Source::kMemory}, &whole_lse);
+        CHECK_THAT(out, Equals(whole));
+        CHECK_THAT(lse, Equals(whole_lse));
+      }
+    }
   }
 }
 
