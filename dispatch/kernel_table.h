@@ -182,6 +182,9 @@ struct KeyPages {
   const uint32_t* kept;  // [tiles][kTileWords]: bits of the keys that are there, for kSome
 };
 
+// Tasks that lead to one another, at most.
+constexpr size_t kMostParts = 16;
+
 // Attention of rows [row_begin, row_end) with one packed head, or with several of the same layout
 // one after the other: then each has a task of its own, in the same scratch, and leads to the next.
 struct AttendTask {
@@ -191,6 +194,7 @@ struct AttendTask {
   bool continues;  // rows have seen other keys in the task before, and
   bool pauses;     // see more in the next one. Q and the modifications are the same in all of them.
   const AttendTask* next;  // the one that goes on where this pauses; null: it comes in another call
+  size_t part;             // so many tasks lead to this one, less than kMostParts
   // Of the first task: the call before had the same tasks, objects included, in the same scratch,
   // for the head before, which each task's packed head and pages have left by head.offsets.bytes.
   // Decode then has their keys already.

@@ -22,7 +22,7 @@ struct KeyPart {
   const PackedShape* shape;
   const PackedOffsets* offsets;
   SequenceKeys keys;
-  size_t first_head;  // of the sequence's, whose keys those are
+  size_t first_head;  // the kv head of the sequence that they begin with
   size_t begin;       // keys of the sequence's other parts before it
   size_t width;       // its keys,
   size_t count;       // and how many of them may be seen: all or none

@@ -125,19 +125,15 @@ struct Call {
   float* biases;  // [num_heads][BiasPlaces]: biases by distance in octaves
 };
 
-// base: of the workspace.
-Call CallOf(const PlanImpl& plan, const AttentionArgs& args, unsigned char* base) {
-  Call call = {plan, args, KeySources(args), {}, {}, 0, 1, 0, nullptr};
+Call CallOf(const PlanImpl& plan, const AttentionArgs& args, const PackedHeads& packed,
+            float* biases) {
+  Call call = {plan, args, KeySources(args), packed, {}, 0, 1, 0, biases};
   call.num_kv_heads = static_cast<size_t>(plan.desc.num_kv_heads);
   call.group = static_cast<size_t>(plan.desc.num_heads / plan.desc.num_kv_heads);
   call.queries = {call.keys.num_sequences(), args.q.length, args.q_indptr, nullptr};
   if (args.num_sequences == 0) {
     call.beams = static_cast<size_t>(args.q.batch) / call.keys.num_sequences();
   }
-  if (call.keys.are_tensors()) {
-    call.packed = plan.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
-  }
-  call.biases = reinterpret_cast<float*>(base + plan.packed_bytes);
   return call;
 }
 
@@ -416,7 +412,7 @@ size_t FindListed(const WeightsOutput& weights, size_t head) {
 }
 
 // True if the first pass leaves weights on the way.
-bool WeighsOnTheWay(const Call& call) {
+bool CanWeighOnTheWay(const Call& call) {
   const WeightsOutput& weights = call.args.weights;
   return weights.out.data != nullptr && call.plan.kernels->weighs_on_the_way &&
          call.keys.num_segments() <= 1 && !call.plan.desc.any_precision && call.group == 1 &&
@@ -436,8 +432,8 @@ bool ExceedsCaches(const TensorView& weights) {
 
 // Has a task of the first pass leave the weights of its head, if they are asked for.
 void SetWeights(const Call& call, size_t sequence, size_t head, AttendTask* task) {
+  if (!CanWeighOnTheWay(call)) return;
   task->weights = {};
-  if (!WeighsOnTheWay(call)) return;
   const TensorView& out = call.args.weights.out;
   const size_t listed = FindListed(call.args.weights, head);
   if (listed >= static_cast<size_t>(out.heads)) return;
@@ -517,7 +513,8 @@ class PartTasks {
       if (!parts->has_next() && call_.args.sinks != nullptr) {
         last_->sinks = call_.args.sinks + rows_.head;
       }
-      if (!continues || count == kMost) return continues;
+      last_->part = count - 1;
+      if (!continues || count == kMostParts) return continues;
       AttendTask* next = new (tasks_[count]) AttendTask(first_);
       last_->next = next;
       last_ = next;
@@ -525,12 +522,11 @@ class PartTasks {
   }
 
  private:
-  static constexpr size_t kMost = 16;
   static_assert(std::is_trivially_destructible<AttendTask>(), "nobody destroys them");
 
   const Call& call_;
   const Selection& rows_;
-  alignas(AttendTask) unsigned char tasks_[kMost][sizeof(AttendTask)];
+  alignas(AttendTask) unsigned char tasks_[kMostParts][sizeof(AttendTask)];
   AttendTask& first_;
   AttendTask* last_ = &first_;
   const PrecisionKernels* kernels_ = nullptr;
@@ -637,48 +633,54 @@ void Attend(const Call& call, const HeadRange& range, unsigned char* scratch,
 
 // K and V given as tensors are packed and read by turns: of so many bytes for each worker that its
 // second-level cache still holds them, through which the caller's rows have passed as well, and of
-// a head for each worker at least. Turns follow one another in the same memory, which caches have
-// then, unless a second pass reads all of them once more.
+// a head for each worker at least.
 constexpr size_t kPackedBytesAtOnce = size_t{128} << 10;
 
-// all: the arguments that the call is a slice of, or its own.
-void PackAndAttend(Call call, const AttentionArgs& all, unsigned char* scratch,
-                   const ParallelFor& parallel) {
-  const bool stays = call.args.weights.out.data != nullptr || call.args.mass.data != nullptr;
-  const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
-  const size_t workers = std::max<size_t>(parallel.num_workers, 1);
+// The heads of the turn that begins with this one.
+HeadRange TurnFrom(const Call& call, size_t begin, size_t num_workers) {
   const PackedShape& shape = call.packed.shape;
   const size_t key_bytes = KeyBytes(shape.layout, shape.head_dim, shape.v_head_dim);
-  HeadRange range = {0, 0};
-  while (range.end < num_heads) {
-    range.begin = range.end;
-    if (!stays) call.packed.first = range.begin;
-    size_t bytes = 0;
-    while (range.end < num_heads &&
-           (bytes < workers * kPackedBytesAtOnce || range.end - range.begin < workers)) {
-      bytes += call.keys.count(range.end / call.num_kv_heads) * key_bytes;
-      ++range.end;
-    }
-    FindCenters(*call.plan.kernels, call.packed, range, all.k, all.v, KeySources(all).spans(),
-                parallel);
-    PackTensors(*call.plan.kernels, call.packed, range, call.args.k, call.args.v, call.keys.spans(),
-                parallel);
-    Attend(call, range, scratch, parallel);
+  const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
+  const size_t workers = std::max<size_t>(num_workers, 1);
+  HeadRange turn = {begin, begin};
+  for (size_t bytes = 0; turn.end < num_heads; ++turn.end) {
+    if (bytes >= workers * kPackedBytesAtOnce && turn.end - begin >= workers) break;
+    bytes += std::min(call.keys.count(turn.end / call.num_kv_heads), shape.capacity) * key_bytes;
   }
+  return turn;
 }
 
-// The first pass over tensors, in slices where windows allow it.
-void AttendTensors(const Call& call, unsigned char* base, unsigned char* scratch,
+void PackAndAttend(const Call& call, const HeadRange& turn, unsigned char* scratch,
                    const ParallelFor& parallel) {
+  PackTensors(*call.plan.kernels, call.packed, turn, call.args.k, call.args.v, call.keys.spans(),
+              parallel);
+  Attend(call, turn, scratch, parallel);
+}
+
+// The first pass over K and V given as tensors. Turns follow one another in the same memory, which
+// caches have then, unless a second pass reads all of them once more; so do slices.
+void AttendTensors(Call call, unsigned char* scratch, const ParallelFor& parallel) {
   const AttentionArgs& args = call.args;
-  const int64_t queries = QueriesOfSlice(call.plan, args);
-  if (queries == args.q.length) return PackAndAttend(call, args, scratch, parallel);
-  for (int64_t begin = 0, count = queries; begin < args.q.length; begin += count) {
-    const int64_t left = args.q.length - begin;
-    // A last task stays with those before it: alone, its rows might be few enough for decode.
-    if (left < queries + static_cast<int64_t>(kTaskRows)) count = left;
-    const AttentionArgs slice = SliceOf(call.plan.desc, args, begin, count);
-    PackAndAttend(CallOf(call.plan, slice, base), args, scratch, parallel);
+  const bool is_read_again = args.weights.out.data != nullptr || args.mass.data != nullptr;
+  const int64_t queries = QueriesOfSlice(call.plan, args, parallel.num_workers);
+  if (queries < args.q.length) {
+    call.packed =
+        call.plan.PackedHeadsIn(call.packed.base, KeysOfSlice(call.plan.desc, args, queries));
+  }
+  const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
+  for (HeadRange turn = {0, 0}; turn.end < num_heads;) {
+    turn = TurnFrom(call, turn.end, parallel.num_workers);
+    if (!is_read_again) call.packed.first = turn.begin;
+    FindCenters(*call.plan.kernels, call.packed, turn, args.k, args.v, call.keys.spans(), parallel);
+    if (queries == args.q.length) {
+      PackAndAttend(call, turn, scratch, parallel);
+      continue;
+    }
+    for (int64_t begin = 0, count = 0; begin < args.q.length; begin += count) {
+      count = QueriesFrom(args, begin, queries);
+      const AttentionArgs slice = SliceOf(call.plan.desc, args, begin, count);
+      PackAndAttend(CallOf(call.plan, slice, call.packed, call.biases), turn, scratch, parallel);
+    }
   }
 }
 
@@ -757,7 +759,7 @@ void Weigh(const Call& call, unsigned char* scratch, const ParallelFor& parallel
                   const size_t head = weights.heads != nullptr
                                           ? static_cast<size_t>(weights.heads[listed])
                                           : listed;
-                  if (WeighsOnTheWay(call) && FindListed(weights, head) == listed) continue;
+                  if (CanWeighOnTheWay(call) && FindListed(weights, head) == listed) continue;
                   WeightsTask all = {};
                   all.out = WeightsRowsOf(call, sequence, weights.average_heads ? 0 : listed);
                   all.num_keys = static_cast<size_t>(weights.out.dim);
@@ -839,11 +841,15 @@ Status Run(const Plan& plan, const AttentionArgs& args, const Workspace& given,
   if (args.q.batch == 0) return Status();
 
   unsigned char* base = static_cast<unsigned char*>(workspace.data);
-  const internal::Call call = internal::CallOf(impl, args, base);
+  internal::Call call =
+      internal::CallOf(impl, args, {}, reinterpret_cast<float*>(base + impl.packed_bytes));
+  if (call.keys.are_tensors()) {
+    call.packed = impl.PackedHeadsIn(base, static_cast<int64_t>(call.keys.longest()));
+  }
   internal::SpreadBuckets(call, parallel);
   unsigned char* scratch = base + impl.packed_bytes + impl.bias_bytes;
   if (call.keys.are_tensors() && args.q.length > 0) {
-    internal::AttendTensors(call, base, scratch, parallel);
+    internal::AttendTensors(call, scratch, parallel);
   } else {
     const size_t num_heads = call.keys.num_sequences() * call.num_kv_heads;
     internal::Attend(call, {0, num_heads}, scratch, parallel);

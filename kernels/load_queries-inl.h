@@ -74,12 +74,17 @@ HWY_NOINLINE VF ScoreLacks(const AttendTask& task, const float* HWY_RESTRICT row
   return hn::Mul(lacks, hn::Set(df, task.scale_log2e));
 }
 
-// The same of rows [r, r + count) of Q; rows: scratch.
-HWY_NOINLINE VF LacksOfRows(const AttendTask& task, size_t r, size_t count,
-                            float* HWY_RESTRICT rows) {
-  VI32 maxima[kLanes];
-  LoadFinite(task.q, r, count, task.head.shape.head_dim, NoCenter(), rows, maxima);
-  return ScoreLacks(task, rows, count);
+// Those of rows [r, r + count) of a tile, with the keys of this task and of those that it leads to,
+// which need not read Q once more: but for rotations, which each part has of its own.
+HWY_INLINE void StoreLacks(const AttendTask& task, const float* HWY_RESTRICT rows, size_t count,
+                           const QueryTile& q, size_t r) {
+  hn::Store(ScoreLacks(task, rows, count), df, q.lack + r);
+  if (HWY_LIKELY(task.next == nullptr) || IsRotated(task.head.shape.layout)) return;
+  float* lacks = q.lack + r;
+  for (const AttendTask* part = task.next; part != nullptr; part = part->next) {
+    lacks += q.num_vectors * kLanes;
+    hn::Store(ScoreLacks(*part, rows, count), df, lacks);
+  }
 }
 
 // True if rows of Q are int8 with one scale each, and quanta that K's can be multiplied by.
@@ -155,7 +160,7 @@ HWY_INLINE void LoadQueryRows(const AttendTask& task, const QueryTile& q, size_t
     VI32 maxima[kLanes];
     for (size_t i = count; i < kLanes; ++i) maxima[i] = hn::Zero(di32);
     LoadFinite(task.q, first, count, head_dim, NoCenter(), rows, maxima);
-    hn::Store(ScoreLacks(task, rows, count), df, q.lack + r);
+    StoreLacks(task, rows, count, q, r);
     if (IsRotated(task.head.shape.layout)) {
       RotateQueries(task, rows, count);
       MaximaOfRows(rows, elements, maxima);
@@ -229,9 +234,12 @@ HWY_NOINLINE void ReloadQueries(const AttendTask& task, float* HWY_RESTRICT rows
     if (IsRotated(task.head.shape.layout)) return LoadQueries<Keys>(task, rows, q);
     const size_t head_dim = task.head.shape.head_dim;
     SetSumShift<Keys>(head_dim, q);
+    if (task.part != 0) return;  // a task before has left them
     for (size_t r = 0; r < q.num_rows; r += kLanes) {
       const size_t count = MinOf(kLanes, q.num_rows - r);
-      hn::Store(LacksOfRows(task, q.first_row + r, count, rows), df, q.lack + r);
+      VI32 maxima[kLanes];
+      LoadFinite(task.q, q.first_row + r, count, head_dim, NoCenter(), rows, maxima);
+      StoreLacks(task, rows, count, q, r);
     }
   }
 }

@@ -52,7 +52,6 @@ HWY_INLINE void TakeQueryTiles(const PackedShape& shape, size_t v_channels, Scra
     q.panel = arena.Take<uint8_t>(dims / kDepthOf<Keys> * kRows * kLaneBytes);
     q.row_scale = arena.Take<float>(kRows);
     q.acc_init = arena.Take<int32_t>(kRows);
-    q.lack = arena.Take<float>(kRows);
     q.begin = arena.Take<int32_t>(kRows);
     q.limit = arena.Take<int32_t>(kRows);
     q.mask = arena.Take<int32_t>(kMaskWords * kRows);
@@ -64,6 +63,7 @@ HWY_INLINE void TakeQueryTiles(const PackedShape& shape, size_t v_channels, Scra
     q.kept_m = arena.Take<float>(kRows);
     q.unweighed = arena.Take<int32_t>(kRows);
     q.o = arena.Take<float>(v_channels * kRows);
+    q.lacks = arena.Take<float>(kMostParts * kRows);
   }
   queries.rows = arena.Take<float>(kLanes * MaxOf(dims, v_channels));
 }
@@ -98,9 +98,16 @@ HWY_NOINLINE void BeginQueryTile(const AttendTask& task, size_t first_row, size_
     const KeyRange range = differ ? RangeOf(task, first_row + MinOf(r, q.num_rows - 1)) : first;
     q.begin[r] = static_cast<int32_t>(range.begin);
     q.limit[r] = static_cast<int32_t>(range.limit);
-    q.lack[r] = 0.0f;
     q.unweighed[r] = 0;
   }
+}
+
+// What scores lack of quantised K is computed with Q; of floats nothing.
+template <class Keys>
+HWY_INLINE void SetLacks(const AttendTask& task, QueryTile& q) {
+  const size_t rows = q.num_vectors * kLanes;
+  q.lack = q.lacks + (Keys::kQuantized ? task.part * rows : 0);
+  for (size_t r = 0; !Keys::kQuantized && r < rows; ++r) q.lack[r] = 0.0f;
 }
 
 // All tiles of the task, with their packed queries, which are in scratch if the task continues.
@@ -109,6 +116,7 @@ HWY_NOINLINE void BeginQueryTiles(const AttendTask& task, QueryTiles<Keys>& quer
   for (size_t row = task.row_begin; row < task.row_end; row += kTileRows<Keys>) {
     QueryTile& q = queries.tiles[queries.count++];
     BeginQueryTile(task, row, kTileRows<Keys>, q);
+    SetLacks<Keys>(task, q);
     if (HWY_LIKELY(!task.continues)) {
       LoadQueries<Keys>(task, queries.rows, q);
     } else {

@@ -239,6 +239,7 @@ struct QueryTile {
   float* row_scale;    // quantised K: what one unit of q·k is worth but for K's scale
   int32_t* acc_init;   // quantised V: where the accumulators of Q·K start
   float* lack;         // what scores lack, in octaves; see NeedsScores
+  float* lacks;        // [kMostParts][num_vectors * kLanes]: of all tasks that lead to one another
   int32_t* begin;      // keys from it on
   int32_t* limit;      // and below it may be seen
   int32_t* mask;       // [kMaskWords][rows]: what they see of the tile of keys at hand

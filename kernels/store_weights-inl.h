@@ -2,8 +2,8 @@
 //
 // Lanes are queries and rows are stored along keys: kLanes scores take four shuffles, words of
 // fixed point half of that. In decode lanes are keys. Weights are exp(s - lse). The drivers store
-// scores as they come, and make weights of them once a row is done and its scores are still in L2:
-// no K·Q is computed twice. What scores cannot wait for, a second pass has tile by tile
+// scores as they come, and make weights of them once a row is done, when most are still in L2: no
+// K·Q is computed twice. What scores cannot wait for, a second pass has tile by tile
 // (weights-inl.h), when lse is known.
 #ifndef SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_
 #define SIGHTLINE_KERNELS_STORE_WEIGHTS_INL_H_

@@ -1,7 +1,7 @@
 // The second pass, for who asks for weights: exp(s - lse) of rows whose lse the first pass has
 // stored, written out row by row or summed over rows, key by key. No tile of weights is ever larger
-// than what one pair of tiles has. Prefill makes weights on the way (store_weights-inl.h), but for
-// rows that it leaves to this pass.
+// than what one pair of tiles has. The first pass makes most weights on the way
+// (store_weights-inl.h); prefill leaves some rows to this one.
 //
 // Many rows: S = K·Q once more and a 2^x for each score, then a transpose, since lanes are queries
 // and rows are stored along keys: per kLanes scores four shuffles. Few rows: lanes are keys, as in

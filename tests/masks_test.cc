@@ -104,14 +104,14 @@ TEST_CASE("windows of any width", "[masks]") {
 // dispatch/window_slices.h.
 std::vector<Case> SlicedCases() {
   Case plain;
-  plain.q_len = plain.kv_len = 1400;
+  plain.q_len = plain.kv_len = 1700;
   plain.head_dim = 256;
   plain.causal = true;
   plain.features.window_left = 40;
   plain.features.lse = true;
   std::vector<Case> cases = {plain};
 
-  Case c = plain;  // both sides, and the last rows alone in their slice
+  Case c = plain;  // both sides, and a last slice of a task and five rows
   c.causal = false;
   c.q_len = 1733;
   c.features.window_right = 25;
@@ -127,21 +127,28 @@ std::vector<Case> SlicedCases() {
   c.q_layout = c.k_layout = c.v_layout = c.out_layout = Layout::kPadded;
   cases.push_back(c);
 
-  c = plain;
-  c.heads = 2;
-  c.beams = 2;
+  c = plain;  // a last slice that takes five rows of the next task as well; rows that see nothing
+  c.q_len = 1733;
+  c.kv_batch = 2;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.q_layout = c.k_layout = c.v_layout = c.out_layout = Layout::kReversed;
   c.features.softcap = 20.0f;
-  c.features.alibi_slopes = {0.5f, 0.125f};
-  c.features.sinks = {1.0f, -2.0f};
+  c.features.alibi_slopes = {0.3f, 0.1f, 0.7f, 0.0f};
+  c.features.sinks = {1.0f, -2.0f, 0.0f, 3.0f};
   cases.push_back(c);
 
-  c = plain;
+  c = plain;  // int8 that is packed as it is
+  c.beams = 2;
+  c.q_dtype = c.k_dtype = c.v_dtype = DType::kI8;
   c.features.relative_buckets.num_buckets = 32;
   c.features.relative_buckets.max_distance = 40;
+  c.features.mask.on = true;
+  c.features.mask.varies = kPerChannel;
   cases.push_back(c);
 
-  // The first queries, or the last ones, see nothing.
-  for (const int64_t q_start : {-900, 700}) {
+  // The first queries, or the last ones, see nothing; or none does.
+  for (const int64_t q_start : {-900, 700, INT32_MAX - 255}) {
     c = plain;
     c.causal = false;
     c.features.window_right = 0;
@@ -154,36 +161,68 @@ std::vector<Case> SlicedCases() {
 bool IsSliced(const Case& c, const Setup& setup, const AttentionArgs& args) {
   Plan plan;
   REQUIRE_THAT(Plan::Create(DescOf(c, setup), &plan), IsOk());
-  return internal::QueriesOfSlice(*PlanAccess::Get(plan), args) < c.q_len;
+  const internal::PlanImpl& impl = *PlanAccess::Get(plan);
+  return internal::QueriesOfSlice(impl, args, setup.parallel.num_workers) < c.q_len;
 }
 
 TEST_CASE("a long window by slices has the bits of one piece", "[masks]") {
   uint64_t seed = 1900;
   for (const Case& c : SlicedCases()) {
-    const Problem problem(c, ++seed);
+    Problem problem(c, ++seed);
+    // Behind the end of the first slices, whatever their length.
+    for (int64_t j = 192; j < c.kv_len; j += 192) problem.v.Set(0, j, 0, 3, NAN);
     for (const Precision precision : kPrecisions) {
       for (const char* tier : TiersOf(precision)) {
         if (!TakesTurn(tier)) continue;
         // In an emulator a quarter of an hour, which says nothing that the first case does not.
         if (IsEmulated() && (seed != 1901 || precision != Precision::kF32)) continue;
+        if (IsSanitized() && seed > 1903) continue;
         INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
         Setup setup = {tier, precision, Source::kTensors};
+        setup.rotate_k = precision == Precision::kI8 && seed % 2 == 0;
         bool is_cut = false;
         setup.amend = [&](AttentionArgs& args) { is_cut = IsSliced(c, setup, args); };
         Tensor lse;
         const Tensor out = Attend(problem, setup, &lse);
         CHECK(is_cut);
         setup.parallel = TwoThreads(2);
-        CHECK_THAT(Attend(problem, setup), Equals(out));
+        Tensor lse_of_two;
+        CHECK_THAT(Attend(problem, setup, &lse_of_two), Equals(out));
+        CHECK_THAT(lse_of_two, Equals(lse));
 
         // Memories are read in one piece.
+        setup.source = Source::kMemory;
+        setup.amend = {};
         Tensor whole_lse;
-        const Tensor whole = Attend(problem, {tier, precision, Source::kMemory}, &whole_lse);
-        CHECK_THAT(out, Equals(whole));
-        CHECK_THAT(lse, Equals(whole_lse));
+        CHECK_THAT(Attend(problem, setup, &whole_lse), Equals(out));
+        CHECK_THAT(whole_lse, Equals(lse));
       }
     }
   }
+}
+
+TEST_CASE("what slices could not serve is in one piece", "[masks]") {
+  Case c = SlicedCases().front();
+  const auto is_sliced = [](const Case& some) {
+    const Setup setup = {BestTier(), Precision::kF32};
+    const Problem problem(some, 1950);
+    const Tensor out = problem.NewOut();
+    return IsSliced(some, setup, TensorArgs(problem, out));
+  };
+  CHECK(is_sliced(c));
+  c.features.kv_lens = {1600};
+  CHECK(!is_sliced(c));
+  c.features.kv_lens = {};
+  c.features.prefix_lens = {4};
+  CHECK(!is_sliced(c));
+  c.features.prefix_lens = {};
+  c.features.blocks.on = true;
+  CHECK(!is_sliced(c));
+  c.features.blocks.on = false;
+  c.features.window_left = 800;
+  CHECK(!is_sliced(c));
+  c.features.window_left = -1;
+  CHECK(!is_sliced(c));
 }
 
 TEST_CASE("queries that stand anywhere", "[masks]") {

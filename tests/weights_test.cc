@@ -666,11 +666,11 @@ TEST_CASE("the number of workers changes no bit of weights", "[weights][workers]
   }
 }
 
-// K and V given as tensors are packed by turns of half a mebibyte for each worker: several of f32,
-// and of i8 with one worker.
+// K and V given as tensors are packed by turns of 128 KiB for each worker, which begin in the
+// middle of a sequence's heads: in the same memory where no second pass may ask for all of them.
 TEST_CASE("turns of packing change no bit of a ragged batch", "[weights][workers]") {
   Case c;
-  c.heads = c.kv_heads = 2;
+  c.heads = c.kv_heads = 3;
   c.head_dim = 64;
   c.q_len = 77;
   c.kv_len = 2991;
@@ -710,12 +710,16 @@ TEST_CASE("turns of packing change no bit of a ragged batch", "[weights][workers
         CHECK_THAT(answer.out, Equals(parts.out));
         CHECK_THAT(answer.lse, Equals(parts.lse));
         CHECK_THAT(answer.weights, Equals(parts.weights));
+        Tensor lse;
+        CHECK_THAT(Attend(problem, {tier, precision, Source::kTensors, parallel}, &lse),
+                   Equals(parts.out));
+        CHECK_THAT(lse, Equals(parts.lse));
       }
     }
   }
 }
 
-// Heads with keys of their own, of which prefill may leave the weights on the way.
+// Heads with keys of their own, of which the first pass may leave the weights on the way.
 std::vector<Problem> ProblemsOnTheWay(int64_t q_len, uint64_t seed) {
   std::vector<Problem> problems;
   const auto add = [&](const auto& amend) {
@@ -753,7 +757,8 @@ std::vector<Problem> ProblemsOnTheWay(int64_t q_len, uint64_t seed) {
     c->v_head_dim = 40;
   });
   add([&](Case* c) {
-    c->features.q_indptr = {0, 3, static_cast<int32_t>(c->q_len)};
+    const int32_t end = static_cast<int32_t>(c->q_len);
+    c->features.q_indptr = {0, std::min(3, end), end};
     c->features.kv_indptr = {0, 140, 290};
   });
   // NaN in hidden keys: padding, and of floats what a mask hides.
@@ -818,6 +823,62 @@ TEST_CASE("weights left by prefill are those of the second pass", "[weights]") {
           CHECK_THAT(Attend(problem, setup), Equals(answer.out));
         }
       }
+    }
+  }
+}
+
+// Few queries: those of a head that is listed once are left on the way.
+TEST_CASE("weights left by decode", "[weights]") {
+  for (const int64_t q_len : {1, 3, 8}) {
+    for (const Problem& problem : ProblemsOnTheWay(q_len, 22650)) {
+      const Case& c = problem.c;
+      Ask ask = OfHeads({1, 0, 1}, false);
+      ask.extra_keys = c.causal ? 133 : 0;
+      ask.mass = false;
+      const bool has_nan_in_k = c.features.mask.on;
+      ExpectedWeights expected(problem);
+      for (const Precision precision : kPrecisions) {
+        if (has_nan_in_k && HasQuantizedK(precision)) continue;
+        for (const char* tier : TiersOf(precision)) {
+          if (!IsAffordable(c, tier) || !TakesTurn(tier)) continue;
+          INFO(c.ToString() << ", " << Name(precision) << " on " << tier);
+          const Setup setup = {tier, precision};
+          const Answer answer = AnswerOf(problem, setup, ask);
+          CHECK_THAT(answer.weights, IsClose(expected.Weights(setup, ask)));
+          CHECK_THAT(Attend(problem, setup), Equals(answer.out));
+        }
+      }
+    }
+  }
+}
+
+// Decode goes from head to head with the keys of the first, whether their weights are wanted or
+// not; a prefix behind which most keys are skipped, and a mask that hides whole tiles.
+TEST_CASE("weights left by decode of some heads, from any source", "[weights]") {
+  uint64_t seed = 22700;
+  for (const Source source : {Source::kTensors, Source::kMemory, Source::kCache}) {
+    for (const int64_t kv_len : {300, 2305}) {
+      Case c = SmallCase(2, kv_len);
+      c.heads = c.kv_heads = 4;
+      c.placement = ++seed % 2 == 0 ? Placement::kAtEnd : Placement::kAtFront;
+      Ask ask = OfHeads({3, 0, 3}, false);
+      ask.mass = false;
+      ask.extra_keys = static_cast<int64_t>(seed % 3) * 65;
+      CheckWeights(Problem(c, seed), ask, source);
+      c.causal = true;
+      c.features.window_left = 140;
+      c.features.prefix_lens = {5};
+      CheckWeights(Problem(c, seed), ask, source);
+      c.features = {};
+      c.features.lse = true;
+      c.features.mask.on = true;
+      Problem problem(c, seed);
+      for (int64_t i = 0; i < c.q_len; ++i) {
+        for (int64_t h = 0; h < c.heads; ++h) {
+          for (int64_t j = 128; j < 256; ++j) problem.mask.SetQuantum(0, i, h, j, 0);
+        }
+      }
+      CheckWeights(problem, ask, source);
     }
   }
 }

@@ -129,8 +129,8 @@ struct BlockMask {
 };
 
 // Attention weights as an output, of all heads and queries or of some, with no larger buffer than
-// what is asked for. They take AttentionArgs::lse and, unless they are f32 and of heads that share
-// no K (docs/outputs.md), a second pass over it.
+// what is asked for. They take AttentionArgs::lse and, unless they are f32 and as docs/outputs.md
+// says, a second pass over K.
 struct WeightsOutput {
   // f32, f16 or bf16 [batch, queries, heads, kv_len]; keys that a query does not see, and those
   // from its sequence's end on, get 0. dim may be larger than kv_len.
