@@ -210,8 +210,11 @@ Status PagedKv::OwnTail(Sequence& sequence) const {
     return Status::Error(StatusCode::kOutOfMemory, "%zu bytes for the open tile of the cache",
                          pool_->tails.block_bytes());
   }
-  pool_->tails.Clear(own.get());
-  if (sequence.tail) CopyTailRows(sequence.tail->data(), own->data());
+  if (sequence.tail) {
+    CopyTailRows(sequence.tail->data(), own->data());  // nothing else is read of it
+  } else {
+    pool_->tails.Clear(own.get());
+  }
   sequence.tail = std::move(own);
   return Status();
 }
