@@ -71,7 +71,7 @@ struct KvPlacement {
 
 struct CrossMemoryOptions {
   // [batch]: keys of each sequence, 0 to kv_len; the rest of k and v is padding, and not read.
-  // Null: all have kv_len. Each takes the room of the longest.
+  // Null: all have kv_len, whose room each takes.
   const int32_t* kv_lens = nullptr;
   KvPlacement placement;
 };
@@ -107,7 +107,7 @@ class CrossMemory {
   bool empty() const { return packed_ == nullptr; }
   // All are 0 (kF32, false) for an empty memory.
   int64_t batch() const;
-  int64_t kv_len() const;  // of the longest sequence
+  int64_t kv_len() const;  // of the tensors: no sequence is longer
   int64_t kv_len(int64_t batch_entry) const;
   int64_t num_kv_heads() const;
   int64_t head_dim() const;

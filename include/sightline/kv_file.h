@@ -3,7 +3,7 @@
 //
 //   status = Save(memory, "passage.slkv");          // once
 //   CrossMemory memory;                             // in any process that needs it
-//   status = Map("passage.slkv", &memory);          // no copy, whatever the size
+//   status = Map("passage.slkv", &memory);          // no copy, whatever the size (but on Windows)
 //   args.memory = &memory;
 //
 //   status = Save(cache, "session.slkv");           // a cache as it is
@@ -52,9 +52,9 @@ Status Map(const char* path, CrossMemory* memory, const KvMapOptions& options = 
 // Makes *cache what was saved: later appends, truncations and forks give the bits that they would
 // have given without the file. Pages are copied into desc.pool, or into the cache's own, and all
 // checksums verified. Of `desc` everything may be left out (capacity too), and is then the file's;
-// what is given has to be the same, but for capacity and format.tier. On error *cache is unchanged:
-// as Map; kInvalidArgument also if `desc` or its pool differ; kUnsupported if the tier has no
-// kernels for the layout; kCapacityExceeded.
+// what is given, and not its default, has to be the same, but for capacity and format.tier. On
+// error *cache is unchanged: as Map; kInvalidArgument also if `desc` or its pool differ;
+// kUnsupported if the tier has no kernels for the layout; kCapacityExceeded.
 Status Load(const char* path, const KvCacheDesc& desc, KvCache* cache);
 
 // Verifies what Map with kLazy did not; ok for memories that are not of a file. kCorrupt.
