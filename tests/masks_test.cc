@@ -536,11 +536,13 @@ std::vector<Case> PoisonedCases(int64_t q_len, int64_t kv_len) {
 // it were not there.
 TEST_CASE("NaN and infinities stay hidden behind every mask", "[masks]") {
   const float poison = GENERATE(NAN, HUGE_VALF, -HUGE_VALF);
+  constexpr Source kSources[] = {Source::kTensors, Source::kMemory, Source::kCache};
   constexpr Precision kFloats[] = {Precision::kF32, Precision::kF16, Precision::kBF16};
   uint64_t seed = 7000;
   for (const int64_t q_len : {1, 4, 70}) {
     for (const Case& c : PoisonedCases(q_len, 300)) {
       Problem problem(c, ++seed);
+      const Source source = kSources[(seed + (isnan(poison) ? 0 : poison > 0.0f ? 1 : 2)) % 3];
       std::vector<int64_t> poisoned = {70, 71, 127, 128, 191, 250, 299};
       if (c.features.window_left == 20) poisoned = {0, 1, 63, 64, 200};
       const bool only_causal = c.causal && c.features.window_left < 0 &&
@@ -589,9 +591,10 @@ TEST_CASE("NaN and infinities stay hidden behind every mask", "[masks]") {
               if (sees_poison) expected.lse_tolerance[row] = HUGE_VAL;
             }
           }
-          INFO(c.ToString() << ", " << poison << ", " << Name(precision) << " on " << tier);
+          INFO(c.ToString() << ", " << poison << ", " << Name(precision) << " on " << tier
+                            << ", source " << static_cast<int>(source));
           Tensor lse;
-          CHECK_THAT(Attend(problem, {tier, precision}, &lse), IsClose(expected));
+          CHECK_THAT(Attend(problem, {tier, precision, source}, &lse), IsClose(expected));
           CHECK_THAT(lse, IsClose(expected.Lse()));
         }
       }
