@@ -1,6 +1,7 @@
-// Maps, converts and loads files that libFuzzer makes up. It would take long to guess sizes that
-// fit: the input says what the file is to be, then what its sections hold. Numbers are changed
-// afterwards, under right checksums. With --write-seeds=FOLDER it writes inputs to begin with.
+// Maps, attends to, converts and loads files that libFuzzer makes up. It would take long to guess
+// sizes that fit: the input says what the file is to be, then what its sections hold. Numbers are
+// changed afterwards, under right checksums. With --write-seeds=FOLDER it writes inputs to begin
+// with.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 
 #include "fuzz/seeds.h"
 #include "kv/stored_kv.h"
+#include "sightline/attention.h"
 #include "sightline/kv_file.h"
 #include "support/file_bytes.h"
 
@@ -113,10 +115,42 @@ std::vector<FilePart> PartsFor(Input* input) {
   return parts;
 }
 
+// Queries of zeros, few and many, on this CPU's tier if it reads the layout.
+void AttendTo(const CrossMemory& memory) {
+  constexpr int64_t kQueries[] = {1, 40};
+  AttentionDesc desc;
+  desc.num_heads = desc.num_kv_heads = memory.num_kv_heads();
+  desc.head_dim = memory.head_dim();
+  desc.v_head_dim = memory.v_head_dim();
+  desc.precision = memory.precision();
+  desc.rotate_k = memory.rotate_k();
+  desc.max_batch = std::max<int64_t>(memory.batch(), 1);
+  desc.max_q_len = kQueries[1];
+  desc.max_kv_len = memory.kv_len();
+  desc.owns_workspace = true;
+  Plan plan;
+  if (!Plan::Create(desc, &plan).ok()) abort();
+  for (const int64_t count : kQueries) {
+    const auto rows = static_cast<size_t>(memory.batch() * count * desc.num_heads);
+    // One more, so that there is an address where there are no rows.
+    const std::vector<float> q(rows * static_cast<size_t>(desc.head_dim) + 1);
+    std::vector<float> out(rows * static_cast<size_t>(desc.v_head_dim) + 1);
+    AttentionArgs args;
+    args.q = ConstTensorView::Dense(q.data(), DType::kF32, memory.batch(), count, desc.num_heads,
+                                    desc.head_dim);
+    args.out = TensorView::Dense(out.data(), DType::kF32, memory.batch(), count, desc.num_heads,
+                                 desc.v_head_dim);
+    args.memory = &memory;
+    const Status status = Run(plan, args);
+    if (!status.ok() && status.code() != StatusCode::kUnsupported) abort();
+  }
+}
+
 void UseMemory(const CrossMemory& memory) {
   const PackedKv& packed = *KvAccess::Get(memory);
   // Of no tokens there may be any number of heads, and of tokens that are forgotten any number.
   if (memory.batch() > 64 || memory.num_kv_heads() > 64 || memory.kv_len() > 4096) return;
+  AttendTo(memory);
   for (const Precision precision : {Precision::kF32, Precision::kI8, Precision::kMixed16}) {
     CrossMemory converted;
     if (!Convert(memory, {precision, "scalar", precision == Precision::kI8}, &converted).ok()) {
