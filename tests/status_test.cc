@@ -251,10 +251,12 @@ struct RunCall {
     return out.IsWiped() && wide_out.IsWiped() && lse.IsWiped() && weights.IsWiped() &&
            mass.IsWiped();
   }
-  // An array that lives as long as the call.
+  // An array that lives as long as the call, with pages between it and all others.
   const int32_t* Ints(const std::vector<int32_t>& x) {
-    arrays.push_back(x);
-    return arrays.back().data();
+    const size_t bytes = x.size() * sizeof(int32_t);
+    arrays.emplace_back(bytes, Placement::kAtEnd);
+    if (bytes != 0) memcpy(arrays.back().data(), x.data(), bytes);
+    return reinterpret_cast<const int32_t*>(arrays.back().data());
   }
 
   Status Run() const { return sightline::Run(plan, args, workspace, parallel); }
@@ -268,7 +270,7 @@ struct RunCall {
   Tensor out;
   Tensor wide_out;
   Tensor lse, weights, mass;  // if they are asked for
-  std::deque<std::vector<int32_t>> arrays;
+  std::deque<GuardedBuffer> arrays;
   GuardedBuffer scratch;
 
   Plan plan;
