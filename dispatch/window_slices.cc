@@ -27,10 +27,6 @@ int64_t WindowKeys(const AttentionDesc& desc) {
   return desc.window_left + 1 + (desc.causal ? 0 : desc.window_right);
 }
 
-void MoveScales(int64_t length, ScaleView* scale) {
-  if (scale->data != nullptr) scale->data = ScaleAt(scale->data, length * scale->length_stride);
-}
-
 // A view of elements [begin, begin + count) along the length, if it is given.
 template <class View>
 void CutLength(int64_t begin, int64_t count, View* view) {
@@ -38,6 +34,14 @@ void CutLength(int64_t begin, int64_t count, View* view) {
   auto* data = const_cast<unsigned char*>(static_cast<const unsigned char*>(view->data));
   view->data = data + begin * view->length_stride;
   view->length = count;
+}
+
+// The same of a tensor, which may have scales.
+template <class View>
+void CutTensor(int64_t begin, int64_t count, View* view) {
+  CutLength(begin, count, view);
+  ScaleView& scale = view->scale;
+  if (scale.data != nullptr) scale.data = ScaleAt(scale.data, begin * scale.length_stride);
 }
 
 // The same of a mask's or bias's keys.
@@ -61,6 +65,7 @@ int64_t QueriesOfSlice(const PlanImpl& plan, const AttentionArgs& args, size_t n
   }
   const AttentionDesc& desc = plan.desc;
   const int64_t window = WindowKeys(desc);
+  if (window == kUnbounded) return whole;
   const int64_t key_bytes = static_cast<int64_t>(KeyBytes(
       plan.layout, static_cast<size_t>(desc.head_dim), static_cast<size_t>(desc.v_head_dim)));
   int64_t queries = std::max(static_cast<int64_t>(kLeastBytes) / key_bytes,
@@ -88,14 +93,8 @@ int64_t KeysOfSlice(const AttentionDesc& desc, const AttentionArgs& args, int64_
 AttentionArgs SliceOf(const AttentionDesc& desc, const AttentionArgs& args, int64_t begin,
                       int64_t count) {
   AttentionArgs slice = args;
-  for (ConstTensorView* view : {&slice.q, &slice.bias}) {
-    CutLength(begin, count, view);
-    MoveScales(begin, &view->scale);
-  }
-  for (TensorView* view : {&slice.out, &slice.lse}) {
-    CutLength(begin, count, view);
-    MoveScales(begin, &view->scale);
-  }
+  for (ConstTensorView* view : {&slice.q, &slice.bias}) CutTensor(begin, count, view);
+  for (TensorView* view : {&slice.out, &slice.lse}) CutTensor(begin, count, view);
   CutLength(begin, count, &slice.mask);
 
   const int64_t num_keys = args.k.length;
@@ -107,10 +106,7 @@ AttentionArgs SliceOf(const AttentionDesc& desc, const AttentionArgs& args, int6
   const int64_t seen_begin = std::clamp<int64_t>(start - desc.window_left, 0, seen_end);
   const int64_t first = seen_begin / kTileKeys * kTileKeys;
   const int64_t limit = std::min(RoundUpTo(seen_end, kTileKeys), num_keys);
-  for (ConstTensorView* view : {&slice.k, &slice.v}) {
-    CutLength(first, limit - first, view);
-    MoveScales(first, &view->scale);
-  }
+  for (ConstTensorView* view : {&slice.k, &slice.v}) CutTensor(first, limit - first, view);
   CutKeys(first, limit - first, &slice.bias);
   CutKeys(first, limit - first, &slice.mask);
   slice.q_start = start - first;
