@@ -359,6 +359,12 @@ AttendTask TaskOf(const Call& call, const Selection& rows, const Parts& parts) {
   return task;
 }
 
+// True if weights.queries, which ascend, leave some out.
+bool LeavesQueriesOut(const Call& call) {
+  const WeightsOutput& weights = call.args.weights;
+  return weights.queries != nullptr && weights.num_queries < call.args.q.length;
+}
+
 // The queries of a sequence whose weights are asked for.
 struct WeighedQueries {
   TokenSpan span;         // their rows in weights.out
@@ -374,7 +380,7 @@ struct WeighedQueries {
 WeighedQueries WeighedQueriesOf(const Call& call, size_t sequence) {
   const WeightsOutput& weights = call.args.weights;
   const TokenSpan all = call.queries.at(sequence);
-  if (weights.queries == nullptr) return {all, nullptr, all.begin};
+  if (!LeavesQueriesOut(call)) return {all, nullptr, all.begin};
   const auto first_from = [&](size_t query) {
     return std::lower_bound(weights.queries, weights.queries + weights.num_queries,
                             static_cast<int64_t>(query));
@@ -416,7 +422,7 @@ bool CanWeighOnTheWay(const Call& call) {
   const WeightsOutput& weights = call.args.weights;
   return weights.out.data != nullptr && call.plan.kernels->weighs_on_the_way &&
          call.keys.num_segments() <= 1 && !call.plan.desc.any_precision && call.group == 1 &&
-         !weights.average_heads && weights.queries == nullptr && weights.out.dtype == DType::kF32 &&
+         !weights.average_heads && !LeavesQueriesOut(call) && weights.out.dtype == DType::kF32 &&
          weights.out.dim_stride == int64_t{sizeof(float)};
 }
 

@@ -29,7 +29,7 @@ enum class Precision : uint8_t {
   kF32 = 0,  // exact to f32 rounding
   kF16 = 1,  // stored as f16, multiplied and accumulated in f32: half the memory, 0.03 % of error
   kI8 = 2,   // int8 with per-token K and per-channel, per-block V scales: a quarter of the memory
-  kI8Fine = 3,   // the same, but Q and K in int16: about 1 % of error where kI8 has up to 5 %, or
+  kI8Fine = 3,   // the same, but Q and K in int16: about 1 % of error where kI8 has up to 6 %, or
                  // 2 % with rotate_k (sightline/kv.h); on every tier: docs/precision.md
   kBF16 = 4,     // stored as bf16: the memory of kF16, and twice its speed where CPUs have dot
                  // products of bf16; 0.4 % of error, 1 % with outliers in K

@@ -99,7 +99,7 @@ const char* BestTier() { return SupportedTiers().back(); }
 std::vector<const char*> TiersOf(Precision precision) {
   std::vector<const char*> tiers;
   for (const char* tier : SupportedTiers()) {
-    if (!IsEmulated() || !TakesKernelsOver(tier, precision)) tiers.push_back(tier);
+    if (!TakesKernelsOver(tier, precision)) tiers.push_back(tier);
   }
   return tiers;
 }

@@ -16,9 +16,9 @@ namespace testing {
 std::vector<const char*> SupportedTiers();
 // The best of them.
 const char* BestTier();
-// Those that are worth a test of a precision: all of them, but in an emulator only those with
-// kernels of their own for it. What a tier takes over from one below is the same functions (OVER
-// in cmake/tiers.cmake), and those are tested there.
+// Those with kernels of their own for a precision. What a tier takes over from one below is the
+// same functions (OVER in cmake/tiers.cmake), and those are tested there; random cases run on every
+// tier.
 std::vector<const char*> TiersOf(Precision precision);
 
 // Notes that a Plan of this tier computed something, or that what its kernels packed was looked at.

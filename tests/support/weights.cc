@@ -95,7 +95,8 @@ Dims MassDims(const Case& c, const Ask& ask) {
 
 Expected ExpectedWeights::Weights(const Setup& setup, const Ask& ask) {
   const Case& c = problem_.c;
-  const bool may_wait = !ask.average && !ask.lists_queries && ask.dtype == DType::kF32 &&
+  const bool leaves_out = ask.lists_queries && static_cast<int64_t>(ask.queries.size()) < c.q_len;
+  const bool may_wait = !ask.average && !leaves_out && ask.dtype == DType::kF32 &&
                         c.heads == c.kv_heads && !c.features.modifies_scores();
   return WeightsOf(setup, ask, may_wait ? ScoresOf::kEither : ScoresOf::kSecondPass);
 }
