@@ -44,6 +44,7 @@ Ref<PageTable> PageTable::Clone(size_t room) const {
     clone->data_[i] = data_[i];
   }
   clone->num_pages_ = num_pages_;
+  clone->num_held_ = num_held_;
   clone->first_ = first_;
   clone->num_evicted_ = num_evicted_;
   return clone;
@@ -53,6 +54,7 @@ void PageTable::Push(Ref<Block> page) {
   data_[num_pages_] = page->data();
   pages_[num_pages_] = std::move(page);
   ++num_pages_;
+  ++num_held_;
 }
 
 void PageTable::Replace(size_t i, Ref<Block> page) {
@@ -61,6 +63,7 @@ void PageTable::Replace(size_t i, Ref<Block> page) {
   pages_[i] = std::move(page);
   first_ = std::min(first_, i);
   if (!was_gone) return;
+  ++num_held_;
   for (size_t tile = i * TilesOfPage(); tile < (i + 1) * TilesOfPage(); ++tile) SetTile(tile);
 }
 
@@ -83,8 +86,7 @@ void PageTable::Truncate(size_t num_tokens) {
   const size_t left = (num_tokens + page_tokens_ - 1) / page_tokens_;
   while (num_pages_ > left) {
     --num_pages_;
-    pages_[num_pages_] = {};
-    data_[num_pages_] = nullptr;
+    Drop(num_pages_);
   }
   first_ = std::min(first_, num_pages_);
   if (tiles_ == nullptr) return;
@@ -127,9 +129,15 @@ void PageTable::DropPageIfEmpty(size_t i) {
   const TileKeys* tiles = tiles_.get() + i * TilesOfPage();
   const auto is_gone = [](TileKeys keys) { return keys == TileKeys::kNone; };
   if (!std::all_of(tiles, tiles + TilesOfPage(), is_gone)) return;
-  pages_[i] = {};
-  data_[i] = nullptr;
+  Drop(i);
   SeekFirst();
+}
+
+// Page i is there no more.
+Ref<Block> PageTable::Drop(size_t i) {
+  if (pages_[i]) --num_held_;
+  data_[i] = nullptr;
+  return std::exchange(pages_[i], {});
 }
 
 bool PageTable::Keep(const uint32_t* kept, size_t num_tokens) {
@@ -170,8 +178,7 @@ void PageTable::EvictPages(size_t begin, size_t end, BlockStock* stock) {
       }
       tiles_[tile] = TileKeys::kNone;
     }
-    stock->Put(std::move(pages_[i]));
-    data_[i] = nullptr;
+    stock->Put(Drop(i));
   }
   SeekFirst();
 }

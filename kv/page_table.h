@@ -32,6 +32,7 @@ class PageTable {
   size_t num_pages() const { return num_pages_; }
   size_t room() const { return room_; }
   Block* page(size_t i) const { return pages_[i].get(); }  // null: forgotten
+  size_t num_held() const { return num_held_; }            // pages that are there
   size_t num_evicted() const { return num_evicted_; }
 
   // For kernels, which find a page's heads at its beginning.
@@ -72,6 +73,7 @@ class PageTable {
   void SetTile(size_t tile);
   uint32_t* BitsOf(size_t tile) const { return kept_.get() + tile * kTileWords; }
   size_t TilesOfPage() const { return page_tokens_ / kKvTile; }
+  Ref<Block> Drop(size_t i);
   void DropPageIfEmpty(size_t i);
   void SeekFirst() {
     while (first_ < num_pages_ && !pages_[first_]) ++first_;
@@ -79,6 +81,7 @@ class PageTable {
 
   size_t page_tokens_ = 0;
   size_t num_pages_ = 0;
+  size_t num_held_ = 0;
   size_t first_ = 0;  // page that is there; num_pages_ if none is
   size_t room_ = 0;
   size_t num_evicted_ = 0;

@@ -144,11 +144,13 @@ size_t PagedKv::FirstWindowPage() const {
 
 // Tokens whose memory is in use, whether they are seen or not, when these pages are gone.
 int64_t PagedKv::HeldTokens(const PageTable& table, const PageRange& forgotten) const {
-  const size_t length = static_cast<size_t>(length_);
-  size_t held = length;
-  for (size_t i = 0; i < table.num_pages(); ++i) {
-    const bool is_gone = table.page(i) == nullptr || (i >= forgotten.begin && i < forgotten.end);
-    if (is_gone) held -= std::min(PageTokens(), length - i * PageTokens());
+  const size_t num_pages = table.num_pages();
+  size_t held = table.num_held() * PageTokens();
+  if (num_pages > 0 && table.page(num_pages - 1) != nullptr) {
+    held -= num_pages * PageTokens() - static_cast<size_t>(length_);
+  }
+  for (size_t i = forgotten.begin; i < forgotten.end; ++i) {  // full ones
+    if (table.page(i) != nullptr) held -= PageTokens();
   }
   return static_cast<int64_t>(held);
 }

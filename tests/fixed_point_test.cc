@@ -45,7 +45,8 @@ class PathsMet {
   std::map<std::string, FixedPointPaths> met_;
 };
 
-// Checks problems in both quantised precisions on every tier, and counts which ways they took.
+// Checks problems in both quantised precisions on every tier with kernels of its own for them, and
+// counts which ways they took.
 class PathCheck {
  public:
   void Check(const Problem& problem) {

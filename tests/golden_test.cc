@@ -117,7 +117,7 @@ TEST_CASE("golden files are read on every tier", "[golden]") {
     for (const int64_t q_len : {1, 9, 40}) {
       const Problem problem = GoldenProblem(q_len, TokensOf(file), 2);
       Expectations expect(problem);
-      for (const char* tier : TiersOf(file.precision)) {
+      for (const char* tier : SupportedTiers()) {
         INFO(file.name << ", " << q_len << " queries on " << tier);
         CrossMemory memory;
         REQUIRE_THAT(Convert(mapped, FormatOn(tier, file), &memory), IsOk());

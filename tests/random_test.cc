@@ -266,7 +266,7 @@ class Generator {
       ask.heads.push_back(static_cast<int32_t>(Between(0, c.heads - 1)));
     }
     ask.lists_queries = Chance(0.4);
-    const double density = rng_.Uniform();
+    const double density = Chance(0.2) ? 1.0 : rng_.Uniform();  // 1: all of them
     for (int32_t i = 0; ask.lists_queries && i < c.q_len; ++i) {
       if (Chance(density)) ask.queries.push_back(i);
     }

@@ -326,7 +326,8 @@ TEST_CASE("the cap comes before the biases", "[modifications]") {
         Tensor lse;
         Attend(problem, {tier, precision}, &lse);
         for (int64_t i = 0; i < q_len; ++i) {
-          CHECK(fabsf(lse.Get(0, i, 0, 0) - 100.0f) <= 2.001f);
+          // Scores in steps of 1/64 octave are half a step off, and P in bf16 is by 2^-8.
+          CHECK(fabsf(lse.Get(0, i, 0, 0) - 100.0f) <= 2.01f);
         }
       }
     }

@@ -379,7 +379,7 @@ class Call {
   int64_t longest_ = 0;
 };
 
-// In every precision, rotated K included, and on every tier.
+// In every precision, rotated K included, and on every tier with kernels of its own for it.
 void ForEachSetup(const std::function<void(const Setup&)>& check) {
   for (const Precision precision : kPrecisions) {
     for (const bool rotate_k : {false, true}) {

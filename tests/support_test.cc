@@ -37,6 +37,31 @@ TEST_CASE("every f16 survives the way to f32 and back", "[support]") {
   CHECK(F32FromF16(0x7BFF) == 65504.0f);
 }
 
+TEST_CASE("normal numbers are normal", "[support]") {
+  constexpr double kDraws = 1000000.0;
+  constexpr double kBounds[] = {0.5, 1.0, 2.0, 3.0, 3.6541528853610088, 4.2};  // the tail, too
+  Rng rng(2000);
+  double moments[5] = {};
+  double beyond[2][6] = {};
+  for (double n = 0.0; n < kDraws; ++n) {
+    const double x = rng.Normal();
+    for (int i = 1; i <= 4; ++i) moments[i] += pow(x, i) / kDraws;
+    for (int i = 0; i < 6; ++i) beyond[x > 0.0][i] += fabs(x) > kBounds[i] ? 1.0 : 0.0;
+  }
+  // Within four standard deviations of each estimate; moments of order 2n are 1 · 3 … (2n − 1).
+  CHECK(fabs(moments[1]) < 4.0 * sqrt(1.0 / kDraws));
+  CHECK(fabs(moments[2] - 1.0) < 4.0 * sqrt(2.0 / kDraws));
+  CHECK(fabs(moments[3]) < 4.0 * sqrt(15.0 / kDraws));
+  CHECK(fabs(moments[4] - 3.0) < 4.0 * sqrt(96.0 / kDraws));
+  for (int i = 0; i < 6; ++i) {
+    const double expected = 0.5 * erfc(kBounds[i] / sqrt(2.0)) * kDraws;
+    for (const bool side : {false, true}) {
+      INFO(side << " " << kBounds[i]);
+      CHECK(fabs(beyond[side][i] - expected) < 4.0 * sqrt(expected));
+    }
+  }
+}
+
 TEST_CASE("rounding is to nearest, ties to even", "[support]") {
   CHECK(F16FromF32(1.0f + ldexpf(1.0f, -11)) == 0x3C00);
   CHECK(F16FromF32(1.0f + 3.0f * ldexpf(1.0f, -11)) == 0x3C02);

@@ -14,8 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "sightline/kv_file.h"
 #include "sightline/tier.h"
 #include "support/check.h"
+#include "support/directory.h"
 #include "support/problem.h"
 #include "support/threads.h"
 #include "support/tiers.h"
@@ -299,7 +301,8 @@ TEST_CASE("threads read a cache between appends", "[threads]") {
 }
 
 // Requests that share a prompt and a pool: each forks, goes on, takes back, forgets and reads its
-// own cache, and drops it, while the others do, and while somebody reads what the prompt was.
+// own cache, and drops it, while the others do, and while somebody reads what the prompt was. Two
+// take it from a file that they both write.
 TEST_CASE("threads fork one prompt and go their own ways", "[threads]") {
   const Precision precision = GENERATE(from_range(kPrecisions));
   INFO(Name(precision));
@@ -365,6 +368,21 @@ TEST_CASE("threads fork one prompt and go their own ways", "[threads]") {
   const Tensor expected_of_memory = run_alone(of_memory);
   OwnRun reader(plan, problem);
   reader.args().memory = &memory;
+  const Directory directory;
+  const std::string path = directory / "prompt";
+  for (int t = 0; t < 2; ++t) {
+    runs.push_back(std::make_unique<OwnRun>(plan, problem));
+    crowd.Add("file " + std::to_string(t), [&, t]() -> std::string {
+      KvCache cache;
+      Status status = Save(prompt, path.c_str());
+      if (status.ok()) status = Load(path.c_str(), desc, &cache);
+      if (status.ok()) status = go_on(t, &cache);
+      if (!status.ok()) return status.message();
+      OwnRun& run = *runs[static_cast<size_t>(kThreads + t)];
+      run.args().cache = &cache;
+      return run.Check(expected[static_cast<size_t>(t)]);
+    });
+  }
   for (int t = 0; t < kThreads; ++t) {
     crowd.Add("fork " + std::to_string(t), [&, t]() -> std::string {
       KvCache cache;

@@ -32,7 +32,7 @@ enum class Precision : uint8_t {
   kI8Fine = 3,   // the same, but Q and K in int16: about 1 % of error where kI8 has up to 6 %, or
                  // 2 % with rotate_k (sightline/kv.h); on every tier: docs/precision.md
   kBF16 = 4,     // stored as bf16: the memory of kF16, and twice its speed where CPUs have dot
-                 // products of bf16; 0.4 % of error, 1 % with outliers in K
+                 // products of bf16; 0.4 % of error, 1.1 % with outliers in K
   kMixed16 = 5,  // K (and Q) in int16 with per-token scales, V in bf16: the same memory and speed;
                  // 0.3 % of error, with outliers too
 };

@@ -1,5 +1,5 @@
-// Element types and random numbers of the tests: written apart from the library's, by arithmetic
-// rather than by bit tricks, so that a mistake is not made twice.
+// Element types and random numbers of the tests: written apart from the library's, by other means,
+// so that a mistake is not made twice.
 #ifndef SIGHTLINE_TESTS_SUPPORT_NUMERIC_H_
 #define SIGHTLINE_TESTS_SUPPORT_NUMERIC_H_
 
@@ -41,7 +41,7 @@ class Rng {
  public:
   explicit Rng(uint64_t seed) : state_(seed) {}
   uint64_t Next();                   // splitmix64
-  double Uniform();                  // in (0, 1)
+  double Uniform();                  // in (0, 1]
   double Normal();                   // mean 0, variance 1
   int64_t Below(int64_t exclusive);  // in [0, exclusive)
 
