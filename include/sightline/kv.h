@@ -37,9 +37,9 @@ struct KvFormat {
   const char* tier = nullptr;  // nullptr or "" = the active tier; see sightline/tier.h
   // kI8 only. For K with outlier channels, which most models have: mixes the channels of K, and
   // those of Q at each call, so that a few large ones do not take the precision of the others.
-  // Where four channels are ten times larger the error falls from 4 to 6 % to 1.4 to 1.8 % (2.1 to
-  // 2.4 % on x86 without VNNI: docs/precision.md); it costs 1 to 4 % of the time of 2048 tokens.
-  // The plan has to say the same: AttentionDesc::rotate_k.
+  // Where four channels are ten times larger the error falls from 4.7 to 1.5 % (2.1 % on x86
+  // without VNNI: docs/precision.md); it costs 1 to 4 % of the time of 2048 tokens. The plan has to
+  // say the same: AttentionDesc::rotate_k.
   bool rotate_k = false;
 };
 
